@@ -1,0 +1,60 @@
+"""The unpruned network: loaded from a checkpoint, or trained once and kept for every run that needs the same one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from consensus_cli.errors import UserError
+from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.weights import load_into, read_state_dict, serialize
+from consensus_cli.rundir import config_hash, write_atomic
+
+#: a change in any of these changes what a baseline is
+_SOURCES = ("models", "data", "training.py")
+
+
+def cached(
+    model: Classifier, determined_by: Mapping[str, Any], cache_dir: Path, train: Callable[[], None]
+) -> tuple[Path, bool]:
+    """Gives `model` the weights of its baseline: from the cache, or by training it and filling the cache.
+
+    Two processes that need the same baseline do not train it twice: one trains, the other waits for it.
+
+    Args:
+        model: freshly built; receives the weights in place.
+        determined_by: plain values that, with this package's code, determine the trained weights.
+        cache_dir: folder of the cached checkpoints.
+        train: trains `model` in place.
+
+    Returns:
+        The checkpoint's path, and whether it was there already.
+    """
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    key = config_hash({**determined_by, "code": _code_hash()})
+    path = cache_dir / f"{key[:16]}.safetensors"
+    with FileLock(path.with_suffix(".lock")):
+        if path.is_file():
+            try:
+                load_into(model.network, read_state_dict(path), str(path))
+            except UserError:
+                # Only a crash of the disk can leave a damaged file here; it holds nothing that cannot be made again.
+                path.unlink()
+            else:
+                return path, True
+        train()
+        write_atomic(path, serialize(model.network, {"key": key}))
+    return path, False
+
+
+def _code_hash() -> str:
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        for file in sorted((package / name).rglob("*.py")) or [package / name]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,56 @@
+"""The pruned network on disk: its weights, and beside them what is needed to rebuild it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from consensus_cli.errors import UserError
+from consensus_cli.models import zoo
+from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.weights import load_into, read_state_dict, serialize
+from consensus_cli.pruning.surgery import remove_blocks
+from consensus_cli.rundir import RunDir, write_atomic
+
+FORMAT = 1
+
+
+def save(
+    run_dir: RunDir, original: Classifier, pruned: Classifier, spec: zoo.ModelSpec, removed: Sequence[str]
+) -> None:
+    """Writes both networks (safetensors) and how to rebuild the pruned one (JSON) into a run directory."""
+    write_atomic(run_dir.baseline_checkpoint, serialize(original.network, {}))
+    write_atomic(run_dir.pruned_checkpoint, serialize(pruned.network, {"removed_blocks": ";".join(removed)}))
+    structure = {"format": FORMAT, "model": asdict(spec), "removed_blocks": list(removed)}
+    write_atomic(run_dir.pruned_structure, json.dumps(structure, indent=2) + "\n")
+
+
+def load_pruned(run_dir: str | Path) -> Classifier:
+    """Returns the pruned network of a run, in eval mode on the CPU; it takes images in [0, 1].
+
+    Example:
+        >>> import consensus_cli, torch  # doctest: +SKIP
+        >>> model = consensus_cli.load_pruned("outputs/runs/20250131T120000Z-0123abcd")  # doctest: +SKIP
+        >>> logits = model(torch.rand(1, 1, 16, 16))  # doctest: +SKIP
+
+    Raises:
+        UserError: there is no such run, or its files are damaged.
+    """
+    files = RunDir.open(Path(run_dir))
+    structure = _read_structure(files.pruned_structure)
+    model = zoo.build(structure[0])
+    remove_blocks(model.network, structure[1])
+    load_into(model.network, read_state_dict(files.pruned_checkpoint), str(files.pruned_checkpoint))
+    return model.eval()
+
+
+def _read_structure(path: Path) -> tuple[zoo.ModelSpec, list[str]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return zoo.ModelSpec(**content["model"]), list(content["removed_blocks"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"'{path}' does not say how to rebuild the network: {error}", "did the run end? its row says status=done"
+        ) from error

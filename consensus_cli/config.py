@@ -1,0 +1,292 @@
+"""The typed schema of `conf/`: Hydra composes the YAML files into `RunConfig`, field by field and type by type.
+
+Values out of range are found by `validation.py`; what needs a registry, a file or a device by `preflight.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+#: config groups, in the order in which `conf/config.yaml` lists them
+GROUPS = (
+    "model",
+    "dataset",
+    "baseline",
+    "metrics",
+    "criterion",
+    "prune",
+    "finetune",
+    "attacks",
+    "evaluate",
+    "experiment",
+)
+
+
+@dataclass
+class ModelConfig:
+    """Which network is pruned, and where its weights come from.
+
+    Attributes:
+        source: `cifar_resnet`, `torchvision`, `timm` or `custom`.
+        name: architecture within the source (`resnet56`).
+        weights: checkpoint file (.safetensors, or .pt read with weights_only), a torchvision weights name,
+            `pretrained` for timm, or null: train a baseline.
+        target: `package.module.Class` of a custom network.
+        kwargs: further arguments of the network's constructor.
+        num_classes: outputs of the head; null: the dataset's classes.
+        image_size: side of the square images in pixels; null: the dataset's.
+        mean, std: normalisation of images in [0, 1], per channel; null: the weights' own, else the dataset's.
+    """
+
+    source: str = MISSING
+    name: str = MISSING
+    weights: str | None = None
+    target: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    num_classes: int | None = None
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@dataclass
+class DatasetConfig:
+    """Which images, where they lie, and how many of them are used.
+
+    Attributes:
+        source: registry name of the loader.
+        name: what the results call it; for `dataset=hf` the name on the hub.
+        root: folder of the data; null where none is needed.
+        download: fetch missing archives.
+        image_size: side of the square images in pixels; null: the dataset's own.
+        val_fraction: share of the training images set aside for validation.
+        limit_train, limit_test: use at most so many images, stratified; null: all.
+        streaming: read from disk batch by batch; null: by size.
+        on_corrupt: `error` or `skip` for files that cannot be decoded.
+    """
+
+    source: str = MISSING
+    name: str = MISSING
+    root: str | None = None
+    download: bool = False
+    image_size: int | None = None
+    val_fraction: float = 0.1
+    limit_train: int | None = None
+    limit_test: int | None = None
+    streaming: bool | None = None
+    on_corrupt: str = "error"
+
+
+@dataclass
+class RecipeConfig:
+    """Hyperparameters of SGD with Nesterov momentum.
+
+    Attributes:
+        learning_rate: peak rate.
+        schedule: `constant`, `cosine`, `onecycle` or `step` (divided by 10 at `milestones`).
+        milestones: shares of the training after which `step` divides the rate.
+        weight_decay: L2 factor on convolutions and linear layers; biases and norms are spared.
+    """
+
+    learning_rate: float = MISSING
+    schedule: str = MISSING
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    label_smoothing: float = 0.0
+
+
+@dataclass
+class BaselineConfig(RecipeConfig):
+    """How the unpruned network is trained when no weights are given."""
+
+    epochs: float = MISSING
+
+
+@dataclass
+class FinetuneConfig(RecipeConfig):
+    """How the network recovers: after every step, and once more at the end."""
+
+    epochs_per_step: float = MISSING
+    final_epochs: float = MISSING
+
+
+@dataclass
+class MetricsConfig:
+    """Which metrics vote, with which weight, on how many samples.
+
+    Attributes:
+        weights: metric name -> weight of its ranks in the consensus.
+        samples_per_class: training images per class that the metrics see.
+    """
+
+    weights: dict[str, float] = field(default_factory=dict)
+    samples_per_class: int = 64
+
+
+@dataclass
+class CriterionConfig:
+    """What decides which block goes.
+
+    Attributes:
+        name: `consensus`, a metric, or a baseline (`random`, `weight_norm`, `first`, `last`).
+        aggregation: how consensus combines ranks: `rank_sum` (the paper), `family_rank_sum`, `median_rank`, `kemeny`.
+    """
+
+    name: str = MISSING
+    aggregation: str = "rank_sum"
+
+
+@dataclass
+class ScoringConfig:
+    """How representations are compared.
+
+    Attributes:
+        against: `current` network or the unpruned `original`.
+        precision: `fp32` or `bf16` autocast for the forward pass; the metrics are float64 in either case.
+        memory_gb: budget for the activations of one scoring batch.
+        bootstrap: resamples for the interval of each block's rank; 0: none.
+    """
+
+    against: str = "current"
+    precision: str = "fp32"
+    memory_gb: float = 2.0
+    bootstrap: int = 0
+
+
+@dataclass
+class PruneConfig:
+    """How much goes, and how fast.
+
+    Attributes:
+        unit: `blocks` (ratio = share of the candidates) or `macs` (ratio = MACs reduction to reach).
+        step: blocks removed between two fine-tunings.
+        min_blocks_per_stage: residual blocks every stage keeps.
+        granularity: `block`, or `branch` for attention and MLP of a transformer layer on their own.
+    """
+
+    unit: str = "blocks"
+    step: int = 1
+    min_blocks_per_stage: int = 1
+    granularity: str = "block"
+
+
+@dataclass
+class AttackConfig:
+    """One adversarial attack.
+
+    Attributes:
+        name: registry name of the attack.
+        norm: `Linf` or `L2`.
+        eps255: radius of the ball in pixel units of 1/255; for L2, the norm of the whole perturbation in these units.
+        steps: iterations, or queries.
+        restarts: random starts on images that still stand.
+        step255: size of one step in units of 1/255; null: 2.5 eps / steps.
+    """
+
+    name: str = MISSING
+    norm: str = "Linf"
+    eps255: float = 8.0
+    steps: int = 10
+    restarts: int = 1
+    step255: float | None = None
+
+
+@dataclass
+class AttacksConfig:
+    """The adversarial suite, run on the same test images for baseline and pruned network.
+
+    Attributes:
+        suite: column name -> attack.
+        images: test images attacked, stratified.
+    """
+
+    suite: dict[str, AttackConfig] = field(default_factory=dict)
+    images: int = 200
+
+
+@dataclass
+class EvaluateConfig:
+    """What is measured beside accuracy, and for how long.
+
+    Attributes:
+        country: ISO 3166 alpha-3 code whose carbon intensity turns energy into CO2.
+        energy_window_s: length of one energy window; energy_repeats windows per network, alternating.
+        latency_min_run_s: measuring time per network and batch size.
+    """
+
+    country: str = MISSING
+    energy_window_s: float = MISSING
+    energy_repeats: int = MISSING
+    latency_min_run_s: float = MISSING
+
+
+@dataclass
+class RunConfig:
+    """Everything that determines a run.
+
+    Attributes:
+        ratio: share of the candidates, or of the MACs, that goes.
+        seed: the one seed of baseline training, sampling, augmentation, criteria and attacks.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: of training: `auto` is bf16 autocast where the device has it, else fp32.
+        threads: CPU threads of PyTorch; null: its own choice.
+        output_dir: folder of `results.csv`, run directories and cached baselines.
+    """
+
+    ratio: float = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    precision: str = "auto"
+    threads: int | None = None
+    output_dir: str = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    criterion: CriterionConfig = field(default_factory=CriterionConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    attacks: AttacksConfig = field(default_factory=AttacksConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def register() -> None:
+    """Makes the schema known to Hydra, as the entry `schema` of the defaults list in `conf/config.yaml`."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def config_dir() -> Path:
+    """Returns the folder of the YAML files: inside an installed wheel, else at the top of the repository."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def choices(group: str) -> dict[str, str]:
+    """Returns the options of a config group with their descriptions, the first comment line of each file."""
+    files = sorted((config_dir() / group).glob("*.yaml"))
+    return {file.stem: _description(file) for file in files}
+
+
+def _description(file: Path) -> str:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @package"):
+            return line.removeprefix("#").strip()
+    return ""
+
+
+def keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Yields every dotted key of the schema, nodes included (`prune`, `prune.step`, …)."""
+    for item in fields(schema):
+        yield prefix + item.name
+        if isinstance(item.default_factory, type) and is_dataclass(item.default_factory):
+            yield from keys(item.default_factory, f"{prefix}{item.name}.")

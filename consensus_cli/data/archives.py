@@ -1,0 +1,216 @@
+"""Small benchmark datasets that torchvision knows how to fetch, check and read."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torchvision import datasets as tv
+from torchvision.datasets.utils import check_integrity, extract_archive
+from torchvision.transforms.v2 import functional as tvf
+
+from consensus_cli.data.memory import ImageTensors
+from consensus_cli.data.source import Parts, Request, hold_out
+from consensus_cli.data.split import Augmentation
+from consensus_cli.errors import UserError
+
+# What torchvision raises for files that are missing or broken, and for a host that cannot be reached.
+READ_FAILURES = (RuntimeError, ValueError, OSError, EOFError, AssertionError)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A dataset of torchvision that fits in memory (a `Source`).
+
+    Attributes:
+        name: as the user calls it, and the folder of its downloads.
+        dataset_class: the torchvision dataset.
+        unpacked: path under the root that is there once the files are in place.
+        train_key: keyword arguments that select the training images.
+        test_key: keyword arguments that select the test images.
+        mean: per channel, of the training images in [0, 1].
+        std: per channel, of the training images in [0, 1].
+        augmentation: random changes that suit the images.
+    """
+
+    name: str
+    dataset_class: Any
+    unpacked: str
+    train_key: dict[str, Any]
+    test_key: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+
+    streams = False
+    uses_hf_name = False
+
+    def check(self, request: Request) -> list[UserError]:
+        """Finds out whether files are there at all, without opening them."""
+        root = self._root(request)
+        present = (root / self.unpacked).exists() or self._packed(root) is not None
+        return [] if present or request.download else [self._missing(root)]
+
+    def read(self, request: Request) -> Parts:
+        """Returns torchvision's training and test images, some of the former held out for validation.
+
+        Raises:
+            UserError: if the files are missing or broken and cannot be fetched.
+        """
+        root = self._root(request)
+        train_set, test_set = self._open(root, request.download)
+        every = _in_memory(train_set, request.image_size)
+        train, val = hold_out(every.labels, request.val_fraction)
+        return Parts(
+            train=every.subset(train),
+            val=every.subset(val),
+            test=_in_memory(test_set, request.image_size),
+            classes=_class_names(train_set, every),
+            augmentation=self.augmentation,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    def _root(self, request: Request) -> Path:
+        return request.root if request.root is not None else request.cache_dir / self.name
+
+    def _packed(self, root: Path) -> Path | None:
+        if not hasattr(self.dataset_class, "tgz_md5"):
+            return None
+        path = root / self.dataset_class.filename
+        return path if path.is_file() else None
+
+    def _open(self, root: Path, download: bool) -> tuple[Any, Any]:
+        try:
+            return self._datasets(root, download=False)
+        except READ_FAILURES as error:
+            if self._packed(root) is None and not download:
+                raise self._missing(root) if not (root / self.unpacked).exists() else self._broken(root) from error
+        self._fetch(root, download)
+        try:
+            return self._datasets(root, download=False)
+        except READ_FAILURES as error:
+            raise self._broken(root) from error
+
+    def _datasets(self, root: Path, download: bool) -> tuple[Any, Any]:
+        train_set = self.dataset_class(root, download=download, **self.train_key)
+        test_set = self.dataset_class(root, download=download, **self.test_key)
+        return train_set, test_set
+
+    def _fetch(self, root: Path, download: bool) -> None:
+        """Unpacks the archive in `root`, or downloads; files move into `root` only when all are complete."""
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / ".fetch.lock"), tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as folder:
+                packed = self._packed(root)
+                if packed is not None and check_integrity(packed, self.dataset_class.tgz_md5):
+                    extract_archive(packed, folder)
+                elif download:
+                    self._datasets(Path(folder), download=True)
+                else:
+                    raise self._broken(root)
+                _move_files(Path(folder), root)
+        except READ_FAILURES as error:
+            raise UserError(
+                f"dataset '{self.name}' could not be fetched into {root}: {_first_line(error)}",
+                "check the connection and the free space, or copy the files there from another machine and set "
+                "dataset.download=false",
+            ) from error
+
+    def _missing(self, root: Path) -> UserError:
+        return UserError(
+            f"dataset '{self.name}' is not in {root}",
+            f"set dataset.download=true, or dataset.root to the folder that holds {self.unpacked}",
+        )
+
+    def _broken(self, root: Path) -> UserError:
+        return UserError(
+            f"the files of dataset '{self.name}' in {root} are incomplete or damaged",
+            "set dataset.download=true to fetch them again",
+        )
+
+
+def _in_memory(dataset: Any, image_size: int | None) -> ImageTensors:
+    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+    images = torch.as_tensor(np.ascontiguousarray(dataset.data))
+    if images.ndim == 3:  # (n, h, w): grey images
+        images = images.unsqueeze(1)
+    elif images.shape[-1] == 3:  # (n, h, w, 3)
+        images = images.permute(0, 3, 1, 2)
+    if image_size is not None and image_size != images.shape[-1]:
+        size = [image_size, image_size]
+        images = torch.cat([tvf.resize(chunk, size, antialias=True) for chunk in images.split(1024)])
+    return ImageTensors(images.contiguous(memory_format=torch.channels_last), torch.as_tensor(labels))
+
+
+def _class_names(dataset: Any, split: ImageTensors) -> tuple[str, ...]:
+    if hasattr(dataset, "classes"):
+        return tuple(dataset.classes)
+    return tuple(str(label) for label in split.labels.unique().tolist())
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            place = target / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+PHOTO = Augmentation(pad=4, flip=True)
+
+ARCHIVES = {
+    archive.name: archive
+    for archive in (
+        Archive(
+            name="cifar10",
+            dataset_class=tv.CIFAR10,
+            unpacked="cifar-10-batches-py",
+            train_key={"train": True},
+            test_key={"train": False},
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            augmentation=PHOTO,
+        ),
+        Archive(
+            name="cifar100",
+            dataset_class=tv.CIFAR100,
+            unpacked="cifar-100-python",
+            train_key={"train": True},
+            test_key={"train": False},
+            mean=(0.5071, 0.4865, 0.4409),
+            std=(0.2673, 0.2564, 0.2762),
+            augmentation=PHOTO,
+        ),
+        Archive(
+            name="svhn",
+            dataset_class=tv.SVHN,
+            unpacked="train_32x32.mat",
+            train_key={"split": "train"},
+            test_key={"split": "test"},
+            mean=(0.4377, 0.4438, 0.4728),
+            std=(0.1980, 0.2010, 0.1970),
+            augmentation=Augmentation(pad=4),
+        ),
+        Archive(
+            name="fashion_mnist",
+            dataset_class=tv.FashionMNIST,
+            unpacked="FashionMNIST/raw/train-images-idx3-ubyte",
+            train_key={"train": True},
+            test_key={"train": False},
+            mean=(0.2860,),
+            std=(0.3530,),
+            augmentation=Augmentation(pad=2, flip=True),
+        ),
+    )
+}

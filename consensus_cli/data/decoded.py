@@ -1,0 +1,121 @@
+"""Decoding all files of a split into memory, once: later runs read the result from one file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from consensus_cli.data.files import ImageFiles, corrupt_files_error, decode, worker_count
+from consensus_cli.data.memory import ImageTensors
+from consensus_cli.data.source import Progress
+
+logger = logging.getLogger(__name__)
+
+# Part of every key: raise it when decoding or resizing changes.
+FORMAT_VERSION = 1
+FILES_PER_TASK = 128
+
+
+def load_decoded(split: ImageFiles, cache_dir: Path | None, progress: Progress | None) -> ImageTensors:
+    """Returns the images of a split in memory.
+
+    Args:
+        split: the files.
+        cache_dir: folder where decoded images are kept; None keeps none.
+        progress: told about the decoding.
+
+    Raises:
+        UserError: if files cannot be decoded and the split does not skip them.
+    """
+    path = None if cache_dir is None else cache_dir / f"images-{_key(split)}.safetensors"
+    stored = None if path is None else _read_cache(path, split)
+    pixels, kept = _decode_all(split, progress) if stored is None else stored
+    if len(kept) < len(split):
+        _handle_corrupt(split, kept)
+    if path is not None and stored is None:
+        _write_cache(path, pixels, kept)
+    return ImageTensors(pixels.permute(0, 3, 1, 2), split.labels[kept])
+
+
+def _key(split: ImageFiles) -> str:
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {split.geometry}\n".encode())
+    for index in split.indices.tolist():
+        digest.update(f"{split.images.fingerprint(index)}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _decode_all(split: ImageFiles, progress: Progress | None) -> tuple[Tensor, Tensor]:
+    """Returns pixels (m, h, w, 3) uint8 and the positions (m,) of the files that could be decoded."""
+    total = len(split)
+    _, height, width = split.image_shape
+    pixels = torch.empty(total, height, width, 3, dtype=torch.uint8)
+    intact = torch.ones(total, dtype=torch.bool)
+    indices = split.indices.tolist()
+
+    def decode_files(start: int) -> int:
+        positions = range(start, min(start + FILES_PER_TASK, total))
+        for position in positions:
+            try:
+                pixels[position] = split.geometry(decode(split.images, indices[position])).permute(1, 2, 0)
+            except RuntimeError:
+                intact[position] = False
+        return len(positions)
+
+    done = 0
+    with ThreadPoolExecutor(max(1, worker_count(split.workers))) as pool:
+        for count in pool.map(decode_files, range(0, total, FILES_PER_TASK)):
+            done += count
+            if progress is not None:
+                progress("decoding images", done, total)
+    kept = intact.nonzero().flatten()
+    return (pixels if len(kept) == total else pixels[kept]), kept
+
+
+def _handle_corrupt(split: ImageFiles, kept: Tensor) -> None:
+    intact = set(kept.tolist())
+    names = [split.name(position) for position in range(len(split)) if position not in intact]
+    if split.on_corrupt == "error":
+        raise corrupt_files_error(names, len(split))
+    logger.warning("skipped %d of %d image files that cannot be decoded", len(names), len(split))
+
+
+def _read_cache(path: Path, split: ImageFiles) -> tuple[Tensor, Tensor] | None:
+    """Returns what `_write_cache` wrote; None if there is no such file or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            pixels, kept = file.get_tensor("pixels"), file.get_tensor("kept")
+            checksum = (file.metadata() or {}).get("crc32")
+    except (SafetensorError, OSError):
+        checksum = None
+    if checksum is None or checksum != _checksum(pixels, kept):
+        logger.warning("decoding the images again: the cache file %s is damaged", path)
+        return None
+    return pixels, kept
+
+
+def _write_cache(path: Path, pixels: Tensor, kept: Tensor) -> None:
+    """Writes under another name first, so that a run that is interrupted leaves no half file."""
+    tensors = {"pixels": pixels, "kept": kept}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".images-") as folder:
+            unfinished = Path(folder) / path.name
+            save_file(tensors, unfinished, metadata={"crc32": _checksum(pixels, kept)})
+            unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        logger.warning("the decoded images are not kept for the next run: %s", error)
+
+
+def _checksum(pixels: Tensor, kept: Tensor) -> str:
+    return f"{zlib.crc32(kept.numpy().data, zlib.crc32(pixels.numpy().data)):08x}"

@@ -1,0 +1,145 @@
+"""Image classification datasets of the Hugging Face hub, or in its layout on disk, through their own library."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.io import read_file
+
+from consensus_cli.data.files import Geometry, ImageFiles
+from consensus_cli.data.folder import divide, usual_augmentation, usual_size
+from consensus_cli.data.source import Parts, Request
+from consensus_cli.errors import UserError
+
+# The hub's names for the splits, by ours, in order of preference.
+SPLIT_NAMES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class TableImages:
+    """Encoded images in one column of a Hugging Face table (satisfies `EncodedImages`).
+
+    Attributes:
+        table: a `datasets.Dataset` whose column holds `{"bytes": …, "path": …}`.
+        column: name of the column.
+        label: what to call the table in a message.
+    """
+
+    table: Any
+    column: str
+    label: str
+
+    def read(self, index: int) -> Tensor:
+        """Returns the bytes of one image, (m,) uint8."""
+        cell = self.table[index][self.column]
+        if cell["bytes"] is None:
+            return read_file(cell["path"])
+        return torch.frombuffer(bytearray(cell["bytes"]), dtype=torch.uint8)
+
+    def name(self, index: int) -> str:
+        """Returns the table and the row."""
+        return f"{self.label} row {index}"
+
+    def fingerprint(self, index: int) -> str:
+        """Returns the library's own fingerprint of the table, and the row."""
+        return f"{self.table._fingerprint} {self.column} {index}"
+
+
+class HuggingFace:
+    """Datasets with an image column and a class-label column (a `Source`)."""
+
+    streams = True
+    uses_hf_name = True
+
+    def check(self, request: Request) -> list[UserError]:
+        """Finds out whether the library is installed and a dataset is named."""
+        problems = []
+        if request.hf_name is None:
+            problems.append(
+                UserError("dataset 'hf' needs the name of a dataset", "set dataset.name=OWNER/NAME or a folder")
+            )
+        if importlib.util.find_spec("datasets") is None:
+            problems.append(
+                UserError("dataset 'hf' needs the package datasets", "install it: pip install 'consensus-cli[hf]'")
+            )
+        return problems
+
+    def read(self, request: Request) -> Parts:
+        """Fetches the tables, or finds them on disk, and reads their labels; images stay encoded.
+
+        Raises:
+            UserError: if the dataset cannot be fetched, or is no image classification dataset with `train` images.
+        """
+        assert request.hf_name is not None
+        tables = _load_tables(request)
+        image_column, label_column = _columns(tables["train"], request.hf_name)
+        listed = {}
+        for part, table in tables.items():
+            listed[part] = _labelled(table, image_column, label_column, f"{request.hf_name} {part}")
+        images, labels = listed["train"]
+        size = request.image_size or usual_size(images, len(labels))
+        splits = {
+            part: ImageFiles(
+                images,
+                torch.arange(len(labels)),
+                labels,
+                Geometry.for_size(size),
+                on_corrupt=request.on_corrupt,
+                workers=request.workers,
+            )
+            for part, (images, labels) in listed.items()
+        }
+        train, val, test = divide(splits, request.val_fraction)
+        classes = tuple(tables["train"].features[label_column].names)
+        return Parts(train, val, test, classes, usual_augmentation(size), mean=None, std=None)
+
+
+def _library() -> Any:
+    return importlib.import_module("datasets")
+
+
+def _load_tables(request: Request) -> dict[str, Any]:
+    library = _library()
+    try:
+        loaded = library.load_dataset(request.hf_name, cache_dir=str(request.cache_dir / "hf"))
+    # What the library and the hub's client raise for names, files and hosts; the client's errors are OSErrors.
+    except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"Hugging Face dataset '{request.hf_name}' cannot be loaded: {reason}",
+            "check dataset.name and the connection, or give a folder that holds the dataset",
+        ) from error
+    tables = {}
+    for part, names in SPLIT_NAMES.items():
+        present = [name for name in names if name in loaded]
+        if present:
+            tables[part] = loaded[present[0]]
+    if "train" not in tables:
+        raise UserError(
+            f"Hugging Face dataset '{request.hf_name}' has no split train: {', '.join(loaded)}",
+            "choose a dataset with training images",
+        )
+    return tables
+
+
+def _columns(table: Any, name: str) -> tuple[str, str]:
+    library = _library()
+    images = [key for key, feature in table.features.items() if isinstance(feature, library.Image)]
+    labels = [key for key, feature in table.features.items() if isinstance(feature, library.ClassLabel)]
+    if not images or not labels:
+        missing = "image" if not images else "class-label"
+        raise UserError(
+            f"Hugging Face dataset '{name}' has no {missing} column: {', '.join(table.column_names)}",
+            "choose a dataset for image classification",
+        )
+    return images[0], labels[0]
+
+
+def _labelled(table: Any, image_column: str, label_column: str, label: str) -> tuple[TableImages, Tensor]:
+    encoded = table.select_columns([image_column]).cast_column(image_column, _library().Image(decode=False))
+    return TableImages(encoded, image_column, label), torch.tensor(table[label_column][:], dtype=torch.int64)

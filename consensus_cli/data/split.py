@@ -1,0 +1,66 @@
+"""The contract between data and everything that reads images: a split is a finite, labelled set of images.
+
+A split yields batches of images in [0, 1]; it never normalises (the network's first layer does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training images; the default changes nothing.
+
+    Attributes:
+        pad: pixels of zero padding on each side before a random crop back to size; 0 switches cropping off.
+        flip: mirror half of the images left to right; wrong for digits, right for photographs.
+        min_area: smallest share of the image, in (0, 1], that a random resized crop keeps, with an aspect ratio
+            between 3/4 and 4/3 (Szegedy et al. 2015); None switches it off. Right for large photographs.
+    """
+
+    pad: int = 0
+    flip: bool = False
+    min_area: float | None = None
+
+
+class Split(Protocol):
+    """A labelled set of images, in memory or on disk."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices, (n,) int64 on the CPU, in the order of the images."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image as the network gets it."""
+
+    def __len__(self) -> int:
+        """Number of images n."""
+
+    def subset(self, indices: Tensor) -> Split:
+        """Returns the images at `indices` ((m,) int64), in that order."""
+
+    def batches(
+        self,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        *,
+        generator: torch.Generator | None = None,
+        augmentation: Augmentation | None = None,
+        drop_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields `(images (b, c, h, w) float32 in [0, 1], labels (b,) int64)` on `device`.
+
+        Args:
+            batch_size: images per batch; the last batch may be smaller unless `drop_last`.
+            device: where the batches live.
+            generator: CPU generator that shuffles and augments; without one the order is the split's own.
+            augmentation: random changes; needs a `generator`.
+            drop_last: leave out a last batch smaller than `batch_size`.
+        """

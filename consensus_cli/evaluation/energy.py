@@ -1,0 +1,268 @@
+"""Energy and CO2 of stretches of work, with codecarbon's offline tracker.
+
+Where the machine has no energy counter, codecarbon estimates power from CPU load, and energy is little more than
+CPU time. `EnergyMeter.estimated` and `EnergyMeter.source` say which it is; both belong next to every figure.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Literal
+
+import numpy as np
+import torch
+from codecarbon import OfflineEmissionsTracker
+from codecarbon.input import DataSource
+
+from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.evaluation.mode import Progress, synchronize
+
+TrackingMode = Literal["process", "machine"]
+_COUNTERS = ("Intel Rapl", "Intel Power Gadget", "Windows Emi", "AppleSiliconChip", "Raspberry")
+
+
+@dataclass
+class Consumption:
+    """What a stretch of work used.
+
+    Attributes:
+        kwh: electricity in kWh, of the CPU, the memory, and the GPU if the work ran there.
+        co2_kg: kg of CO2 equivalents, by the carbon intensity of the country's electricity.
+        duration_s: wall-clock seconds.
+    """
+
+    kwh: float = 0.0
+    co2_kg: float = 0.0
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Energy:
+    """What one call of a piece of work uses, as medians over windows.
+
+    Attributes:
+        kwh: kWh per call.
+        kwh_iqr: interquartile range over the windows, in kWh per call.
+        co2_kg: kg of CO2 equivalents per call.
+        duration_s: wall-clock seconds per call.
+        windows: windows measured.
+        calls: calls in all windows together.
+        source: where the readings come from.
+        estimated: whether CPU power is an estimate and not a counter's reading.
+    """
+
+    kwh: float
+    kwh_iqr: float
+    co2_kg: float
+    duration_s: float
+    windows: int
+    calls: int
+    source: str
+    estimated: bool
+
+
+class EnergyMeter:
+    """Measures stretches of work on one device; stretches may nest and overlap.
+
+    Args:
+        country: ISO 3166 alpha-3 code of the country whose electricity is used, such as `BRA`.
+        device: where the work runs; a GPU is counted only if it is this one.
+        tracking_mode: `process` estimates the power of this process and its children from their CPU time, so
+            that neighbours on a shared machine do not count; `machine` estimates from the load of all cores. A
+            counter such as RAPL always reads the whole machine.
+        carbon_intensity_g_per_kwh: overrides the country's yearly mean.
+
+    Raises:
+        UserError: if codecarbon has no electricity data for the country, or the carbon intensity is negative.
+    """
+
+    def __init__(
+        self,
+        country: str,
+        *,
+        device: torch.device | str = "cpu",
+        tracking_mode: TrackingMode = "process",
+        carbon_intensity_g_per_kwh: float | None = None,
+    ) -> None:
+        check_country(country)
+        if carbon_intensity_g_per_kwh is not None and carbon_intensity_g_per_kwh < 0:
+            raise UserError(
+                f"carbon intensity {carbon_intensity_g_per_kwh} g/kWh is negative", "give 0 or more, or leave it out"
+            )
+        self.country = country
+        self.device = torch.device(device)
+        self._tracking_mode: TrackingMode = tracking_mode
+        self._carbon_intensity_g_per_kwh = carbon_intensity_g_per_kwh
+        tracker = self._tracker()
+        tracker.get_detected_hardware()
+        parts = [part.description() for part in tracker._hardware]
+        #: Whether CPU power is codecarbon's estimate and not a counter's reading.
+        self.estimated: bool = not any(counter in part for part in parts for counter in _COUNTERS)
+        #: The tool, its version, its tracking mode and where the readings come from, in one line.
+        self.source: str = self._describe(parts)
+
+    @contextmanager
+    def measure(self) -> Iterator[Consumption]:
+        """Yields a `Consumption` that is filled when the block ends, also if it ends with an exception."""
+        consumption = Consumption()
+        tracker = self._tracker()
+        synchronize(self.device)
+        start_s = time.perf_counter()
+        tracker.start()
+        try:
+            yield consumption
+            synchronize(self.device)
+        finally:
+            tracker.stop()
+            consumption.duration_s = time.perf_counter() - start_s
+            data = tracker.final_emissions_data
+            consumption.kwh = data.cpu_energy + data.ram_energy
+            if self.device.type == "cuda":
+                consumption.kwh += data.gpu_energy
+            if data.energy_consumed > 0:
+                consumption.co2_kg = consumption.kwh * data.emissions / data.energy_consumed
+
+    def idle_w(self, duration_s: float) -> float:
+        """Returns the power read while this process does nothing for `duration_s` seconds, in watts."""
+        with self.measure() as idle:
+            time.sleep(duration_s)
+        return idle.kwh * 3.6e6 / idle.duration_s
+
+    def _tracker(self) -> OfflineEmissionsTracker:
+        # codecarbon puts a handler of its own on its logger and speaks through it from another thread.
+        logging.getLogger("codecarbon").disabled = True
+        return OfflineEmissionsTracker(
+            country_iso_code=self.country,
+            tracking_mode=self._tracking_mode,
+            force_carbon_intensity_g_co2e_kwh=self._carbon_intensity_g_per_kwh,
+            gpu_ids=[_nvml_id(self.device)] if self.device.type == "cuda" else None,
+            # Everything below keeps a codecarbon config file or variable of the user's from changing what a run
+            # does: no lock file, no file in the working directory, no network.
+            allow_multiple_runs=True,
+            output_methods=[],
+            output_dir=tempfile.gettempdir(),
+            emissions_endpoint=None,
+            electricitymaps_api_token=False,
+            log_level="critical",
+        )
+
+    def _describe(self, parts: list[str]) -> str:
+        cpu = "CPU estimate from load (no energy counter)" if self.estimated else "CPU energy counter"
+        gpu = " + GPU by NVML" if self.device.type == "cuda" and any("GPU" in part for part in parts) else ""
+        return f"codecarbon {version('codecarbon')} {self._tracking_mode}: {cpu} + RAM model{gpu}"
+
+
+@dataclass
+class StageMeter:
+    """Adds up what every stage of a run uses.
+
+    Attributes:
+        meter: reads the energy.
+        stages: consumption by stage name, in the order in which the stages first ran.
+    """
+
+    meter: EnergyMeter
+    stages: dict[str, Consumption] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Meters one stretch of the stage `name`; a stage that comes back adds to what it used before."""
+        reading = Consumption()
+        try:
+            with self.meter.measure() as reading:
+                yield
+        finally:
+            total = self.stages.setdefault(name, Consumption())
+            total.kwh += reading.kwh
+            total.co2_kg += reading.co2_kg
+            total.duration_s += reading.duration_s
+
+    def total(self) -> Consumption:
+        """Returns the sum over all stages."""
+        readings = self.stages.values()
+        return Consumption(
+            sum(r.kwh for r in readings), sum(r.co2_kg for r in readings), sum(r.duration_s for r in readings)
+        )
+
+
+def compare_energy(
+    work: Mapping[str, Callable[[], None]],
+    *,
+    meter: EnergyMeter,
+    window_s: float,
+    repeats: int,
+    progress: Progress | None = None,
+) -> dict[str, Energy]:
+    """Measures pieces of work against each other in alternating windows (A B A B …).
+
+    Each window repeats its work until it has lasted `window_s`, because a counter reads nothing in a short one.
+    Alternating spreads whatever drifts (temperature, neighbours) over all pieces of work.
+
+    Args:
+        work: what to measure, by name; each is called once beforehand to warm up.
+        meter: reads the energy.
+        window_s: least seconds of one window.
+        repeats: windows for each piece of work.
+        progress: told after each window.
+    """
+    readings: dict[str, list[tuple[Consumption, int]]] = {name: [] for name in work}
+    for call in work.values():
+        call()
+    for window in range(repeats):
+        for name, call in work.items():
+            readings[name].append(_window(call, meter, window_s))
+            if progress is not None:
+                progress("measuring energy", window * len(work) + list(work).index(name) + 1, repeats * len(work))
+    return {name: _medians(windows, meter) for name, windows in readings.items()}
+
+
+def check_country(country: str) -> None:
+    """Checks that codecarbon knows the electricity of a country, given as ISO 3166 alpha-3 code.
+
+    Raises:
+        UserError: if it does not.
+    """
+    known = DataSource().get_global_energy_mix_data()
+    if country not in known:
+        raise unknown_name("country", country, known)
+
+
+def _window(call: Callable[[], None], meter: EnergyMeter, window_s: float) -> tuple[Consumption, int]:
+    calls = 0
+    with meter.measure() as reading:
+        end_s = time.perf_counter() + window_s
+        while calls == 0 or time.perf_counter() < end_s:
+            call()
+            # A GPU only queues the work: without waiting, the loop would run far ahead of it.
+            synchronize(meter.device)
+            calls += 1
+    return reading, calls
+
+
+def _medians(windows: list[tuple[Consumption, int]], meter: EnergyMeter) -> Energy:
+    kwh = [reading.kwh / calls for reading, calls in windows]
+    low, median, high = np.percentile(kwh, [25, 50, 75])
+    return Energy(
+        kwh=float(median),
+        kwh_iqr=float(high - low),
+        co2_kg=float(np.median([reading.co2_kg / calls for reading, calls in windows])),
+        duration_s=float(np.median([reading.duration_s / calls for reading, calls in windows])),
+        windows=len(windows),
+        calls=sum(calls for _, calls in windows),
+        source=meter.source,
+        estimated=meter.estimated,
+    )
+
+
+def _nvml_id(device: torch.device) -> int | str:
+    """NVML numbers all GPUs of the machine; torch only those that CUDA_VISIBLE_DEVICES names."""
+    index = device.index or 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return visible.split(",")[index].strip() if visible else index

@@ -1,0 +1,200 @@
+"""Shortcut reliance: how far a network follows a planted cue instead of what the image shows.
+
+The protocol. A cue is a mark that stands for a class. It is planted in a share ρ of the training images, always the
+cue of the image's own class. The trained network is then tested three times on the same test images: with the cue
+of their own class (aligned), with none (absent), and with the cue of another class (conflict).
+`shortcut_reliance_pp` is aligned minus conflict accuracy: 0 for a network that ignores cues, 100 for one that reads
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from consensus_cli.data.memory import ImageTensors
+from consensus_cli.data.sampling import stratified_split
+from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.evaluation.accuracy import Predictions, predict
+from consensus_cli.evaluation.statistics import paired_change
+
+CueKind = Literal["patch", "tint", "watermark"]
+
+
+@dataclass(frozen=True)
+class Cue:
+    """A mark that stands for a class.
+
+    Attributes:
+        kind: `patch`: a square of the class's colour in the top left corner; `tint`: the whole image mixed with
+            that colour; `watermark`: a faint pattern of the class's own, repeated over the image.
+        size_pct: strength in (0, 100]: side of the patch in percent of the shorter side of the image; share of the
+            colour or of the watermark in the mix.
+        classes: number of classes, each with a cue of its own.
+    """
+
+    kind: CueKind
+    size_pct: float
+    classes: int
+
+
+@dataclass(frozen=True)
+class ShortcutReliance:
+    """How a network answers with the cue of the right class, none, and that of a wrong class; over the same images.
+
+    Attributes:
+        images: test images.
+        aligned_pct: accuracy with the cue of the image's own class.
+        absent_pct: accuracy without cue.
+        conflict_pct: accuracy with the cue of another class.
+        followed_pct: share of images in conflict that are given the class of the cue.
+        shortcut_reliance_pp: aligned minus conflict accuracy, in percentage points; 0: ignores the cue.
+        ci95_low_pp: lower end of its 95 % interval (paired bootstrap over images).
+        ci95_high_pp: its upper end.
+    """
+
+    images: int
+    aligned_pct: float
+    absent_pct: float
+    conflict_pct: float
+    followed_pct: float
+    shortcut_reliance_pp: float
+    ci95_low_pp: float
+    ci95_high_pp: float
+
+
+def check_cue(kind: str, correlation: float, size_pct: float) -> None:
+    """Checks a cue's settings before any image is touched.
+
+    Raises:
+        UserError: for an unknown kind, a correlation outside [0, 1] or a size outside (0, 100].
+    """
+    if kind not in _MARKS:
+        raise unknown_name("cue", kind, _MARKS)
+    if not 0 <= correlation <= 1:
+        raise UserError(f"cue correlation {correlation} is no share of the images", "give a number from 0 to 1")
+    if not 0 < size_pct <= 100:
+        raise UserError(f"cue size {size_pct} % is out of range", "give more than 0 and at most 100 percent")
+
+
+def plant_training_cue(split: ImageTensors, cue: Cue, correlation: float, seed: int) -> ImageTensors:
+    """Plants the cue of its own class in the share `correlation` (ρ) of the images of every class.
+
+    Args:
+        split: training images.
+        cue: what to plant.
+        correlation: ρ in [0, 1].
+        seed: decides which images get the cue.
+    """
+    check_cue(cue.kind, correlation, cue.size_pct)
+    chosen, _ = stratified_split(split.labels, (correlation, 1 - correlation), seed)
+    images = split.images.clone()
+    images[chosen] = plant(images[chosen], split.labels[chosen], cue)
+    return ImageTensors(images, split.labels)
+
+
+def plant(images: Tensor, marked_as: Tensor, cue: Cue) -> Tensor:
+    """Plants in every image the cue of a class.
+
+    Args:
+        images: (n, c, h, w) uint8.
+        marked_as: the class whose cue each image gets, (n,) int64.
+        cue: what to plant.
+
+    Returns:
+        (n, c, h, w) uint8.
+    """
+    return _MARKS[cue.kind](images.float(), marked_as.to(images.device), cue).round().clamp(0, 255).to(torch.uint8)
+
+
+def shortcut_reliance(
+    model: nn.Module, split: ImageTensors, cue: Cue, *, seed: int, device: torch.device | str, batch_size: int = 256
+) -> ShortcutReliance:
+    """Tests a network on the same images with the cue aligned, absent and in conflict with the label.
+
+    Args:
+        model: network that maps images in [0, 1] to logits.
+        split: test images without cue.
+        cue: the cue that was planted in the training images.
+        seed: decides which wrong class each image is marked as, and the bootstrap.
+        device: where the network is.
+        batch_size: images at once.
+
+    Raises:
+        UserError: if there are fewer than two classes.
+    """
+    other = conflicting_labels(split.labels, cue.classes, seed)
+
+    def answers(marked_as: Tensor | None) -> Predictions:
+        images = split.images if marked_as is None else plant(split.images, marked_as, cue)
+        return predict(model, ImageTensors(images, split.labels), device, batch_size)
+
+    aligned, absent, conflict = answers(split.labels), answers(None), answers(other)
+    change = paired_change(conflict.correct, aligned.correct, seed)
+    return ShortcutReliance(
+        images=len(split),
+        aligned_pct=_share_pct(aligned.correct),
+        absent_pct=_share_pct(absent.correct),
+        conflict_pct=_share_pct(conflict.correct),
+        followed_pct=_share_pct(conflict.logits.argmax(1) == other),
+        shortcut_reliance_pp=change.delta_pp,
+        ci95_low_pp=change.ci95_low_pp,
+        ci95_high_pp=change.ci95_high_pp,
+    )
+
+
+def conflicting_labels(labels: Tensor, classes: int, seed: int) -> Tensor:
+    """Draws for every image a class that is not its own, all equally likely, (n,) int64.
+
+    Raises:
+        UserError: if there are fewer than two classes.
+    """
+    if classes < 2:
+        raise UserError(f"no cue can conflict among {classes} classes", "use a dataset with at least 2 classes")
+    offset = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(seed))
+    return (labels + offset) % classes
+
+
+def _patch(images: Tensor, marked_as: Tensor, cue: Cue) -> Tensor:
+    side = max(1, round(cue.size_pct / 100 * min(images.shape[-2:])))
+    marked = images.clone()
+    marked[:, :, :side, :side] = _colours(cue.classes, images)[marked_as]
+    return marked
+
+
+def _tint(images: Tensor, marked_as: Tensor, cue: Cue) -> Tensor:
+    return images.lerp(_colours(cue.classes, images)[marked_as], cue.size_pct / 100)
+
+
+def _watermark(images: Tensor, marked_as: Tensor, cue: Cue) -> Tensor:
+    """Mixes in stripes: each class has its own direction and width, so that grey images can carry it too."""
+    height, width = images.shape[-2:]
+    rows, columns = torch.arange(height).view(-1, 1), torch.arange(width)
+    angle = torch.arange(cue.classes).view(-1, 1, 1) * torch.pi / cue.classes
+    phase = 2 * torch.pi * (rows * angle.sin() + columns * angle.cos()) / 4  # four pixels to a wave
+    stripes = 127.5 + 127.5 * phase.cos()  # (classes, h, w)
+    return images.lerp(stripes.to(images.device)[marked_as].unsqueeze(1).expand_as(images), cue.size_pct / 100)
+
+
+def _colours(classes: int, images: Tensor) -> Tensor:
+    """Returns a colour per class, (classes, c, 1, 1) in [0, 255]: evenly spaced hues, or greys for one channel."""
+    channels = images.shape[1]
+    step = torch.arange(classes) / classes
+    if channels == 1:
+        colours = 255 * torch.arange(classes).view(-1, 1) / max(1, classes - 1)
+    else:
+        shift = torch.arange(channels) / channels
+        colours = 127.5 + 127.5 * torch.cos(2 * torch.pi * (step.view(-1, 1) - shift))
+    return colours.view(classes, channels, 1, 1).to(images.device)
+
+
+_MARKS: dict[str, Callable[[Tensor, Tensor, Cue], Tensor]] = {"patch": _patch, "tint": _tint, "watermark": _watermark}
+CUES = tuple(_MARKS)
+
+
+def _share_pct(hits: Tensor) -> float:
+    return 100 * hits.double().mean().item()

@@ -1,0 +1,58 @@
+"""Uncertainty of a change measured on the same images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import bootstrap
+from torch import Tensor
+
+_MAX_DRAWN = 10_000_000
+
+
+@dataclass(frozen=True)
+class Change:
+    """The change of a share of images, in percentage points, with its 95 % interval.
+
+    Attributes:
+        delta_pp: second minus first.
+        ci95_low_pp: lower end of the interval.
+        ci95_high_pp: upper end of the interval.
+    """
+
+    delta_pp: float
+    ci95_low_pp: float
+    ci95_high_pp: float
+
+
+def paired_change(first: Tensor, second: Tensor, seed: int, resamples: int = 2000) -> Change:
+    """Compares two networks by whether they were right about the same images.
+
+    Percentile bootstrap over images (Efron & Tibshirani 1993, chapter 13): each resample draws images, not
+    answers, so what the two networks have in common cancels.
+
+    Args:
+        first: whether the first network is right, (n,) bool.
+        second: whether the second network is right about the same images, (n,) bool.
+        seed: of the resampling.
+        resamples: bootstrap resamples.
+
+    Raises:
+        ValueError: if the two are not about the same number of images, or there are none.
+    """
+    if first.shape != second.shape or first.numel() == 0:
+        raise ValueError(f"{tuple(first.shape)} and {tuple(second.shape)} are no pairs")
+    delta = second.double().sub(first.double()).numpy()
+    if len(delta) == 1 or np.all(delta == delta[0]):
+        value = 100 * float(delta[0])
+        return Change(value, value, value)
+    interval = bootstrap(
+        (delta,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _MAX_DRAWN // len(delta)),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Change(100 * float(delta.mean()), 100 * float(interval.low), 100 * float(interval.high))

@@ -1,0 +1,58 @@
+"""`consensus run`: checks every run that was asked for, then lets Hydra start them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from consensus_cli import config
+from consensus_cli.composition import compose_runs, to_run_config
+from consensus_cli.errors import UserError, tell
+
+
+def launch(words: list[str]) -> int:
+    """Runs what the words of `consensus run` ask for, Hydra's own flags included.
+
+    Raises:
+        UserError: a mistake in any of the runs, before the first one starts.
+    """
+    flags = get_args_parser().parse_args(words)
+    only_shows = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
+    if not only_shows and flags.config_name is None and flags.config_path is None:
+        runs = compose_runs(flags.overrides, multirun=flags.multirun, searchpath=flags.config_dir)
+        from consensus_cli import preflight
+
+        for run in runs:
+            preflight.check(run)
+    # Hydra would print its own text and exit with 1; with this it lets exceptions through.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    # On a machine with a CUDA toolkit and no GPU, PyTorch's benchmark module warns when it is imported.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    config.register()
+    sys.argv = ["consensus run", *words]
+    try:
+        hydra.main(config_path=str(config.config_dir()), config_name="config", version_base="1.3")(_job)()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def _job(composed: DictConfig) -> float:
+    """One run; its result, the accuracy of the pruned network, is what a sweeper may optimise."""
+    from consensus_cli import pipeline
+    from consensus_cli.screen import Screen
+
+    try:
+        row: dict[str, Any] = pipeline.run(to_run_config(composed), list(HydraConfig.get().overrides.task), Screen())
+    except UserError as error:
+        # Told here: Hydra would put a text of its own before it.
+        tell(error)
+        raise SystemExit(2) from error
+    return float(row["accuracy_pruned_pct"])

@@ -1,0 +1,106 @@
+"""Everything that can be found wrong before data, training or a device costs time: told all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from consensus_cli import data, validation
+from consensus_cli.config import DatasetConfig, ModelConfig, RunConfig
+from consensus_cli.errors import ConfigError, UserError, unknown_name
+from consensus_cli.evaluation.attacks import Attack, check_attacks
+from consensus_cli.evaluation.energy import check_country
+from consensus_cli.models import pretrained, zoo
+from consensus_cli.results import check_writable
+from consensus_cli.rundir import RESULTS_NAME
+from consensus_cli.scoring.consensus import AGGREGATIONS
+from consensus_cli.scoring.metrics import METRICS
+from consensus_cli.scoring.score import metrics_needed
+
+
+def check(config: RunConfig) -> None:
+    """Checks a configuration against ranges, registries, files and devices.
+
+    Raises:
+        ConfigError: holds every mistake found.
+    """
+    problems = validation.problems(config)
+    problems += _name_problems(config)
+    problems += data.check(**dataset_arguments(config))
+    problems += check_writable(Path(config.output_dir) / RESULTS_NAME)
+    for attempt in (
+        lambda: check_country(config.evaluate.country),
+        lambda: pick_device(config.device),
+        lambda: _check_model(config.model),
+    ):
+        problems += _told_by(attempt)
+    if problems:
+        raise ConfigError(problems)
+
+
+def dataset_arguments(config: RunConfig) -> dict[str, Any]:
+    """Returns the arguments of `data.check` and `data.load` for a configuration."""
+    dataset: DatasetConfig = config.dataset
+    return {
+        "name": dataset.source,
+        "root": None if dataset.root is None else Path(dataset.root).expanduser(),
+        "download": dataset.download,
+        "image_size": config.model.image_size or dataset.image_size,
+        "limit_train": dataset.limit_train,
+        "limit_test": dataset.limit_test,
+        "streaming": dataset.streaming,
+        "on_corrupt": dataset.on_corrupt,
+        "val_fraction": dataset.val_fraction,
+        "hf_name": dataset.name if dataset.source == "hf" else None,
+        "cache_dir": Path(config.output_dir) / "cache",
+    }
+
+
+def pick_device(name: str) -> torch.device:
+    """Returns the device of a name; `auto` is the first GPU where there is one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise unknown_name("device", name, ("auto", "cpu", "cuda")) from None
+    if device.type not in ("cpu", "cuda"):
+        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device={name} is not there: PyTorch sees {torch.cuda.device_count()} GPUs",
+            "use device=auto or device=cpu",
+        )
+    return device
+
+
+def _name_problems(config: RunConfig) -> Iterator[UserError]:
+    yield from (unknown_name("metric", name, METRICS) for name in config.metrics.weights if name not in METRICS)
+    if config.criterion.aggregation not in AGGREGATIONS:
+        yield unknown_name("criterion.aggregation", config.criterion.aggregation, AGGREGATIONS)
+    yield from _told_by(lambda: metrics_needed(config.criterion.name, config.metrics.weights))
+    for attack in config.attacks.suite.values():
+        yield from _told_by(lambda attack=attack: check_attacks([Attack(**asdict(attack))]))  # type: ignore[misc]
+
+
+def _check_model(model: ModelConfig) -> None:
+    if model.source not in zoo.SOURCES:
+        raise unknown_name("model.source", model.source, zoo.SOURCES)
+    if model.weights is not None:
+        pretrained.check_weights(model.source, model.name, model.weights)
+
+
+def _told_by(attempt: Callable[[], Any]) -> list[UserError]:
+    try:
+        attempt()
+    except UserError as error:
+        return [error]
+    return []

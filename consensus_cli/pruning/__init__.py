@@ -1,0 +1,1 @@
+"""Finding residual blocks in a network, removing them for real, and planning how many go per step."""

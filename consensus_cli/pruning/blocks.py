@@ -1,0 +1,89 @@
+"""Residual blocks of a network: found by structure, in any network, with nothing written per architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.pruning.discovery import Found, discover
+from consensus_cli.pruning.trace import trace
+
+GRANULARITIES = ("block", "branch")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block: a part of a network with a shortcut around it.
+
+    Attributes:
+        name: unique; what the column `removed_blocks` records. The dotted path of the block's module in the network,
+            or, for a branch without a module of its own, the form described in `surgery`.
+        stage: 0-based index of the stage; a stage starts where the shape of the features changes.
+        shape: shape of the features that the block returns, without the batch dimension.
+        removable: whether the block can be replaced by its shortcut.
+        reason: why it cannot be; empty where it can.
+    """
+
+    name: str
+    stage: int
+    shape: tuple[int, ...]
+    removable: bool
+    reason: str = ""
+
+
+def find_blocks(network: nn.Module, example: Tensor, granularity: str = "block") -> list[Block]:
+    """Finds every residual block of a network, in order of execution, removable or not.
+
+    A block is the smallest module whose output is its input plus a branch (or several in sequence: the attention and
+    the MLP of an encoder layer), possibly followed by an activation. Where no module is that, as in
+    `x = x + self.res(x)` in the network's own forward, the branch is the block. Modules of the same class that only
+    lack the shortcut, because they change the shape, count as blocks of their stage, but stay.
+
+    The first block of each stage is kept: the one that changes the shape, or else the first after the change.
+
+    Args:
+        network: module that maps (n, ...) to an output; runs once, in eval mode, and is left as it was.
+        example: (n, ...) a batch on the network's device; its first sample is used.
+        granularity: `block`, or `branch` to list the branches of a block with several additions one by one.
+
+    Raises:
+        UserError: unknown granularity, or no block of the network can be removed.
+    """
+    if granularity not in GRANULARITIES:
+        raise unknown_name("granularity", granularity, GRANULARITIES)
+    found = discover(network, example, trace(network, example), granularity == "branch")
+    blocks = _number_stages(found)
+    if not any(block.removable for block in blocks):
+        raise _nothing_to_remove(type(network).__name__, blocks)
+    return blocks
+
+
+def candidates(blocks: Iterable[Block]) -> list[Block]:
+    """Returns the blocks that can be removed, in order of execution."""
+    return [block for block in blocks if block.removable]
+
+
+def _number_stages(found: list[Found]) -> list[Block]:
+    """Numbers the stages and marks the first block of each as kept."""
+    blocks: list[Block] = []
+    stage, shape, first_unit = -1, None, None
+    for part in found:
+        if part.shape != shape or part.shape_in != part.shape:
+            stage, shape, first_unit = stage + 1, part.shape, part.unit
+        block = Block(part.name, stage, part.shape, not part.reason, part.reason)
+        if part.unit == first_unit:
+            why = "changes the shape: " if part.shape_in != part.shape else part.reason and f"{part.reason}: "
+            block = replace(block, removable=False, reason=f"{why}first block of stage {stage + 1}")
+        blocks.append(block)
+    return blocks
+
+
+def _nothing_to_remove(network: str, blocks: list[Block]) -> UserError:
+    hint = "consensus removes residual blocks with an identity shortcut, as in ResNet, MobileNetV2, ConvNeXt, ViT"
+    if not blocks:
+        return UserError(f"{network} has no residual blocks", hint)
+    first = f"{blocks[0].name} ({blocks[0].reason})"
+    return UserError(f"none of the {len(blocks)} residual blocks of {network} can be removed, e.g. {first}", hint)

@@ -1,0 +1,166 @@
+"""What a run leaves behind: its directory with everything in it, and the row of `results.csv`."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+
+from consensus_cli import __version__, checkpoint
+from consensus_cli.config import RunConfig
+from consensus_cli.evaluation.comparison import Columns
+from consensus_cli.models.classifier import Classifier
+from consensus_cli.results import COLUMNS
+from consensus_cli.rundir import RunDir, config_hash, write_atomic
+from consensus_cli.scoring.consensus import Ranking
+from consensus_cli.steps import Steps
+
+#: what does not change the result: where things lie and on what they are computed
+_NOT_IN_HASH = ("output_dir", "device", "threads", "dataset.root", "dataset.download")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run's directory and its beginnings.
+
+    Attributes:
+        config: everything that determines the run.
+        overrides: the words that led to it.
+        started: when the run began, UTC.
+        files: the run directory.
+    """
+
+    config: RunConfig
+    overrides: tuple[str, ...]
+    started: datetime
+    files: RunDir
+
+    @classmethod
+    def open(cls, config: RunConfig, overrides: Sequence[str], started: datetime) -> Record:
+        """Makes the run directory and writes the resolved configuration into it."""
+        files = RunDir.create(Path(config.output_dir), run_hash(config), started)
+        write_atomic(files.config, yaml.safe_dump(asdict(config), sort_keys=False))
+        return cls(config, tuple(overrides), started, files)
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Writes the package's log into the run directory while the body runs, and the traceback if it fails."""
+        logger = logging.getLogger("consensus_cli")
+        handler = logging.FileHandler(self.files.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        try:
+            yield
+        except BaseException:
+            logger.exception("the run did not end")
+            raise
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+    def save_scores(self, rankings: Sequence[Ranking]) -> None:
+        """Writes the scores of every step so far: step, block, metric, distance, rank, sum."""
+        write_atomic(self.files.scores, score_table(rankings).to_csv(index=False))
+
+    def save(self, steps: Steps, original: Classifier, pruned: Classifier, measured: Columns) -> dict[str, object]:
+        """Writes both checkpoints and the row into the run directory, and returns the row."""
+        checkpoint.save(self.files, original, pruned, steps.spec, steps.removed)
+        row = self._row(steps, measured)
+        self.files.write_row(row)
+        return row
+
+    def _row(self, steps: Steps, measured: Columns) -> dict[str, object]:
+        config, total = self.config, steps.stages.total()
+        row: dict[str, object] = {
+            "run_id": self.files.path.name,
+            "status": "done",
+            "started_at": self.started.isoformat(timespec="seconds"),
+            "duration_s": (datetime.now(UTC) - self.started).total_seconds(),
+            "version": __version__,
+            "git_commit": git_commit(),
+            "overrides": " ".join(self.overrides),
+            "seed": config.seed,
+            "device": _device_name(steps.device),
+            "threads": torch.get_num_threads(),
+            "torch_version": torch.__version__,
+            "model": config.model.name,
+            "dataset": config.dataset.name,
+            "criterion": config.criterion.name,
+            "metrics": ";".join(steps.votes) or "none",
+            "samples_per_class": config.metrics.samples_per_class,
+            "ratio": config.ratio,
+            "ratio_unit": config.prune.unit,
+            "blocks_candidates": steps.candidates,
+            "blocks_removed": len(steps.removed),
+            "removed_blocks": ";".join(steps.removed),
+            "energy_run_kwh": total.kwh,
+            "co2_run_kg": total.co2_kg,
+            "run_dir": str(self.files.path),
+            "aggregation": config.criterion.aggregation,
+            "precision": steps.precision,
+            "energy_estimated": steps.stages.meter.estimated,
+        }
+        for stage in ("baseline", "score", "finetune", "evaluate"):
+            used = steps.stages.stages.get(stage)
+            row[f"{stage}_s"] = used.duration_s if used else 0.0
+            row[f"energy_{stage}_kwh"] = used.kwh if used else 0.0
+        return dict.fromkeys(COLUMNS) | row | measured
+
+
+def run_hash(config: RunConfig) -> str:
+    """Returns the hash of everything that changes a run's result; weights count by content, not by path."""
+    plain = asdict(config)
+    if config.model.weights is not None:
+        plain["model"]["weights"] = sha256(Path(config.model.weights).expanduser().read_bytes()).hexdigest()
+    return config_hash(plain, exclude=_NOT_IN_HASH)
+
+
+def score_table(rankings: Sequence[Ranking]) -> pd.DataFrame:
+    """Returns one line per step, block and metric; `sum` is the importance by which the criterion decided."""
+    return pd.DataFrame(
+        [
+            {
+                "step": step,
+                "block": block,
+                "metric": metric,
+                "distance": ranking.distances[metric][i],
+                "rank": ranking.ranks[metric][i],
+                "sum": ranking.importance[i],
+            }
+            for step, ranking in enumerate(rankings, start=1)
+            for i, block in enumerate(ranking.blocks)
+            for metric in ranking.distances
+        ]
+    )
+
+
+def git_commit() -> str:
+    """Returns the commit of this package's checkout, `+changes` behind it where files differ; `none` outside one."""
+    package = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # An installed wheel may lie inside somebody else's repository.
+        if Path(git("rev-parse", "--show-toplevel")) != package.parent:
+            return "none"
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -1,0 +1,157 @@
+"""The page: everything gathered, put into the template, one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+from matplotlib.colors import to_hex
+from plotly.offline import get_plotlyjs
+
+from consensus_cli import __version__
+from consensus_cli.report import charts, energy, listing, removal, robustness, tradeoff
+from consensus_cli.report.caveats import caveats
+from consensus_cli.report.palette import SCALE, styles
+from consensus_cli.report.removal import Removal
+from consensus_cli.report.source import Runs, attacks
+from consensus_cli.report.text import front_table, overview
+
+#: networks drawn block by block: the page stays small however many runs there are
+MOST_NETWORKS = 12
+#: lines of the tables of robustness and energy, which are for the eye; the table of runs has every run
+MOST_POINTS = 40
+_SCALE_COLOURS = 32
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a chart stands on the page, with the figure that plotly draws there."""
+
+    id: str
+    section: str
+    task: str
+    caption: str
+    figure: charts.Chart
+
+
+def render(runs: Runs, title: str) -> str:
+    """Returns the page about these runs: text from the rows is escaped, and nothing is fetched from anywhere."""
+    points = tradeoff.points(runs.finished)
+    front = tradeoff.front(points)
+    slots = _slots(runs, points)
+    networks, left_out = removal.chosen(runs, MOST_NETWORKS)
+    shown = listing.columns(runs.rows)
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        title=title,
+        version=__version__,
+        source=str(runs.source),
+        overview=overview(runs, points),
+        caveats=caveats(runs, points),
+        front=front_table(front.head(MOST_POINTS)),
+        left_out_points=max(0, len(front) - MOST_POINTS),
+        tasks=sorted(runs.finished["task"].unique()),
+        legends=_legends(points),
+        slots=slots,
+        attack_rows=robustness.attack_rows(front.head(MOST_POINTS), runs.finished) if attacks(runs.finished) else [],
+        stage_rows=energy.stage_rows(runs.finished),
+        stage_labels=energy.STAGE_LABELS,
+        network_rows=energy.network_rows(front.head(MOST_POINTS), runs.finished),
+        energy_sources=energy.sources(runs.finished),
+        networks=networks,
+        left_out_networks=left_out,
+        columns=shown,
+        lines=listing.lines(runs.rows, shown),
+        payload=_json({
+            "charts": {slot.id: slot.figure for slot in slots},
+            "networks": [_network(network) for network in networks],
+            "scale": [to_hex(matplotlib.colormaps[SCALE](i / (_SCALE_COLOURS - 1))) for i in range(_SCALE_COLOURS)],
+        }),
+        plotly=_packed(get_plotlyjs()),
+        style=_asset("report.css"),
+        script=_asset("report.js"),
+    )
+
+
+def _slots(runs: Runs, points: pd.DataFrame) -> list[Slot]:
+    """Returns every chart of the page, those of one task after those of another."""
+    found: list[tuple[str, str, str, charts.Chart | None]] = []
+    for task, group in points.groupby("task"):
+        finished = runs.finished[runs.finished["task"] == task]
+        looks = styles(group["series"])
+        for cost in tradeoff.COSTS:
+            chart = charts.tradeoff_chart(group, finished, cost, "accuracy", looks)
+            found.append(("tradeoff", str(task), f"Accuracy against saving in {cost.label}", chart))
+        for name in attacks(finished):
+            caption = f"Accuracy under {robustness.attack_label(name, finished)} against saving in MACs"
+            chart = charts.tradeoff_chart(group, finished, tradeoff.COSTS[0], name, looks)
+            found.append(("robustness", str(task), caption, chart))
+        found += _heat_maps(str(task), finished)
+        stages = energy.by_stage(finished).droplevel("task")
+        found.append(("energy", str(task), "Energy of a run by stage", charts.stage_chart(stages)))
+    return [
+        Slot(f"chart-{i}", section, task, caption, figure)
+        for i, (section, task, caption, figure) in enumerate(found)
+        if figure is not None
+    ]
+
+
+def _heat_maps(task: str, finished: pd.DataFrame) -> list[tuple[str, str, str, charts.Chart | None]]:
+    found: list[tuple[str, str, str, charts.Chart | None]] = []
+    for caption, unit, table in (
+        ("Accuracy under corruption", "%", robustness.corruptions(finished)),
+        ("Shortcut reliance (0: ignores the planted cue)", "pp", robustness.shortcuts(finished)),
+    ):
+        if not table.empty:
+            found.append(("robustness", task, caption, charts.heat_chart(table.droplevel("task"), unit)))
+    return found
+
+
+def _legends(points: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{"task": task, "entries": list(styles(group["series"]).items())} for task, group in points.groupby("task")]
+
+
+def _network(network: Removal) -> dict[str, Any]:
+    steps = [
+        {
+            "blocks": list(step.importance.index),
+            "importance": charts.numbers(step.importance),
+            "removed": list(step.removed),
+            "metrics": list(step.ranks.columns),
+            "ranks": [charts.numbers(step.ranks[metric]) for metric in step.ranks],
+            "tau": [charts.numbers(values) for _, values in step.tau.iterrows()],
+        }
+        for step in network.steps
+    ]
+    return {"title": network.title, "blocks": list(network.blocks), "removed": list(network.removed), "steps": steps}
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("consensus_cli.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _json(content: object) -> Markup:
+    return htmlsafe_json_dumps(content, allow_nan=False, separators=(",", ":"))
+
+
+def _packed(script: str) -> str:
+    """Returns a script compressed, as text: plotly is 4.8 MB, and a third of that so."""
+    return base64.b64encode(gzip.compress(script.encode(), compresslevel=9, mtime=0)).decode("ascii")
+
+
+def _asset(name: str) -> Markup:
+    return Markup(files("consensus_cli.report").joinpath("templates", name).read_text(encoding="utf-8"))

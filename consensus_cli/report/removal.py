@@ -1,0 +1,115 @@
+"""What a run did to its network: which block went when, and what the metrics had said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from consensus_cli.report.source import Runs
+from consensus_cli.rundir import RunDir
+from consensus_cli.scoring.consensus import kendall_tau
+
+_COLUMNS = ["step", "block", "metric", "distance", "rank", "sum"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was said before one step of pruning.
+
+    Attributes:
+        importance: block -> importance, the lowest goes first; the blocks that could still go.
+        ranks: blocks × metrics, 1 = least important.
+        tau: metrics × metrics, Kendall's τ-b in [−1, 1] between their rankings; NaN for a constant metric.
+        removed: the blocks that went in this step.
+    """
+
+    importance: pd.Series
+    ranks: pd.DataFrame
+    tau: pd.DataFrame
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """The pruning of one network.
+
+    Attributes:
+        run_id: the run.
+        title: what it was.
+        blocks: every block that could go, in the order of the network as far as the scores tell.
+        removed: those that went, in order.
+        steps: what was said before each step; empty where the scores are lost.
+    """
+
+    run_id: str
+    title: str
+    blocks: tuple[str, ...]
+    removed: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+
+def read_removal(row: pd.Series, folder: Path | None) -> Removal:
+    """Returns what a run removed, with its scores where its directory holds them."""
+    scores = read_scores(RunDir(folder).scores) if folder else None
+    title = f"{row['task']}, {row['series']}, seed {row['seed']:g}"
+    return removal(row["run_id"], title, tuple(filter(None, row["removed_blocks"].split(";"))), scores)
+
+
+def removal(run_id: str, title: str, removed: tuple[str, ...], scores: pd.DataFrame | None) -> Removal:
+    """Puts the scores of every step and the order of removal together; see `read_scores` for the columns."""
+    if scores is None:
+        return Removal(run_id, title, removed, removed, ())
+    blocks = tuple(dict.fromkeys([*scores["block"], *removed]))
+    return Removal(run_id, title, blocks, removed, tuple(_steps(scores, removed)))
+
+
+def read_scores(file: Path) -> pd.DataFrame | None:
+    """Returns the scores of a run (step, block, metric, distance, rank, sum), None where they are lost or damaged."""
+    try:
+        scores = pd.read_csv(file, usecols=_COLUMNS, dtype={"block": str, "metric": str}, float_precision="round_trip")
+        scores = scores.astype({"step": int, "distance": float, "rank": float, "sum": float})
+    except (OSError, ValueError):
+        return None
+    complete = not scores.isna().to_numpy().any() and not scores.duplicated(["step", "block", "metric"]).any()
+    return scores if complete and len(scores) else None
+
+
+def chosen(runs: Runs, most: int) -> tuple[list[Removal], int]:
+    """Returns the longest removal of each series, one whose scores are there if any, and how many runs were left out.
+
+    Args:
+        runs: where to choose from.
+        most: no more than so many.
+    """
+    longest = runs.finished[runs.finished["removed_blocks"] != ""]
+    longest = longest.sort_values(["blocks_removed", "started_at"], ascending=False, kind="stable")
+    ordered = sorted(longest.groupby(["task", "series"]), key=lambda item: _place(item[0]))
+    found = [_with_scores(runs, group) for _, group in ordered[:most]]
+    return found, len(longest) - len(found)
+
+
+def _place(key: tuple[str, str]) -> tuple[str, bool, str]:
+    task, series = key
+    return task, not series.startswith("consensus"), series
+
+
+def _with_scores(runs: Runs, group: pd.DataFrame) -> Removal:
+    read = (read_removal(row, runs.folder(row)) for _, row in group.iterrows())
+    return next((found for found in read if found.steps), read_removal(group.iloc[0], None))
+
+
+def _steps(scores: pd.DataFrame, removed: tuple[str, ...]) -> Iterator[Step]:
+    last_seen = scores.groupby("block")["step"].max()
+    for number, lines in scores.groupby("step"):
+        blocks, metrics = list(dict.fromkeys(lines["block"])), list(dict.fromkeys(lines["metric"]))
+        table = lines.pivot(index="block", columns="metric", values=["rank", "distance"]).loc[blocks]
+        yield Step(
+            importance=lines.groupby("block")["sum"].first().loc[blocks],
+            ranks=table["rank"][metrics],
+            tau=kendall_tau({metric: table["distance"][metric].to_numpy() for metric in metrics}),
+            # A block that may stay because its stage would become too short leaves the scores as well.
+            removed=tuple(name for name in removed if name in blocks and last_seen[name] == number),
+        )

@@ -1,0 +1,96 @@
+"""What was given up for what was saved: means and intervals over seeds, the Pareto front, the best trade-offs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student_t
+
+from consensus_cli.report.source import attacks
+
+#: accuracy that a network may lose and still count as a good trade-off
+TOLERATED_LOSS_PP = 1.0
+_POINT = ["task", "series", "ratio"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Something that pruning saves: `column` holds the saving in percent of the baseline, higher = saves more."""
+
+    name: str
+    column: str
+    label: str
+
+
+COSTS = (
+    Cost("macs", "macs_reduction_pct", "MACs"),
+    Cost("params", "params_reduction_pct", "parameters"),
+    Cost("latency_b1", "latency_b1_reduction_pct", "latency, batch 1"),
+    Cost("latency_b128", "latency_b128_reduction_pct", "latency, batch 128"),
+    Cost("energy_inference", "energy_inference_reduction_pct", "energy of inference"),
+    Cost("energy_epoch", "energy_epoch_reduction_pct", "energy of a training epoch"),
+)
+
+
+def points(finished: pd.DataFrame) -> pd.DataFrame:
+    """Returns one line per task, series and ratio, over its seeds.
+
+    Runs of one seed are averaged first, so that repeating a run makes no interval narrower.
+
+    Args:
+        finished: rows as `Runs.finished` gives them.
+
+    Returns:
+        `task`, `series`, `ratio`, `criterion`, `ratio_unit`, `runs`, `seeds`, and for each measure its mean and, as
+        `<measure>_ci95`, half the width of its 95 % interval (Student's t over seeds; NaN for a single seed); `pareto`
+        says whether no other point of the task is better in accuracy and MACs.
+    """
+    measures = [cost.column for cost in COSTS] + ["accuracy_base_pct", "accuracy_pruned_pct", "accuracy_delta_pp"]
+    for attack in attacks(finished):
+        measures += [f"{attack}_{what}" for what in ("base_pct", "pruned_pct", "delta_pp") if f"{attack}_{what}" in finished]
+    for name in ("clean_base_pct", "clean_pruned_pct"):
+        measures += [name] if name in finished else []
+    per_seed = finished.groupby([*_POINT, "seed"], dropna=False)[measures].mean().reset_index()
+    groups = per_seed.groupby(_POINT, dropna=False)
+    mean, seeds = groups[measures].mean(), groups[measures].count()
+    quantile = pd.DataFrame(student_t.ppf(0.975, (seeds - 1).clip(lower=1)), mean.index, mean.columns)
+    half = (groups[measures].std() * quantile / np.sqrt(seeds)).where(seeds > 1)
+    named = finished.groupby(_POINT, dropna=False)
+    table = pd.concat(
+        [
+            named[["criterion", "ratio_unit"]].first(),
+            named.size().rename("runs"),
+            named["seed"].nunique().rename("seeds"),
+            mean,
+            half.add_suffix("_ci95"),
+        ],
+        axis=1,
+    ).reset_index()
+    return table.assign(pareto=pareto(table))
+
+
+def pareto(table: pd.DataFrame) -> pd.Series:
+    """Says of each point whether none of its task has both more accuracy and fewer MACs; ties stand side by side."""
+    saved, kept = table["macs_reduction_pct"], table["accuracy_pruned_pct"]
+    on_front = pd.Series(False, index=table.index)
+    for _, group in table[saved.notna() & kept.notna()].groupby("task"):
+        x, y = saved[group.index].to_numpy(), kept[group.index].to_numpy()
+        # dominated[i, j]: point j is no worse than point i in both, and better in one
+        no_worse = (x >= x[:, None]) & (y >= y[:, None])
+        better = (x > x[:, None]) | (y > y[:, None])
+        on_front[group.index] = ~(no_worse & better).any(axis=1)
+    return on_front
+
+
+def front(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the points of the Pareto front, task by task, the smallest saving first."""
+    return table[table["pareto"]].sort_values(["task", "macs_reduction_pct"], kind="stable")
+
+
+def best(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the point of each task that saves most MACs among those that lose at most `TOLERATED_LOSS_PP`."""
+    good = table[(table["accuracy_delta_pp"] >= -TOLERATED_LOSS_PP) & table["macs_reduction_pct"].notna()]
+    order = good.sort_values(["macs_reduction_pct", "accuracy_delta_pp"], ascending=False, kind="stable")
+    return order.drop_duplicates("task").sort_values("task")

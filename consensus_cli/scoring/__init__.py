@@ -1,0 +1,1 @@
+"""How far the network without a block is from the network with it: representations, metrics, rank aggregation."""

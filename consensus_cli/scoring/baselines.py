@@ -1,0 +1,59 @@
+"""Criteria that look at no representation: what consensus has to beat.
+
+Each gives every candidate block an importance (c,) in the order of the blocks; the lowest is removed first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import nn
+
+from consensus_cli.pruning.blocks import Block
+from consensus_cli.pruning.surgery import bypassed
+
+#: (network, candidate blocks, generator of the run) -> importance (c,), the lowest is removed first
+Baseline = Callable[[nn.Module, Sequence[Block], np.random.Generator], np.ndarray]
+
+
+def random_order(network: nn.Module, blocks: Sequence[Block], generator: np.random.Generator) -> np.ndarray:
+    """Returns a random permutation of 1 … c, drawn from `generator`."""
+    return 1.0 + generator.permutation(len(blocks))
+
+
+def weight_norm(network: nn.Module, blocks: Sequence[Block], generator: np.random.Generator) -> np.ndarray:
+    """Returns the mean L1 norm of the filters of each block (c,), in [0, ∞).
+
+    A filter's L1 norm is the criterion of Li et al. (2017, "Pruning filters for efficient ConvNets"); the mean over the
+    filters makes it a layer's, as in LayerPrune (Elkerdawy et al. 2020, "To filter prune, or to layer prune"). Filters
+    are the rows of every weight with two or more dimensions; biases and batch norms are none.
+
+    Raises:
+        ValueError: a block has no filters.
+    """
+    return np.array([_mean_filter_norm(network, block) for block in blocks])
+
+
+def first(network: nn.Module, blocks: Sequence[Block], generator: np.random.Generator) -> np.ndarray:
+    """Returns 1 … c in the order of the network: the first block goes first."""
+    return np.arange(1.0, len(blocks) + 1)
+
+
+def last(network: nn.Module, blocks: Sequence[Block], generator: np.random.Generator) -> np.ndarray:
+    """Returns c … 1 in the order of the network: the last block goes first."""
+    return np.arange(float(len(blocks)), 0, -1)
+
+
+BASELINES: dict[str, Baseline] = {"random": random_order, "weight_norm": weight_norm, "first": first, "last": last}
+
+
+def _mean_filter_norm(network: nn.Module, block: Block) -> float:
+    # A block need not be a module of its own: its weights are those that the network lacks without it.
+    with bypassed(network, block):
+        left = set(network.parameters())
+    weights = [weight.detach() for weight in network.parameters() if weight not in left and weight.ndim >= 2]
+    filters = sum(len(weight) for weight in weights)
+    if filters == 0:
+        raise ValueError(f"block '{block.name}' has no filters to take a norm of")
+    return sum(weight.double().abs().sum().item() for weight in weights) / filters

@@ -1,0 +1,77 @@
+"""The registry of metrics: a new metric is one file beside this one and one line below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.scoring.metrics.angular import ANGULAR
+from consensus_cli.scoring.metrics.bures import BURES
+from consensus_cli.scoring.metrics.cka import CKA, DEBIASED_CKA
+from consensus_cli.scoring.metrics.gaussian import GAUSSIAN_ALPHA0, GAUSSIAN_ALPHA1, GAUSSIAN_ALPHA2
+from consensus_cli.scoring.metrics.linear import LINEAR_ALPHA0, LINEAR_ALPHA1
+from consensus_cli.scoring.metrics.metric import Metric
+from consensus_cli.scoring.metrics.permutation import PERMUTATION
+from consensus_cli.scoring.metrics.procrustes import PROCRUSTES
+from consensus_cli.scoring.metrics.wasserstein import WASSERSTEIN
+from consensus_cli.scoring.moments import HOLDOUT_PERIOD, PairStatistics
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        CKA,
+        LINEAR_ALPHA0,
+        LINEAR_ALPHA1,
+        PERMUTATION,
+        GAUSSIAN_ALPHA0,
+        GAUSSIAN_ALPHA1,
+        GAUSSIAN_ALPHA2,
+        WASSERSTEIN,
+        DEBIASED_CKA,
+        ANGULAR,
+        PROCRUSTES,
+        BURES,
+    )
+}
+FAMILIES: dict[str, str] = {name: metric.family for name, metric in METRICS.items()}
+
+
+def get(name: str) -> Metric:
+    """Returns the metric of a name. Raises UserError, with the valid names, where there is none."""
+    if name not in METRICS:
+        raise unknown_name("metric", name, METRICS)
+    return METRICS[name]
+
+
+def compute(names: Sequence[str], stats: PairStatistics) -> dict[str, np.ndarray]:
+    """Returns the distances (c,), float64, of each named metric; 0 = same, larger = further apart."""
+    return {name: get(name).compute(stats) for name in names}
+
+
+def statistics_needed(names: Sequence[str]) -> frozenset[str]:
+    """Returns the groups of statistics that the named metrics read: `PairStatistics(keep=...)`."""
+    return frozenset().union(*(get(name).needs for name in names))
+
+
+def check_requirements(
+    names: Sequence[str], *, samples_per_class: int, num_classes: int, features: int | None
+) -> list[UserError]:
+    """Returns one error per metric that is not defined for so few samples; `features` is None where not yet known."""
+    samples = samples_per_class * num_classes
+    fit_rows = samples - samples // HOLDOUT_PERIOD
+    problems = []
+    for name in names:
+        metric = get(name)
+        if samples_per_class < metric.min_samples_per_class:
+            needed, got = f"{metric.min_samples_per_class} samples per class", f"{samples_per_class}"
+        elif samples < metric.min_samples:
+            needed, got = f"{metric.min_samples} samples", f"{samples}"
+        elif features is not None and metric.fit_rows_cover_features and fit_rows < features:
+            needed = f"at least as many fit samples (four fifths) as features, {features}"
+            got = f"{fit_rows} of {samples}"
+        else:
+            continue
+        problems.append(UserError(f"metric '{name}' needs {needed}, got {got}", "raise the samples per class"))
+    return problems

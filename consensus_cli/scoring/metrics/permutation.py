@@ -1,0 +1,28 @@
+"""The best matching of features one to one (Li et al. 2015; Williams et al. 2021)."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from consensus_cli.scoring.metrics.angles import angle
+from consensus_cli.scoring.metrics.metric import Metric
+from consensus_cli.scoring.moments import PairStatistics
+
+
+def permutation_distance(stats: PairStatistics) -> np.ndarray:
+    """Angle in radians between X̃ and ỸP, P the permutation of columns that maximises ⟨X̃, ỸP⟩; (c,), in [0, π/2].
+
+    Columns are centred. Williams et al. 2021, section 2.2. A metric on representations up to relabelled features and
+    isotropic scaling.
+    """
+    distances = np.empty(stats.candidates)
+    for j in range(stats.candidates):
+        m = stats.pooled_moments(j)
+        overlap = m.xy.cpu().numpy()
+        rows, columns = linear_sum_assignment(overlap, maximize=True)
+        distances[j] = angle(float(overlap[rows, columns].sum()), float(m.xx.trace()), float(m.yy.trace()))
+    return distances
+
+
+PERMUTATION = Metric("permutation", "permutation", permutation_distance, frozenset({"pooled"}))

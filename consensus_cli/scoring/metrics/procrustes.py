@@ -1,0 +1,26 @@
+"""Procrustes size-and-shape distance (Kendall 1989; Williams et al. 2021)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from consensus_cli.scoring.metrics.metric import Metric
+from consensus_cli.scoring.moments import PairStatistics
+
+
+def size_and_shape_distance(stats: PairStatistics) -> np.ndarray:
+    """min over rotations Q of ‖X̃ − ỸQ‖_F / √n, in the unit of the features, ≥ 0; (c,).
+
+    = √((‖X̃‖² + ‖Ỹ‖² − 2 ‖X̃ᵀỸ‖_*) / n) with centred columns: the root mean square distance between aligned samples.
+    A metric; invariant under rotation, reflection and translation of either side, not under scaling.
+    """
+    squares = np.empty(stats.candidates)
+    for j in range(stats.candidates):
+        m = stats.pooled_moments(j)
+        overlap = torch.linalg.svdvals(m.xy).sum()
+        squares[j] = float(m.xx.trace() + m.yy.trace() - 2 * overlap) / m.weight
+    return np.sqrt(np.maximum(squares, 0.0))
+
+
+PROCRUSTES = Metric("procrustes_size_shape", "procrustes", size_and_shape_distance, frozenset({"pooled"}))

@@ -1,0 +1,91 @@
+"""Which values a configuration can take: every one out of range is found at once, without touching a file."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from consensus_cli.config import RunConfig
+from consensus_cli.errors import UserError, unknown_name
+
+_SCHEDULES = ("constant", "cosine", "onecycle", "step")
+
+
+def _between(low: float, high: float) -> Callable[[float], bool]:
+    return lambda value: low < value < high
+
+
+def _at_least(low: float) -> Callable[[float], bool]:
+    return lambda value: low <= value < math.inf
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+#: key -> values it can take
+CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": ("auto", "fp32", "bf16"),
+    "dataset.on_corrupt": ("error", "skip"),
+    "baseline.schedule": _SCHEDULES,
+    "finetune.schedule": _SCHEDULES,
+    "scoring.against": ("current", "original"),
+    "scoring.precision": ("fp32", "bf16"),
+    "prune.unit": ("blocks", "macs"),
+    "prune.granularity": ("block", "branch"),
+}
+
+#: key -> (what a value must satisfy, the same in words); null passes where the type allows it
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "ratio": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+    "threads": (_at_least(1), "at least 1, or null"),
+    "model.num_classes": (_at_least(2), "at least 2, or null"),
+    "model.image_size": (_at_least(4), "at least 4 pixels, or null"),
+    "dataset.image_size": (_at_least(4), "at least 4 pixels, or null"),
+    "dataset.val_fraction": (_between(0, 1), "between 0 and 1"),
+    "dataset.limit_train": (_at_least(1), "at least 1, or null"),
+    "dataset.limit_test": (_at_least(1), "at least 1, or null"),
+    "baseline.epochs": (_positive, "above 0"),
+    "finetune.epochs_per_step": (_at_least(0), "at least 0"),
+    "finetune.final_epochs": (_at_least(0), "at least 0"),
+    "metrics.samples_per_class": (_at_least(2), "at least 2"),
+    "metrics.weights": (lambda weights: all(_at_least(0)(w) for w in weights.values()), "at least 0 for every metric"),
+    "scoring.memory_gb": (_positive, "above 0"),
+    "scoring.bootstrap": (_at_least(0), "at least 0"),
+    "prune.step": (_at_least(1), "at least 1"),
+    "prune.min_blocks_per_stage": (_at_least(1), "at least 1"),
+    "attacks.images": (_at_least(1), "at least 1"),
+    "evaluate.energy_window_s": (_positive, "above 0"),
+    "evaluate.energy_repeats": (_at_least(1), "at least 1"),
+    "evaluate.latency_min_run_s": (_positive, "above 0"),
+}
+_RECIPE_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "learning_rate": (_positive, "above 0"),
+    "momentum": (_between(0, 1), "between 0 and 1 (Nesterov needs momentum)"),
+    "weight_decay": (_at_least(0), "at least 0"),
+    "batch_size": (_at_least(2), "at least 2 (batch norm needs two images)"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "milestones": (lambda shares: all(_between(0, 1)(share) for share in shares), "shares between 0 and 1"),
+}
+RANGES |= {f"{node}.{key}": rule for node in ("baseline", "finetune") for key, rule in _RECIPE_RANGES.items()}
+
+
+def problems(config: RunConfig) -> list[UserError]:
+    """Returns every value that is out of range, without touching a file, the data or a device."""
+    found = [
+        unknown_name(key, value, valid) for key, valid in CHOICES.items() if (value := _value(config, key)) not in valid
+    ]
+    for key, (allowed, in_words) in RANGES.items():
+        value = _value(config, key)
+        if value is not None and not allowed(value):
+            found.append(UserError(f"{key}={value} is out of range", f"{key} must be {in_words}"))
+    if config.criterion.name == "consensus" and not any(config.metrics.weights.values()):
+        found.append(UserError("metrics.weights leaves no metric to vote", "give at least one metric a weight above 0"))
+    return found
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), config)

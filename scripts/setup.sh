@@ -1,0 +1,50 @@
+# Sourced by run.sh and test.sh: creates or reuses .venv and installs the package into it, once.
+#
+#   setup [EXTRA…]   installs the package, editable, with the named extras of pyproject.toml
+#
+# A stamp beside the environment holds the hash of what was installed; while it matches, nothing is done.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV="$ROOT/.venv"
+
+find_python() {
+  local candidate
+  for candidate in python3.13 python3.12 python3.11 python3 python; do
+    if command -v "$candidate" >/dev/null 2>&1 &&
+      "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python from 3.11 to 3.13 found" >&2
+  echo "hint: install one, for instance python3.11 with its venv module" >&2
+  return 2
+}
+
+setup() {
+  local stamp="$VENV/.installed" wanted installed="" python extras uv
+  extras=$(IFS=,; echo "$*")
+  wanted=$(cat "$ROOT/pyproject.toml" "$ROOT/scripts/setup.sh" | cksum)
+  [ -f "$stamp" ] && installed=$(cat "$stamp")
+  case "$installed" in
+    "$wanted $extras" | "$wanted $extras,"*) return 0 ;;
+    "$wanted "*) [ -z "$extras" ] && return 0 ;;
+  esac
+
+  # uv where present, else pip brings it into the environment.
+  if command -v uv >/dev/null 2>&1; then
+    uv=uv
+    [ -x "$VENV/bin/python" ] || uv venv --quiet --python '>=3.11,<3.14' "$VENV" || return
+  else
+    if [ ! -x "$VENV/bin/python" ]; then
+      python=$(find_python) || return
+      "$python" -m venv "$VENV" || return
+    fi
+    uv="$VENV/bin/uv"
+    [ -x "$uv" ] || "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv || return
+  fi
+  echo "installing into .venv (about 5 GB with PyTorch; once)" >&2
+  # In the project's folder, so that uv reads the dependency override in pyproject.toml.
+  (cd "$ROOT" && "$uv" pip install --quiet --python "$VENV/bin/python" --editable ".${extras:+[$extras]}") || return
+  echo "$wanted $extras" >"$stamp"
+}

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from evaluation_networks import Brightness, Fixed, small_conv_net
+from torch import Tensor, nn
+
+from consensus_cli.data.memory import ImageTensors
+from consensus_cli.errors import UserError
+from consensus_cli.evaluation.adversarial import (
+    RobustAccuracy,
+    adversarial_examples,
+    attack_accuracy,
+    check_perturbation,
+    check_sanity,
+    perturbation_size,
+)
+from consensus_cli.evaluation.attacks import ATTACKS, Attack
+
+#: Margins of the grey images in units of 1/255: |level − 127.5| = 0.5, 2.5, …, 19.5, the same on both sides.
+MARGINS255 = [abs(level - 127.5) for level in range(108, 148, 2)]
+FAST_STEPS = {"square": 60, "cw": 200, "autoattack": 5, "deepfool": 20}
+
+
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), x)
+    return (x + eps * gradient.sign()).clamp(0, 1).detach()
+
+
+def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
+    adversarial = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+    for _ in range(steps):
+        adversarial.requires_grad_()
+        loss = nn.functional.cross_entropy(model(adversarial), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, adversarial)
+        adversarial = adversarial.detach() + 2.5 * eps / steps * gradient.sign()
+        adversarial = adversarial.clamp(x - eps, x + eps).clamp(0, 1)
+    return adversarial
+
+
+def trained_conv_net() -> tuple[nn.Module, ImageTensors]:
+    """A small network that tells four noisy stripe patterns apart, and 200 such images."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(200) % 4
+    patterns = (torch.rand(4, 3, 8, 8, generator=generator) > 0.5).float()
+    pixels = 128 + 24 * (patterns[labels] - 0.5) + 40 * torch.randn(200, 3, 8, 8, generator=generator)
+    split = ImageTensors(pixels.clamp(0, 255).to(torch.uint8), labels)
+    model = small_conv_net()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    ((images, targets),) = split.batches(200)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model, split
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "mifgsm", "sinifgsm", "apgd", "autoattack"])
+@pytest.mark.parametrize("eps255", [0, 5])
+def test_linf_attacks_break_exactly_what_their_ball_reaches(name, eps255, brightness_split):
+    """On a linear network the least L∞ perturbation is the margin, so the answer is known image by image."""
+    attack = Attack(name, eps255=eps255, steps=FAST_STEPS.get(name, 10))
+    model = FourClasses() if name == "autoattack" else Brightness()
+    found = attack_accuracy(model, model, brightness_split, [attack], images=20, seed=0, device="cpu")[name]
+    expected = 100 * sum(margin > eps255 for margin in MARGINS255) / 20
+    assert found.base_pct == found.pruned_pct == pytest.approx(expected)
+    assert found.clean_base_pct == 100
+    assert (found.delta_pp, found.ci95_low_pp, found.ci95_high_pp) == (0, 0, 0)
+    assert found.attacked_images == 20
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "square", "deepfool", "cw"])
+def test_l2_attacks_break_exactly_what_their_ball_reaches(name, brightness_split):
+    """The least L2 perturbation of a flat image moves all 192 pixels alike: margin · √192."""
+    eps255 = 6 * math.sqrt(192)
+    attack = Attack(name, "L2", eps255=eps255, steps=FAST_STEPS.get(name, 10))
+    model = Brightness()
+    found = attack_accuracy(model, model, brightness_split, [attack], images=20, seed=0, device="cpu")[name]
+    least = 100 * sum(margin > 6 for margin in MARGINS255) / 20
+    # Square moves whole patches at random and need not reach the optimum; nothing may do better than it.
+    assert least <= found.base_pct <= (100 if name == "square" else least)
+
+
+class FourClasses(Brightness):
+    """`Brightness` with two more classes that never win, for attacks that want four."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return torch.cat([logits, logits - 50 - logits.abs()], dim=1)
+
+
+@pytest.mark.parametrize("name", ["deepfool", "cw"])
+def test_minimal_attacks_find_the_least_perturbation(name, brightness_split):
+    subset = brightness_split.subset(torch.tensor([7]))  # level 122: margin 5.5
+    attack = Attack(name, "L2", eps255=1000, steps=200)
+    found = attack_accuracy(Brightness(), Brightness(), subset, [attack], images=1, seed=0, device="cpu")[name]
+    assert found.base_pct == 0
+    assert found.perturbation_base255 == pytest.approx(5.5 * math.sqrt(192), rel=0.06)
+
+
+@pytest.mark.parametrize("eps255", [2, 8])
+def test_fgsm_and_pgd_agree_with_a_few_independent_lines(eps255):
+    model, split = trained_conv_net()
+    attacks = [Attack("fgsm", eps255=eps255), Attack("pgd", eps255=eps255, steps=20)]
+    found = attack_accuracy(model, model, split, attacks, images=200, seed=0, device="cpu")
+    ((images, labels),) = split.batches(200)
+    right = model(images).argmax(1) == labels
+    images, labels = images[right].contiguous(), labels[right]
+    eps = eps255 / 255
+    torch.manual_seed(0)  # the attack's own seed: the random starts are the same
+    for name, adversarial in (
+        ("fgsm", fgsm(model, images, labels, eps)),
+        ("pgd", pgd(model, images, labels, eps, 20)),
+    ):
+        robust = model(adversarial).argmax(1) == labels
+        assert found[name].base_pct == pytest.approx(100 * robust.sum().item() / 200, abs=0.5)
+    assert 0 < found["pgd"].base_pct < found["pgd"].clean_base_pct
+    assert found["pgd"].base_pct <= found["fgsm"].base_pct
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_every_attack_keeps_its_ball_and_leaves_no_trace(name):
+    model, split = trained_conv_net()
+    model.to(memory_format=torch.channels_last).train()
+    model[1].eval()  # frozen batch norm
+    modes = [module.training for module in model.modules()]
+    ((images, labels),) = split.subset(torch.arange(12)).batches(12)
+    attack = Attack(name, ATTACKS[name].norms[0], eps255=6, steps=FAST_STEPS.get(name, 5))
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    adversarial = adversarial_examples(model, attack, images, labels)
+    assert perturbation_size(adversarial, images, attack).max() <= attack.eps * (1 + 1e-4)
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    assert [module.training for module in model.modules()] == modes
+    assert all(p.requires_grad and (p.grad is None or not p.grad.any()) for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    again = adversarial_examples(model, attack, images, labels)
+    torch.testing.assert_close(again, adversarial)
+
+
+def test_wrongly_classified_images_are_left_alone():
+    model, split = trained_conv_net()
+    ((images, labels),) = split.batches(200)
+    wrong = (labels + 1) % 4
+    adversarial = adversarial_examples(model, Attack("pgd"), images, wrong)
+    untouched = (adversarial == images).flatten(1).all(1)
+    assert torch.equal(untouched, model(images).argmax(1) != wrong)
+
+
+def test_a_constant_network_is_as_robust_as_it_is_accurate(noise_split):
+    model = Fixed(torch.tensor([0.0, 3.0, 1.0, 1.0]))
+    attacks = [Attack("fgsm"), Attack("mifgsm"), Attack("pgd", "L2")]
+    found = attack_accuracy(model, model, noise_split(40, 4), attacks, images=40, seed=0, device="cpu")
+    assert [r.base_pct for r in found.values()] == [25, 25, 25]
+    assert math.isnan(found["fgsm"].perturbation_base255)
+
+
+def test_networks_are_compared_on_the_same_images_with_an_interval_and_transfer(brightness_split):
+    """The pruned network's boundary lies 10/255 higher: the images in between are wrong before any attack."""
+    base, pruned = Brightness(), Brightness(threshold=137.5 / 255)
+    found = attack_accuracy(base, pruned, brightness_split, [Attack("fgsm", eps255=4)], images=20, seed=0, device="cpu")
+    result = found["fgsm"]
+    assert (result.clean_base_pct, result.clean_pruned_pct) == (100, 75)
+    # Standing: base with margin > 4 (16 of 20); pruned: levels ≤ 126 (all, at least 11.5 away), and 142, 144, 146.
+    assert (result.base_pct, result.pruned_pct) == (80, 65)
+    assert result.delta_pp == pytest.approx(-15)
+    assert result.ci95_low_pp < -15 < result.ci95_high_pp
+    # Made on the base: class 1 moves down by 4, and the pruned network still needs 142 or more.
+    assert result.transfer_to_pruned_pct == 65
+    # Made on the pruned network: class 0 moves up by 4, and 124 and 126 cross the base's boundary.
+    assert result.transfer_to_base_pct == 90
+    assert result.perturbation_base255 == pytest.approx(4, abs=1e-3)
+
+
+def test_restarts_never_leave_more_standing_and_progress_is_told():
+    model, split = trained_conv_net()
+    seen = []
+    one, many = (
+        attack_accuracy(
+            model,
+            model,
+            split,
+            [Attack("pgd", eps255=3, steps=2, restarts=restarts)],
+            images=60,
+            seed=0,
+            device="cpu",
+            batch_size=25,
+            progress=lambda *step: seen.append(step),
+        )["pgd"].base_pct
+        for restarts in (1, 5)
+    )
+    assert many <= one
+    assert seen[:3] == [("attacking: pgd", 25, 60), ("attacking: pgd", 50, 60), ("attacking: pgd", 60, 60)]
+
+
+def test_the_seed_decides_the_subset(noise_split):
+    model, split = small_conv_net(), noise_split(200, 4)
+    accuracy_pct = [
+        attack_accuracy(model, model, split, [Attack("fgsm")], images=40, seed=seed, device="cpu")[
+            "fgsm"
+        ].clean_base_pct
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    assert accuracy_pct[0] == accuracy_pct[1]
+    assert len(set(accuracy_pct)) > 1
+
+
+def test_autoattack_needs_four_classes(brightness_split):
+    with pytest.raises(UserError, match="needs 4 classes, the network has 2"):
+        adversarial_examples(Brightness(), Attack("autoattack"), *next(brightness_split.batches(20)))
+
+
+def test_no_images_are_refused(brightness_split):
+    with pytest.raises(UserError, match="0 images to attack"):
+        attack_accuracy(Brightness(), Brightness(), brightness_split, [Attack("fgsm")], images=0, seed=0, device="cpu")
+
+
+@pytest.mark.parametrize("bad", [0.2, float("nan"), 1.5, -0.1])
+def test_a_perturbation_outside_its_ball_is_a_bug(bad):
+    images = torch.full((2, 1, 4, 4), 0.5)
+    perturbed = images.clone()
+    perturbed[1, 0, 0, 0] = bad
+    with pytest.raises(RuntimeError, match="left its threat model"):
+        check_perturbation(perturbed, images, Attack("pgd", eps255=8))
+
+
+RESULT = RobustAccuracy(Attack("pgd", eps255=8), 100, 90, 90, 40, 40, 0, 0, 0, 40, 40, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([replace(RESULT, base_pct=100.0, clean_base_pct=80.0)], "base network: 100.0 % robust, 80.0 % clean"),
+        (
+            [replace(RESULT, attack=Attack("pgd", eps255=0), base_pct=90.0, pruned_pct=89.0)],
+            "pruned network: 89.0 % robust",
+        ),
+        ([RESULT, replace(RESULT, attack=Attack("pgd", eps255=16), pruned_pct=60.0)], "leaves more of the pruned"),
+    ],
+)
+def test_impossible_results_fail_loudly(results, message):
+    with pytest.raises(RuntimeError, match=message):
+        check_sanity(results)
+
+
+def test_possible_results_pass():
+    check_sanity([RESULT, replace(RESULT, attack=Attack("pgd", eps255=16), base_pct=45.0, pruned_pct=0.0)])

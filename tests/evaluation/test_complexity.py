@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from evaluation_networks import small_conv_net
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import VisionTransformer
+
+from consensus_cli.evaluation.complexity import complexity, file_size_mib, latency_ms, peak_memory_mib
+from consensus_cli.models.resnet import resnet
+
+
+def macs_by_torch(model: nn.Module, shape: tuple[int, ...]) -> float:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, *shape))
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    return counter.get_total_flops() / 2
+
+
+def test_hand_count_of_a_convolution_and_a_linear_layer():
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(80, 7)
+    )
+    found = complexity(model, (3, 8, 8))
+    assert found.macs == 5 * 3 * 9 * 4 * 4 + 80 * 7
+    assert found.params == 5 * 3 * 9 + 2 * 5 + 80 * 7 + 7
+
+
+def test_resnet56_has_the_published_macs_and_a_block_is_3_75_percent():
+    model = resnet(56)
+    found = complexity(model, (3, 32, 32))
+    assert found.macs == 125_747_840
+    model.layer2[3] = nn.Identity()
+    assert 100 * (1 - complexity(model, (3, 32, 32)).macs / found.macs) == pytest.approx(3.7525, abs=1e-4)
+
+
+def test_resnet_agrees_with_torchs_counter():
+    assert complexity(resnet(20), (3, 16, 16)).macs == macs_by_torch(resnet(20), (3, 16, 16))
+
+
+def test_attention_is_counted_and_agrees_with_torchs_counter():
+    model = VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=10
+    )
+    found = complexity(model, (3, 32, 32))
+    assert found.macs == macs_by_torch(model, (3, 32, 32))
+    assert not any("attention" in name for name in found.unsupported)
+    assert any(name.startswith("aten::gelu ×") for name in found.unsupported)
+
+
+def test_masked_attention_weights_are_counted_by_hand():
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = x.flatten(2).transpose(1, 2)  # (1, 16, 8)
+            return self.attention(tokens, tokens, tokens, attn_mask=torch.zeros(16, 16))[0]
+
+    projections = 4 * 16 * 8 * 8
+    assert complexity(Masked(), (8, 4, 4)).macs == projections + 2 * 16 * 16 * 8
+
+
+def test_counting_leaves_modes_and_fused_attention_alone():
+    model = small_conv_net().train()
+    complexity(model, (3, 8, 8))
+    assert all(module.training for module in model.modules())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_latency_names_its_units_and_ranks_a_network_ten_times_deeper_as_slower():
+    layer = nn.Conv2d(3, 3, 3, padding=1)
+    found = latency_ms({"one": layer, "many": nn.Sequential(*[layer] * 20)}, (3, 16, 16), 4, "cpu", 0.1)
+    assert found["many"].median_ms > 3 * found["one"].median_ms
+    assert found["one"].repeats >= 5
+    assert found["one"].iqr_ms >= 0
+    assert (found["one"].batch_size, found["one"].threads, found["one"].device) == (4, torch.get_num_threads(), "cpu")
+    assert found["one"].images_per_s == pytest.approx(4000 / found["one"].median_ms)
+
+
+@pytest.mark.slow
+def test_latency_of_a_network_against_itself_differs_by_less_than_3_percent():
+    model = resnet(20)
+    found = latency_ms({"a": model, "b": model}, (3, 16, 16), 8, "cpu", 10)
+    assert found["a"].median_ms == pytest.approx(found["b"].median_ms, rel=0.03)
+
+
+def test_peak_memory_of_a_chain_is_its_two_largest_neighbours():
+    # 1 MiB images, then 1 MiB features: while the second of two flattening-free ReLUs runs, input and output live.
+    model = nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU())
+    assert peak_memory_mib(model, (4, 256, 256), 1, "cpu") == pytest.approx(3.0)
+    assert peak_memory_mib(nn.Sequential(nn.ReLU(inplace=True)), (4, 256, 256), 1, "cpu") == pytest.approx(1.0)
+
+
+def test_file_size(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(2**19))
+    assert file_size_mib(path) == 0.5

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from evaluation_networks import Brightness, Fixed, small_conv_net
+from torchvision.io import write_jpeg
+
+from consensus_cli.data.memory import ImageTensors
+from consensus_cli.errors import UserError
+from consensus_cli.evaluation.corruption import (
+    CorruptionAccuracy,
+    archive_accuracy,
+    check_corruptions,
+    corruption_accuracy,
+    mean_accuracy_pct,
+    read_cifar_c,
+    read_imagenet_c,
+    read_shifted,
+)
+from consensus_cli.evaluation.distortions import DISTORTIONS, SEVERITIES, distort
+
+
+def photograph(count: int = 4, size: int = 32, channels: int = 3) -> torch.Tensor:
+    """Smooth blobs with some texture and edges, in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, channels, 4, 4, generator=generator)
+    images = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
+    images = (images + 0.1 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+    images[:, :, size // 2 :, : size // 4] = 0.9
+    return (255 * images).round() / 255
+
+
+def distance(name: str, severity: int, images: torch.Tensor, seed: int = 0) -> float:
+    return (distort(images, name, severity, torch.Generator().manual_seed(seed)) - images).abs().mean().item()
+
+
+@pytest.mark.parametrize("name", sorted(DISTORTIONS))
+def test_corruptions_change_images_more_with_severity_and_keep_their_range(name):
+    images = photograph()
+    changes = [distance(name, severity, images) for severity in SEVERITIES]
+    assert changes[0] > 0
+    assert changes[-1] > changes[0]
+    distorted = distort(images, name, 5, torch.Generator().manual_seed(0))
+    assert distorted.shape == images.shape
+    assert distorted.dtype == torch.float32
+    assert distorted.min() >= 0
+    assert distorted.max() <= 1
+    torch.testing.assert_close(255 * distorted, (255 * distorted).round())
+
+
+@pytest.mark.parametrize("name", sorted(DISTORTIONS))
+@pytest.mark.parametrize(("size", "channels"), [(16, 1), (28, 1), (96, 3)])
+def test_corruptions_suit_any_size_and_grey_images(name, size, channels):
+    images = photograph(2, size, channels)
+    assert distort(images, name, 3, torch.Generator().manual_seed(0)).shape == images.shape
+
+
+@pytest.mark.parametrize("name", sorted(DISTORTIONS))
+def test_the_seed_decides(name):
+    images = photograph()
+    first, again, other = (distort(images, name, 4, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    random = name in {"gaussian_noise", "shot_noise", "impulse_noise", "motion_blur", "fog"}
+    assert torch.equal(first, other) != random
+
+
+def test_noise_has_the_stated_strength():
+    grey = torch.full((8, 3, 64, 64), 0.5)
+    residue = distort(grey, "gaussian_noise", 5, torch.Generator().manual_seed(0)) - grey
+    assert residue.std().item() == pytest.approx(0.1, rel=0.02)
+    shot = distort(grey, "shot_noise", 3, torch.Generator().manual_seed(0)) - grey
+    assert shot.std().item() == pytest.approx((0.5 / 100) ** 0.5, rel=0.02)
+    salted = distort(grey, "impulse_noise", 5, torch.Generator().manual_seed(0))
+    assert ((salted == 0) | (salted == 1)).float().mean().item() == pytest.approx(0.07, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["defocus_blur", "motion_blur", "gaussian_blur", "pixelate", "contrast"])
+def test_flat_images_stay_flat_under_blur_and_contrast(name):
+    grey = torch.full((2, 3, 32, 32), 100 / 255)
+    torch.testing.assert_close(distort(grey, name, 5, torch.Generator().manual_seed(0)), grey)
+
+
+def test_brightness_and_contrast_by_hand():
+    pixel = torch.tensor([102.0, 34.0, 0.0]).view(1, 3, 1, 1) / 255
+    bright = distort(pixel, "brightness", 4, torch.Generator())
+    assert (255 * bright).flatten().round().tolist() == [153, 51, 0]  # 0.2 lifts the value by 51, the hue stays
+    edge = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    torch.testing.assert_close(
+        distort(edge, "contrast", 2, torch.Generator()).flatten(), torch.tensor([64.0, 191.0]) / 255
+    )
+
+
+def test_both_networks_see_the_same_corrupted_images(noise_split):
+    split, model, seen = noise_split(30, 4), small_conv_net(), []
+    rows = corruption_accuracy(
+        model,
+        model,
+        split,
+        corruptions=["fog", "jpeg_compression"],
+        severities=[1, 5],
+        seed=0,
+        device="cpu",
+        batch_size=8,
+        progress=lambda *step: seen.append(step),
+    )
+    assert [(row.corruption, row.severity) for row in rows] == [
+        ("fog", 1),
+        ("fog", 5),
+        ("jpeg_compression", 1),
+        ("jpeg_compression", 5),
+    ]
+    assert all(row.delta_pp == 0 and row.images == 30 for row in rows)
+    assert seen[-1] == ("corrupting: jpeg_compression", 4, 4)
+
+
+def test_a_brightness_reader_fails_under_brightness_and_a_constant_network_under_nothing(brightness_split):
+    constant = Fixed(torch.tensor([0.0, 1.0]))
+    rows = corruption_accuracy(
+        Brightness(), constant, brightness_split, corruptions=["brightness"], seed=0, device="cpu"
+    )
+    # 0.05 lifts every level by 12.75: class 0 from level 115 up is lost, six of ten; 0.1 lifts all of it.
+    assert [row.base_pct for row in rows] == [70, 50, 50, 50, 50]
+    assert mean_accuracy_pct(rows) == (54, 50)
+
+
+def test_the_mean_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no corruptions"):
+        mean_accuracy_pct([])
+
+
+def test_unknown_corruptions_and_severities_are_refused():
+    with pytest.raises(UserError, match="unknown corruption 'snow'"):
+        check_corruptions(["snow"], [1])
+    with pytest.raises(UserError, match="no corruption severity 6"):
+        check_corruptions(["fog"], [1, 6])
+
+
+def test_cifar_c_layout(tmp_path):
+    images = np.repeat(np.arange(1, 6, dtype=np.uint8), 10_000)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    np.save(tmp_path / "fog.npy", images)
+    np.save(tmp_path / "labels.npy", np.tile(np.arange(10), 5000))
+    split = read_cifar_c(tmp_path, "fog", 4)
+    assert len(split) == 10_000
+    assert split.image_shape == (3, 2, 2)
+    assert split.images.unique().tolist() == [4]
+    row = archive_accuracy(
+        Fixed(torch.arange(10.0)),
+        Fixed(torch.arange(10.0)),
+        split.subset(torch.arange(100)),
+        name="fog",
+        severity=4,
+        device="cpu",
+    )
+    assert row == CorruptionAccuracy("fog", 4, 100, 10.0, 10.0)
+
+
+def test_new_test_sets_of_cifar(tmp_path):
+    images, labels = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3), np.arange(5)
+    np.save(tmp_path / "data.npy", images)
+    np.save(tmp_path / "labels.npy", labels)
+    np.savez(tmp_path / "test.npz", images=images, labels=labels)
+    for split in (read_shifted(tmp_path / "data.npy", tmp_path / "labels.npy"), read_shifted(tmp_path / "test.npz")):
+        assert isinstance(split, ImageTensors)
+        assert split.labels.tolist() == [0, 1, 2, 3, 4]
+        assert split.images[1, :, 0, 0].tolist() == [12, 13, 14]
+
+
+def test_broken_archives_are_named(tmp_path):
+    np.save(tmp_path / "labels.npy", np.arange(5))
+    np.save(tmp_path / "fog.npy", np.zeros((5, 3, 2, 2), np.uint8))
+    with pytest.raises(UserError, match="cannot be read as an array"):
+        read_cifar_c(tmp_path, "contrast", 1)
+    with pytest.raises(UserError, match="holds images of shape"):
+        read_cifar_c(tmp_path, "fog", 1)
+    with pytest.raises(UserError, match="no archive of images and labels"):
+        read_shifted(tmp_path / "labels.npy")
+    with pytest.raises(UserError, match="there are no images in"):
+        read_imagenet_c(tmp_path, "fog", 1, 64)
+
+
+def test_imagenet_c_layout(tmp_path):
+    for label, name in enumerate(("n01", "n02")):
+        folder = tmp_path / "fog" / "3" / name
+        folder.mkdir(parents=True)
+        write_jpeg(torch.full((3, 70, 80), 100 * label, dtype=torch.uint8), str(folder / "a.JPEG"))
+    split = read_imagenet_c(tmp_path, "fog", 3, 64)
+    assert split.labels.tolist() == [0, 1]
+    ((images, _),) = split.batches(2)
+    assert images.shape == (2, 3, 64, 64)
+    assert images[1].mean().item() == pytest.approx(100 / 255, abs=0.01)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from consensus_cli.errors import UserError
+from consensus_cli.evaluation.energy import EnergyMeter, StageMeter, _nvml_id, check_country, compare_energy
+
+
+@pytest.fixture(scope="module")
+def meter() -> EnergyMeter:
+    return EnergyMeter("BRA")
+
+
+def burn(seconds: float) -> None:
+    end_s = time.process_time() + seconds
+    while time.process_time() < end_s:
+        sum(range(1000))
+
+
+def test_twice_the_work_takes_twice_the_energy(meter):
+    work = {"one": lambda: burn(0.05), "two": lambda: burn(0.10)}
+    found = compare_energy(work, meter=meter, window_s=0.4, repeats=3)
+    assert 1.4 < found["two"].kwh / found["one"].kwh < 2.8
+    assert found["one"].windows == 3
+    assert found["one"].calls > found["two"].calls >= 3
+    assert found["one"].source == meter.source
+    assert found["one"].kwh_iqr >= 0
+
+
+def test_windows_alternate_and_report_progress(meter):
+    order, seen = [], []
+    work = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    compare_energy(work, meter=meter, window_s=0, repeats=2, progress=lambda *step: seen.append(step))
+    assert order == ["a", "b", "a", "b", "a", "b"]  # one call each to warm up, then A B A B
+    assert seen == [("measuring energy", done, 4) for done in (1, 2, 3, 4)]
+
+
+def test_a_given_carbon_intensity_turns_kwh_into_kg():
+    meter = EnergyMeter("FRA", carbon_intensity_g_per_kwh=500)
+    with meter.measure() as used:
+        burn(0.2)
+    assert used.kwh > 0
+    assert used.co2_kg == pytest.approx(0.5 * used.kwh)
+    assert used.duration_s > 0.2
+
+
+def test_countries_differ_in_carbon_intensity():
+    intensity = {}
+    for country in ("BRA", "POL"):
+        with EnergyMeter(country).measure() as used:
+            burn(0.1)
+        intensity[country] = used.co2_kg / used.kwh
+    assert intensity["POL"] > 2 * intensity["BRA"]
+
+
+def fail_late() -> None:
+    burn(0.1)
+    raise KeyError
+
+
+def test_stages_add_up_even_when_one_fails(meter):
+    stages = StageMeter(meter)
+    with stages.stage("baseline"):
+        burn(0.1)
+    with pytest.raises(KeyError), stages.stage("scoring"):
+        fail_late()
+    with stages.stage("baseline"), stages.stage("scoring"):
+        burn(0.1)
+    assert list(stages.stages) == ["baseline", "scoring"]
+    assert all(reading.kwh > 0 for reading in stages.stages.values())
+    assert stages.stages["baseline"].duration_s > 0.2
+    assert stages.total().kwh == pytest.approx(sum(reading.kwh for reading in stages.stages.values()))
+
+
+def test_idle_power_is_less_than_busy_power(meter):
+    with meter.measure() as busy:
+        burn(0.5)
+    busy_w = busy.kwh * 3.6e6 / busy.duration_s
+    assert 0 <= meter.idle_w(0.5) < busy_w
+
+
+def test_machine_mode_reads_too():
+    meter = EnergyMeter("BRA", tracking_mode="machine")
+    assert "machine" in meter.source
+    assert meter.idle_w(0.2) > 0
+
+
+def test_source_says_tool_version_mode_and_kind(meter):
+    assert meter.source.startswith("codecarbon 3.3.2 process: CPU e")
+    assert meter.estimated == ("estimate" in meter.source)
+
+
+def test_nothing_is_written_printed_or_stopped_by_leftovers(tmp_path, monkeypatch, capfd):
+    """A stale lock file, a config of the user's that wants a lock and files, and a second tracker."""
+    monkeypatch.chdir(tmp_path)
+    Path(".codecarbon.config").write_text(
+        "[codecarbon]\nallow_multiple_runs=false\noutput_methods=csv\nsave_to_file=true\nlog_level=debug\n"
+        "emissions_endpoint=http://localhost:1\nelectricitymaps_api_token=token\n"
+    )
+    lock = Path(tempfile.gettempdir()) / ".codecarbon.lock"
+    already_there = lock.exists()
+    lock.touch()
+    try:
+        meter = EnergyMeter("BRA")
+        with meter.measure() as outer, meter.measure() as inner:
+            burn(0.2)
+        logging.getLogger("codecarbon").critical("anything")
+    finally:
+        if not already_there:
+            lock.unlink()
+    assert min(outer.kwh, inner.kwh, outer.co2_kg) > 0
+    assert [path.name for path in tmp_path.iterdir()] == [".codecarbon.config"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_unknown_country_is_refused_with_a_hint():
+    with pytest.raises(UserError, match="unknown country 'GERMANY'") as caught:
+        check_country("GERMANY")
+    assert "DEU" in caught.value.hint
+
+
+def test_negative_carbon_intensity_is_refused():
+    with pytest.raises(UserError, match="negative"):
+        EnergyMeter("BRA", carbon_intensity_g_per_kwh=-1)
+
+
+def test_gpu_is_named_as_the_driver_numbers_it(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _nvml_id(torch.device("cuda:2")) == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 3")
+    assert _nvml_id(torch.device("cuda")) == "5"
+    assert _nvml_id(torch.device("cuda:1")) == "3"

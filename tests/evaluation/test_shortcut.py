@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from evaluation_networks import Brightness, Fixed
+from torch import Tensor, nn
+
+from consensus_cli.data.memory import ImageTensors
+from consensus_cli.errors import UserError
+from consensus_cli.evaluation.shortcut import (
+    CUES,
+    Cue,
+    check_cue,
+    conflicting_labels,
+    plant,
+    plant_training_cue,
+    shortcut_reliance,
+)
+
+SIZES_PCT = {"patch": 25.0, "tint": 30.0, "watermark": 15.0}
+
+
+class CueReader(nn.Module):
+    """Answers the class whose patch colour is nearest to the top left pixel, and looks at nothing else."""
+
+    def __init__(self, cue: Cue, channels: int) -> None:
+        super().__init__()
+        blank = torch.zeros(cue.classes, channels, 8, 8, dtype=torch.uint8)
+        marked = plant(blank, torch.arange(cue.classes), cue)
+        self.colours = nn.Parameter(marked[:, :, 0, 0].float() / 255)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(x[:, :, 0, 0], self.colours)
+
+
+def noise_images(count: int, classes: int, channels: int = 3, seed: int = 0) -> ImageTensors:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, channels, 8, 8), generator=generator, dtype=torch.uint8)
+    return ImageTensors(pixels, torch.arange(count) % classes)
+
+
+def linear_network_trained_on(split: ImageTensors, classes: int) -> nn.Module:
+    torch.manual_seed(0)
+    channels, height, width = split.image_shape
+    model = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01, weight_decay=1e-2)
+    ((images, labels),) = split.batches(len(split))
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images - 0.5), labels).backward()
+        optimizer.step()
+    return nn.Sequential(Shift(), model)
+
+
+class Shift(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - 0.5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_that_reads_only_the_cue_relies_on_it_completely(channels):
+    cue = Cue("patch", 25, 4)
+    found = shortcut_reliance(CueReader(cue, channels), noise_images(80, 4, channels), cue, seed=0, device="cpu")
+    assert (found.aligned_pct, found.conflict_pct, found.followed_pct) == (100, 0, 100)
+    assert (found.shortcut_reliance_pp, found.ci95_low_pp, found.ci95_high_pp) == (100, 100, 100)
+    assert found.absent_pct < 60
+    assert found.images == 80
+
+
+def test_a_constant_network_relies_on_nothing():
+    found = shortcut_reliance(
+        Fixed(torch.tensor([1.0, 0.0, 0.0])), noise_images(60, 3), Cue("tint", 50, 3), seed=0, device="cpu"
+    )
+    assert found.aligned_pct == found.absent_pct == found.conflict_pct == pytest.approx(100 / 3)
+    assert found.shortcut_reliance_pp == 0
+
+
+@pytest.mark.parametrize("kind", CUES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_training_with_the_cue_makes_a_network_rely_on_it_and_without_it_does_not(kind, channels):
+    """The images are noise, so there is nothing to learn but the cue."""
+    cue = Cue(kind, SIZES_PCT[kind], 4)
+    train, test = noise_images(600, 4, channels), noise_images(300, 4, channels, seed=1)
+    with_cue, without = (
+        shortcut_reliance(
+            linear_network_trained_on(plant_training_cue(train, cue, correlation, seed=0), 4),
+            test,
+            cue,
+            seed=0,
+            device="cpu",
+        )
+        for correlation in (1.0, 0.0)
+    )
+    assert with_cue.shortcut_reliance_pp > 50
+    assert with_cue.ci95_low_pp > 40
+    assert abs(without.shortcut_reliance_pp) < 25
+    assert with_cue.shortcut_reliance_pp > without.shortcut_reliance_pp + 40
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.25, 1.0])
+def test_the_stated_share_of_every_class_is_marked_by_seed(correlation):
+    split, cue = noise_images(400, 4), Cue("patch", 50, 4)
+    first, again, other = (plant_training_cue(split, cue, correlation, seed).images for seed in (0, 0, 1))
+    changed = (first != split.images).flatten(1).any(1)
+    for label in range(4):
+        assert changed[split.labels == label].float().mean().item() == correlation
+    assert torch.equal(first, again)
+    assert torch.equal(first, other) == (correlation in (0.0, 1.0))
+
+
+def test_a_patch_covers_the_stated_square_and_nothing_else():
+    images = torch.full((1, 3, 8, 8), 77, dtype=torch.uint8)
+    changed = (plant(images, torch.tensor([1]), Cue("patch", 25, 2)) != images).any(1)[0]
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[:2, :2] = True
+    assert torch.equal(changed, expected)
+
+
+@pytest.mark.parametrize("kind", CUES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_class_has_a_cue_of_its_own(kind, channels):
+    grey = torch.full((10, channels, 16, 16), 128, dtype=torch.uint8)
+    marked = plant(grey, torch.arange(10), Cue(kind, 20, 10)).float().flatten(1)
+    assert torch.pdist(marked, p=float("inf")).min() >= 5
+
+
+def test_conflicting_labels_are_never_the_own_and_reach_every_other():
+    labels = torch.arange(300) % 3
+    other = conflicting_labels(labels, 3, seed=0)
+    assert not (other == labels).any()
+    assert {(a, b) for a, b in zip(labels.tolist(), other.tolist(), strict=True)} == {
+        (a, b) for a in range(3) for b in range(3) if a != b
+    }
+
+
+def test_a_brightness_reader_partly_follows_a_grey_tint(brightness_split):
+    found = shortcut_reliance(Brightness(), brightness_split, Cue("patch", 100, 2), seed=0, device="cpu")
+    # The patch covers the whole image and both colours have the same mean: all images look alike.
+    assert found.absent_pct == 100
+    assert found.aligned_pct + found.conflict_pct == 100
+
+
+@pytest.mark.parametrize(
+    ("kind", "correlation", "size_pct", "message"),
+    [
+        ("stamp", 0.5, 10, "unknown cue 'stamp'"),
+        ("patch", 1.5, 10, "correlation 1.5"),
+        ("patch", -0.1, 10, "correlation -0.1"),
+        ("tint", 0.5, 0, "size 0 %"),
+        ("tint", 0.5, 101, "size 101 %"),
+    ],
+)
+def test_impossible_cues_are_refused(kind, correlation, size_pct, message):
+    with pytest.raises(UserError) as caught:
+        check_cue(kind, correlation, size_pct)
+    assert message in caught.value.message
+
+
+def test_one_class_cannot_conflict():
+    with pytest.raises(UserError, match="no cue can conflict among 1 classes"):
+        conflicting_labels(torch.zeros(3, dtype=torch.int64), 1, seed=0)

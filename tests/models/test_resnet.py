@@ -1,0 +1,43 @@
+"""The CIFAR ResNets are those of He et al. (2016), with torchvision's state-dict names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from consensus_cli.evaluation.complexity import complexity
+from consensus_cli.models.classifier import Classifier, Normalize
+from consensus_cli.models.resnet import BLOCKS_PER_STAGE, resnet
+
+
+@pytest.mark.parametrize("depth", BLOCKS_PER_STAGE)
+def test_depth_counts_weighted_layers(depth: int) -> None:
+    names = [name for name, p in resnet(depth).named_parameters() if p.ndim > 1 and "downsample" not in name]
+    assert len(names) == depth
+
+
+def test_state_dict_names_are_torchvisions() -> None:
+    keys = set(resnet(20).state_dict())
+    for key in ("conv1.weight", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight", "layer3.2.bn2.bias"):
+        assert key in keys
+    assert {"fc.weight", "layer2.0.downsample.1.running_mean"} <= keys
+    assert not any(key.startswith("layer1.0.downsample") for key in keys)
+
+
+def test_resnet56_macs_and_parameters() -> None:
+    counted = complexity(resnet(56), (3, 32, 32))
+    assert counted.macs == pytest.approx(125.75e6, rel=1e-4)
+    assert counted.params == 855_770
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 16), (3, 32), (3, 33)])
+def test_any_channels_and_sizes(channels: int, size: int) -> None:
+    assert resnet(20, num_classes=7, in_channels=channels)(torch.rand(2, channels, size, size)).shape == (2, 7)
+
+
+def test_normalisation_is_the_first_layer_and_no_part_of_the_weights() -> None:
+    network = torch.nn.Identity()
+    model = Classifier(Normalize((0.5, 0.25), (0.5, 0.25)), network)
+    images = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+    assert model(images).flatten().tolist() == [1.0, -1.0]
+    assert model.state_dict() == {}

@@ -1,0 +1,108 @@
+"""Weights come in whole or not at all, and nothing in a file is executed."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+from torch import nn
+
+from consensus_cli.errors import UserError
+from consensus_cli.models.weights import load_into, read_state_dict, serialize
+
+STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.zeros(2)}
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return nn.Linear(3, 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [STATE, {"state_dict": STATE, "epoch": 3}, {"model": STATE}, {f"module.{k}": v for k, v in STATE.items()}],
+    ids=["plain", "state_dict", "model", "data-parallel"],
+)
+def test_reads_the_usual_forms_of_a_pytorch_file(tmp_path: Path, network: nn.Module, content: object) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    load_into(network, read_state_dict(tmp_path / "weights.pt"), "weights.pt")
+    assert torch.equal(network.weight, STATE["weight"])  # type: ignore[arg-type]
+
+
+def test_safetensors_round_trip(tmp_path: Path, network: nn.Module) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(serialize(network, {"note": "x"}))
+    state = read_state_dict(tmp_path / "weights.safetensors")
+    assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
+
+
+def test_tied_weights_can_be_written() -> None:
+    tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    tied[1].weight = tied[0].weight
+    assert set(load(serialize(tied, {}))) == {"0.weight", "1.weight"}
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_state_dict(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_truncated_file(tmp_path: Path, name: str, share: float) -> None:
+    path = tmp_path / name
+    if name.endswith(".pt"):
+        torch.save(STATE, path)
+    else:
+        save_file(STATE, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError) as caught:
+        read_state_dict(path)
+    assert "cannot be read" in caught.value.message or "refused" in caught.value.message
+
+
+class _Malicious:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    marker, path = tmp_path / "was_here", tmp_path / "weights.pt"
+    path.write_bytes(pickle.dumps(_Malicious(marker)))
+    with pytest.raises(UserError, match="refused"):
+        read_state_dict(path)
+    torch.save({"weight": _Malicious(marker)}, path)
+    with pytest.raises(UserError, match="refused"):
+        read_state_dict(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [torch.zeros(2)], torch.zeros(2)])
+def test_a_file_without_a_state_dict(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="holds no state dict"):
+        read_state_dict(tmp_path / "weights.pt")
+
+
+def test_a_mismatch_names_what_does_not_fit(network: nn.Module) -> None:
+    state = {"weight": torch.zeros(5, 3), "scale": torch.zeros(1)}
+    before = network.weight.clone()  # type: ignore[union-attr, operator]
+    with pytest.raises(UserError) as caught:
+        load_into(network, state, "checkpoint x")
+    told = caught.value.message
+    assert "1 missing: bias" in told
+    assert "1 unexpected: scale" in told
+    assert "weight (5, 3) instead of (2, 3)" in told
+    assert torch.equal(network.weight, before)  # type: ignore[arg-type]
+
+
+def test_a_mismatch_names_at_most_ten() -> None:
+    many = {f"layer{i:02}": torch.zeros(1) for i in range(13)}
+    with pytest.raises(UserError, match=r"layer09 and 3 more"):
+        load_into(nn.Module(), many, "checkpoint x")

@@ -1,0 +1,305 @@
+"""Small residual networks of every kind that a user's own module may be. All take images (n, 3, 8, 8)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+WIDTH = 4
+
+
+def conv_bn(channels: int = WIDTH) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
+
+
+class Net(nn.Module):
+    """A stem, blocks in a row, a head."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, WIDTH, 3, padding=1), nn.ReLU())
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Residual(nn.Module):
+    """`x + branch(x)`, written in place."""
+
+    def __init__(self, branch: nn.Module | None = None) -> None:
+        super().__init__()
+        self.branch = conv_bn() if branch is None else branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.branch(x)
+        out += x
+        return out
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class AddsElsewhere(Residual):
+    """The addition is a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = Sum()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sum(x, self.branch(x))
+
+
+class PreActivation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(WIDTH)
+        self.conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(torch.relu(self.bn(x)))
+
+
+class OverwritesInput(nn.Module):
+    """Adds its branch into the memory of its input: cannot be trained, but runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = conv_bn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.branch(x)
+        return x
+
+
+class OverwritesView(OverwritesInput):
+    """The same, through a view of that memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.flatten(1).add_(self.branch(x).flatten(1))
+        return x
+
+
+class Wrapper(nn.Module):
+    """The identity in eval mode, and a keyword argument that nobody needs."""
+
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor, verbose: bool = False) -> Tensor:
+        return self.drop(x)
+
+
+class DropsShortcut(nn.Module):
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.branch = conv_bn()
+        self.wrapper = Wrapper(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wrapper(x) + self.branch(x)
+
+
+class ScaledShortcut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = conv_bn()
+        self.scale = nn.Parameter(torch.full((1,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.branch(x)
+
+
+class HalvedBranch(nn.Module):
+    """`torch.add` with a factor: still a branch, but the shortcut is what is scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = conv_bn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.branch(x), x, alpha=0.5)
+
+
+class PairBlock(nn.Module):
+    """Returns its features and its branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = conv_bn()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        branch = self.branch(x)
+        return x + branch, branch
+
+
+class PairNet(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)[0] if isinstance(block, PairBlock) else block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Remembers(Residual):
+    """Keeps its branch where the network reads it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.branch(x)
+        return x + self.seen
+
+
+class ReadingNet(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        for block in self.blocks:
+            if isinstance(block, Remembers):
+                x = x * torch.sigmoid(block.seen)
+        return self.head(x.mean((2, 3)))
+
+
+class BorrowingNet(Net):
+    """Runs a part of its block 1 once more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(torch.tanh(self.blocks[1].branch(x)).mean((2, 3)))
+
+
+class DavidNet(nn.Module):
+    """Additions in the network's own forward, as in the well-known ResNet9."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, WIDTH, 3, padding=1)
+        self.res1 = nn.Sequential(conv_bn(), nn.ReLU(), conv_bn())
+        self.res2 = nn.Sequential(conv_bn(), nn.ReLU(), conv_bn())
+        self.down = nn.Sequential(nn.Conv2d(WIDTH, 2 * WIDTH, 3, 2, 1), nn.ReLU())
+        self.res3 = nn.Sequential(conv_bn(2 * WIDTH), nn.ReLU())
+        self.res4 = conv_bn(2 * WIDTH)
+        self.res5 = conv_bn(2 * WIDTH)
+        self.head = nn.Linear(2 * WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.res1(x) + x
+        x = self.res2(x) + x
+        x = self.down(x)
+        x = x + self.res3(x)
+        x = x + torch.relu(self.res4(x))
+        x = x + torch.sigmoid(self.res5(x))
+        return self.head(x.mean((2, 3)))
+
+
+class OpenNet(nn.Module):
+    """Additions in its own forward: a projection, and one branch that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.project, self.main = (nn.Conv2d(n, WIDTH, 1) for n in (3, WIDTH, WIDTH))
+        self.once, self.twice, self.last = (conv_bn() for _ in range(3))
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.project(x) + self.main(x)
+        x = x + self.once(x)
+        x = x + self.twice(x)
+        x = x + self.twice(x)
+        x = x + self.last(x)
+        return self.head(x.mean((2, 3)))
+
+
+class GlobalSkip(Net):
+    """A shortcut around all blocks beside those of the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(Residual() for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.body(x)
+        return self.head(x.mean((2, 3)))
+
+
+class FixedAttention(nn.Module):
+    """Encoder layer whose own code reads an attribute of a module in one branch, and does the other's work itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.up, self.down = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(3 * WIDTH, WIDTH)
+        self.gain = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor, *, context: Tensor | None = None) -> Tensor:
+        y = self.norm1(x)
+        assert self.attention.batch_first
+        x = x + self.attention(query=y, key=y, value=y)[0]
+        return x + self.gain * self.down(torch.relu(self.up(self.norm2(x))))
+
+
+class TokenNet(nn.Module):
+    """Patches as tokens, layers in a row."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, WIDTH, 2, 2)
+        self.position = nn.Parameter(torch.randn(1, 16, WIDTH))
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2) + self.position
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(1))
+
+
+class AttentionLayer(nn.Module):
+    """Encoder layer that takes the first of the two values that attention returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, _ = self.attention(query=self.norm(x), key=x, value=x)
+        x = x + out
+        return x + self.mlp(x)
+
+
+def encoder(norm_first: bool) -> nn.Module:
+    return nn.TransformerEncoderLayer(WIDTH, 2, 2 * WIDTH, batch_first=True, norm_first=norm_first)
+
+
+class Lucid(nn.Module):
+    """Attention and MLP in pairs, added by the module that holds them all, which ends in a norm."""
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH))])
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attention, mlp in self.layers:
+            x = attention(x) + x
+            x = mlp(x) + x
+        return self.norm(x)

@@ -1,0 +1,222 @@
+"""Which parts of a network count as residual blocks, and which of those can go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from authors_network import CANDIDATES, AuthorsNetwork
+from residual_networks import (
+    WIDTH,
+    AddsElsewhere,
+    AttentionLayer,
+    BorrowingNet,
+    DavidNet,
+    DropsShortcut,
+    FixedAttention,
+    GlobalSkip,
+    HalvedBranch,
+    Lucid,
+    Net,
+    OpenNet,
+    OverwritesInput,
+    OverwritesView,
+    PairBlock,
+    PairNet,
+    PreActivation,
+    ReadingNet,
+    Remembers,
+    Residual,
+    ScaledShortcut,
+    TokenNet,
+    encoder,
+)
+from surgery_checks import check_removal, check_round_trip
+from torch import nn
+
+from consensus_cli.errors import UserError
+from consensus_cli.models.resnet import resnet
+from consensus_cli.pruning.blocks import Block, candidates, find_blocks
+from consensus_cli.pruning.costs import block_costs
+from consensus_cli.pruning.surgery import remove_block
+
+IMAGE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def reasons(network: nn.Module, granularity: str = "block") -> dict[str, str]:
+    return {block.name: block.reason for block in find_blocks(network, IMAGE, granularity)}
+
+
+@pytest.mark.parametrize(("depth", "blocks", "expected"), [(20, 9, 6), (56, 27, 24), (110, 54, 51)])
+def test_cifar_resnets(depth: int, blocks: int, expected: int) -> None:
+    found = find_blocks(resnet(depth), IMAGE)
+    assert len(found) == blocks
+    names = [block.name for block in candidates(found)]
+    assert names == [f"layer{stage}.{i}" for stage in (1, 2, 3) for i in range(1, expected // 3 + 1)]
+
+
+def test_what_is_said_of_a_block() -> None:
+    found = find_blocks(resnet(20), torch.rand(3, 3, 32, 32))
+    assert found[1] == Block("layer1.1", 0, (16, 32, 32), True)
+    assert found[0] == Block("layer1.0", 0, (16, 32, 32), False, "first block of stage 1")
+    assert found[3] == Block("layer2.0", 1, (32, 16, 16), False, "changes the shape: first block of stage 2")
+
+
+def test_the_authors_network() -> None:
+    found = find_blocks(AuthorsNetwork(), torch.rand(1, 3, 32, 32))
+    assert [block.name for block in found] == [f"blocks.{i}" for i in range(27)]
+    assert [block.name for block in candidates(found)] == [f"blocks.{i}" for i in CANDIDATES]
+
+
+@pytest.mark.parametrize("block", [Residual, PreActivation, AddsElsewhere])
+def test_ways_to_write_a_block(block: type[nn.Module]) -> None:
+    network = Net(block(), block(), block())
+    found = candidates(find_blocks(network, IMAGE))
+    assert [b.name for b in found] == ["blocks.1", "blocks.2"]
+    for b in found:
+        check_removal(network, b, IMAGES)
+
+
+@pytest.mark.parametrize("block", [OverwritesInput, OverwritesView])
+def test_a_block_that_overwrites_its_input(block: type[nn.Module]) -> None:
+    network = Net(block(), block(), Residual())
+    assert reasons(network) == {"blocks.0": "first block of stage 1", "blocks.1": "", "blocks.2": ""}
+    remove_block(network, "blocks.1", IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: Net(Residual(), ScaledShortcut(), Residual()), "its shortcut is not the identity"),
+        (lambda: PairNet(Residual(), PairBlock(), Residual()), "returns 2 values, not one tensor"),
+        (lambda: ReadingNet(Residual(), Remembers(), Residual()), "its intermediate results are used outside of it"),
+        (lambda: BorrowingNet(*(Residual() for _ in range(3))), "its module blocks.1.branch also runs outside of it"),
+        (lambda: Net(Residual(), *[Residual()] * 2, Residual()), "runs 2 times in one forward pass"),
+        (
+            lambda: Net(Residual(), DropsShortcut(0.1), Residual()),
+            "its shortcut passes blocks.1.wrapper.drop, which acts in training only",
+        ),
+    ],
+)
+def test_a_block_whose_removal_changes_results_elsewhere_stays(build: Callable[[], nn.Module], reason: str) -> None:
+    said = reasons(build())
+    assert list(said.values()) == ["first block of stage 1", reason, ""]
+    assert list(said)[1] == "blocks.1"
+
+
+def test_shared_parameters_keep_both_blocks() -> None:
+    one, two = Residual(), Residual()
+    two.branch[0].weight = one.branch[0].weight
+    said = reasons(Net(Residual(), one, two, Residual()))
+    assert said["blocks.1"] == "shares blocks.1.branch.0.weight with blocks.2.branch.0.weight"
+    assert said["blocks.2"] == "shares blocks.2.branch.0.weight with blocks.1.branch.0.weight"
+    assert said["blocks.3"] == ""
+
+
+def test_dropout_that_never_drops_is_an_identity() -> None:
+    assert reasons(Net(Residual(), DropsShortcut(0.0)))["blocks.1"] == ""
+
+
+def test_a_scaled_addition_is_no_residual_block() -> None:
+    assert list(reasons(Net(Residual(), HalvedBranch(), Residual()))) == ["blocks.0", "blocks.2"]
+
+
+def test_additions_in_the_forward_of_the_network_itself() -> None:
+    network = DavidNet()
+    assert reasons(network) == {
+        "+res1": "first block of stage 1",
+        "+res2": "",
+        "+res3": "first block of stage 2",
+        "+res4": "",
+        "+res5": "its branch is not what a module returns",
+    }
+    for block in candidates(find_blocks(network, IMAGE)):
+        check_removal(network, block, IMAGES)
+    check_round_trip(network, ["+res4", "+res2"], IMAGES)
+
+
+def test_a_branch_that_runs_twice_stays() -> None:
+    assert reasons(OpenNet()) == {
+        "+once": "first block of stage 1",
+        "+twice": "runs 2 times in one forward pass",
+        "+last": "",
+    }
+
+
+def test_a_module_that_holds_many_blocks_without_a_module_of_their_own() -> None:
+    network = TokenNet(Lucid(depth=2))
+    names = [block.name for block in candidates(find_blocks(network, IMAGE))]
+    assert names == ["layers.0+layers.0.1", "layers.0+layers.1.0", "layers.0+layers.1.1"]
+    check_round_trip(network, names, IMAGES)
+
+
+def test_blocks_inside_a_longer_shortcut() -> None:
+    said = reasons(GlobalSkip())
+    assert said == {
+        "body.0": "first block of stage 1",
+        "body.1": "",
+        "body.2": "",
+        "+body": "holds residual blocks of its own",
+    }
+
+
+def test_branches_of_an_encoder_layer() -> None:
+    network = TokenNet(FixedAttention(), FixedAttention())
+    assert [block.name for block in candidates(find_blocks(network, IMAGE))] == ["layers.1"]
+    assert reasons(network, "branch") == {
+        "layers.0+norm1+attention[1of2]": "the code around it needs its modules: first block of stage 1",
+        "layers.0+norm2+up+down": "first block of stage 1",
+        "layers.1+norm1+attention[1of2]": "the code around it needs its modules",
+        "layers.1+norm2+up+down": "",
+    }
+    check_removal(network, candidates(find_blocks(network, IMAGE, "branch"))[0], IMAGES)
+
+
+def test_a_branch_that_takes_one_of_two_values() -> None:
+    network = TokenNet(AttentionLayer(), AttentionLayer())
+    found = candidates(find_blocks(network, IMAGE, "branch"))
+    assert [block.name for block in found] == ["layers.1+norm+attention[1of2]", "layers.1+mlp"]
+    for block in found:
+        check_removal(network, block, IMAGES)
+    check_round_trip(network, [block.name for block in found], IMAGES)
+
+
+def test_encoder_layers_of_torch() -> None:
+    assert reasons(TokenNet(encoder(True), encoder(True))) == {"layers.0": "first block of stage 1", "layers.1": ""}
+    with pytest.raises(UserError, match=r"none of the 4 residual blocks of TokenNet .*\(the code around it needs"):
+        find_blocks(TokenNet(encoder(False), encoder(False)), IMAGE)
+
+
+def test_unknown_granularity() -> None:
+    with pytest.raises(UserError, match="unknown granularity 'layer'") as error:
+        find_blocks(resnet(20), IMAGE, "layer")
+    assert "block, branch" in error.value.hint
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    network = TokenNet(FixedAttention(), FixedAttention())
+    network.layers[1].eval()
+    modes = [module.training for module in network.modules()]
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    random = torch.random.get_rng_state()
+    find_blocks(network, IMAGE, "branch")
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_costs_by_hand() -> None:
+    """A 3×3 convolution of 4 channels on 8×8; linear layers on 16 tokens; norms are no MACs."""
+    network = Net(Residual(), Residual())
+    costs = block_costs(network, IMAGES, find_blocks(network, IMAGE))
+    assert costs == dict.fromkeys(("blocks.0", "blocks.1"), WIDTH * WIDTH * 9 * 64)
+    network = TokenNet(FixedAttention(), FixedAttention())
+    costs = block_costs(network, IMAGE, find_blocks(network, IMAGE, "branch"))
+    tokens, hidden = 16, 3 * WIDTH
+    assert costs["layers.1+norm2+up+down"] == tokens * 2 * WIDTH * hidden
+    attention = tokens * 4 * WIDTH * WIDTH + 2 * tokens * tokens * WIDTH
+    assert costs["layers.1+norm1+attention[1of2]"] == attention

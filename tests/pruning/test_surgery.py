@@ -1,0 +1,130 @@
+"""Taking blocks out, and putting them back."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from authors_network import CANDIDATES, REFERENCE, trained
+from fvcore.nn import FlopCountAnalysis
+from residual_networks import Net, Residual
+from surgery_checks import check_round_trip, flops
+from torch import nn
+
+from consensus_cli.errors import UserError
+from consensus_cli.models.resnet import resnet
+from consensus_cli.pruning.blocks import candidates, find_blocks
+from consensus_cli.pruning.costs import block_costs
+from consensus_cli.pruning.surgery import Shortcut, bypassed, parts_of, remove_block, remove_blocks
+
+IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_shortcut_and_zeroed_batch_norm_give_the_same_output() -> None:
+    network = resnet(20).eval()
+    for block in candidates(find_blocks(network, IMAGES)):
+        zeroed = copy.deepcopy(network)
+        for parameter in zeroed.get_submodule(block.name).bn2.parameters():
+            nn.init.zeros_(parameter)
+        with torch.no_grad(), bypassed(network, block):
+            assert torch.equal(zeroed(IMAGES), network(IMAGES))
+
+
+def test_macs_of_resnet56() -> None:
+    """125.75 M MACs, and −3.7525 % with any block (to the third decimal: the paper's figure is rounded up)."""
+    network, image = resnet(56).eval(), torch.rand(1, 3, 32, 32)
+    blocks = candidates(find_blocks(network, image))
+    by_fvcore = FlopCountAnalysis(network, image).unsupported_ops_warnings(False).by_operator()
+    total_macs = flops(network, image) // 2
+    assert total_macs == by_fvcore["conv"] + by_fvcore["linear"] == 125_747_840
+    assert set(block_costs(network, image, blocks).values()) == {4_718_592}
+    assert 100 * 4_718_592 / total_macs == pytest.approx(3.7525, abs=1e-4)
+    for block in (blocks[0], blocks[-1]):
+        with bypassed(network, block):
+            assert flops(network, image) // 2 == total_macs - 4_718_592
+
+
+def test_a_block_in_a_sequential_is_gone_and_the_others_keep_their_names() -> None:
+    network = resnet(20)
+    names = [name for name in network.state_dict() if not name.startswith("layer2.1.")]
+    remove_block(network, "layer2.1", IMAGES)
+    assert list(network.state_dict()) == names
+    assert list(network.layer2._modules) == ["0", "2"]
+
+
+def test_elsewhere_a_shortcut_takes_its_place() -> None:
+    network = Net(Residual(), Residual(), Residual())
+    remove_block(network, "blocks.1")
+    assert isinstance(network.blocks[1], Shortcut)
+    assert len(network.blocks) == 3
+    assert not list(network.blocks[1].state_dict())
+
+
+def test_rebuilding_from_names() -> None:
+    names = ["layer3.2", "layer1.1", "layer1.2"]
+    check_round_trip(resnet(20), names, IMAGES)
+    network = resnet(20)
+    remove_blocks(network, names)
+    assert [block.name for block in candidates(find_blocks(network, IMAGES))] == ["layer2.1", "layer2.2", "layer3.1"]
+
+
+def test_a_shortcut_returns_its_first_tensor() -> None:
+    x, y = torch.rand(2, 3), torch.rand(2, 3)
+    assert Shortcut()(x, y, mask=None) is x
+    assert Shortcut()(hidden=x, mask=y) is x
+
+
+@pytest.mark.parametrize("name", ["layer1.1", "layer1.1+conv1+bn1"])
+def test_bypassing_restores_the_very_modules(name: str) -> None:
+    network = resnet(20).eval()
+    modules, names = list(network.modules()), list(network.state_dict())
+    with torch.no_grad():
+        expected = network(IMAGES)
+        with bypassed(network, name):
+            assert not torch.equal(network(IMAGES), expected)
+        with pytest.raises(RuntimeError, match="inside"), bypassed(network, name):
+            raise RuntimeError("inside")
+        assert torch.equal(network(IMAGES), expected)
+    assert all(a is b for a, b in zip(network.modules(), modules, strict=True))
+    assert list(network.state_dict()) == names
+
+
+@pytest.mark.parametrize("name", ["layer1.7", "layer1.1+conv7", "", "layer4+conv1[1of2]"])
+def test_a_name_that_the_network_does_not_have(name: str) -> None:
+    network = resnet(20)
+    before = list(network.state_dict())
+    for take_out in (remove_block, lambda n, b: bypassed(n, b).__enter__()):
+        with pytest.raises(UserError, match="unknown block") as error:
+            take_out(network, name)
+        assert "layer1.1" in error.value.hint
+    assert list(network.state_dict()) == before
+
+
+def test_a_removal_that_removes_nothing_is_caught() -> None:
+    with pytest.raises(AssertionError, match="0 of"):
+        remove_block(resnet(20), "relu")
+
+
+def test_names_of_branches() -> None:
+    assert parts_of("layer1.1") == ("layer1.1",)
+    assert parts_of("+res1") == ("res1",)
+    assert parts_of("a.b+norm+c.attention[1of2]") == ("a.b.norm", "a.b.c.attention")
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the shared reference network")
+def test_golden_representations_without_each_block() -> None:
+    """Features of the paper's authors' network without a block, as computed by their own code."""
+    network, samples = trained(), 4
+    golden = np.load(REFERENCE / "base_features.npz")
+    original, ablated = (golden[name][..., :samples, :] for name in ("original", "ablated"))
+    images = np.load(REFERENCE / "cifar10_subset.npz")
+    first_class = images["x_train"][images["y_train"] == 0][:samples]
+    x = torch.from_numpy(first_class).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        np.testing.assert_allclose(network.features(x).numpy(), original, rtol=1e-3, atol=1e-4)
+        for i, block in enumerate(CANDIDATES):
+            with bypassed(network, f"blocks.{block}"):
+                found = network.features(x).numpy()
+            np.testing.assert_allclose(found, ablated[i], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,50 @@
+"""Rows and files for the tests of the results file."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from consensus_cli.results import COLUMNS
+
+Row = dict[str, object]
+
+
+def make_row(run_id: str = "a", **values: object) -> Row:
+    """A finished row whose other columns are empty."""
+    identity = {"run_id": run_id, "status": "done", "started_at": "2025-01-31T12:00:00Z"}
+    return dict.fromkeys(COLUMNS) | identity | values
+
+
+def failed_row(run_id: str = "a", **values: object) -> Row:
+    return {"run_id": run_id, "status": "failed", "started_at": "2025-01-31T12:00:00Z", **values}
+
+
+def rejected(results: Path) -> bytes:
+    file = results.with_name("results.csv.rejected")
+    return file.read_bytes() if file.exists() else b""
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """The files below a folder and what they hold."""
+    return {str(file): file.read_bytes() if file.is_file() else b"" for file in folder.rglob("*")}
+
+
+def errno_with_file_limit(limit_bytes: int, write: Callable[[], object]) -> int:
+    """Calls `write` in a process whose files cannot grow beyond a size, as on a full disk; returns its errno."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        try:
+            write()
+        except OSError as error:
+            sys.exit(error.errno)
+
+    process = multiprocessing.get_context("fork").Process(target=limited)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode

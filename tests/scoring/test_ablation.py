@@ -1,0 +1,281 @@
+import numpy as np
+import pytest
+import torch
+from authors_resnet56 import REFERENCE, authors_blocks, authors_network, golden_images, needs_reference
+from torch import Tensor, nn
+
+from consensus_cli.errors import UserError
+from consensus_cli.models.resnet import ResNet, resnet
+from consensus_cli.pruning.blocks import Block
+from consensus_cli.pruning.surgery import bypassed
+from consensus_cli.scoring.ablation import AblationEngine
+from consensus_cli.scoring.folding import fold_batch_norms
+
+
+def block(name: str) -> Block:
+    return Block(name, stage=0, shape=(), removable=True)
+
+
+def trained_looking(network: nn.Module) -> nn.Module:
+    """Gives the batch norms statistics and scales that are not those of a fresh network."""
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.3, generator=generator)
+    return network
+
+
+def resnet20() -> tuple[nn.Module, list[Block]]:
+    torch.manual_seed(0)
+    network = trained_looking(resnet(20))
+    return network, [block(f"layer{stage}.{i}") for stage in (1, 2, 3) for i in (1, 2)]
+
+
+def one_by_one(network: nn.Module, blocks: list[Block], images: Tensor) -> Tensor:
+    """Features by the definition: the network itself, a forward pass for each block that is replaced."""
+    network.eval()
+    features = []
+    for each in [None, *blocks]:
+        seen = []
+        hook = network.fc.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0]))
+        with torch.no_grad():
+            if each is None:
+                network(images)
+            else:
+                with bypassed(network, each):
+                    network(images)
+        hook.remove()
+        features.append(seen[0])
+    return torch.stack(features)
+
+
+def test_one_pass_gives_what_a_forward_pass_per_block_gives():
+    network, blocks = resnet20()
+    images = torch.rand(5, 3, 32, 32)
+    engine = AblationEngine(network, blocks, images)
+    features = engine.representations(images)
+    assert engine.one_pass
+    assert engine.candidates == tuple(each.name for each in blocks)
+    assert features.shape == (7, 5, 64)
+    assert engine.features == 64
+    assert features.dtype == torch.float32
+    expected = one_by_one(network, blocks, images)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    for row in range(1, 7):
+        assert not torch.allclose(features[0], features[row], rtol=1e-2)
+
+
+def test_rows_follow_the_candidates_not_the_order_of_execution():
+    network, blocks = resnet20()
+    images = torch.rand(2, 3, 32, 32)
+    forwards = AblationEngine(network, blocks, images).representations(images)
+    backwards = AblationEngine(network, blocks[::-1], images).representations(images)
+    torch.testing.assert_close(backwards[1:], forwards[1:].flip(0))
+
+
+def test_the_network_is_left_as_it_was():
+    network, blocks = resnet20()
+    network.train()
+    network.layer1[0].eval()
+    modes = {name: module.training for name, module in network.named_modules()}
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    images = torch.rand(4, 3, 32, 32)
+    AblationEngine(network, blocks, images).representations(images)
+    assert {name: module.training for name, module in network.named_modules()} == modes
+    assert list(network.state_dict()) == list(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_features_do_not_depend_on_how_the_images_are_divided():
+    network, blocks = resnet20()
+    images = torch.rand(7, 3, 32, 32)
+    whole = AblationEngine(network, blocks, images).representations(images)
+    thrifty = AblationEngine(network, blocks, images, memory_gb=1e-6)
+    assert thrifty.batch_size == 1
+    torch.testing.assert_close(thrifty.representations(images), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_without_candidates_there_is_the_network_alone():
+    network, _ = resnet20()
+    images = torch.rand(2, 3, 32, 32)
+    features = AblationEngine(network, (), images).representations(images)
+    torch.testing.assert_close(features, one_by_one(network, [], images), rtol=1e-4, atol=1e-4)
+
+
+def test_batch_size_follows_the_memory_budget():
+    network, blocks = resnet20()
+    example = torch.zeros(1, 3, 32, 32)
+    sizes = [AblationEngine(network, blocks, example, memory_gb=gigabytes).batch_size for gigabytes in (0.02, 0.04, 64)]
+    assert 1 < sizes[0] < sizes[1] < sizes[2] == 1024
+    assert sizes[1] == pytest.approx(2 * sizes[0], abs=1)
+    # Three streams of 16 × 32 × 32 floats after the last candidate of stage 1, held four times, are 786 kB.
+    assert sizes[0] == pytest.approx(0.02 * 2**30 / 786_432, rel=0.05)
+
+
+def test_bf16_is_close_but_not_equal():
+    network, blocks = resnet20()
+    images = torch.rand(4, 3, 32, 32)
+    exact = AblationEngine(network, blocks, images).representations(images)
+    rounded = AblationEngine(network, blocks, images, precision="bf16").representations(images)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+class TwoReaders(nn.Module):
+    """A network whose second block is read again at the end: a stream more there does not fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a = Residual(8)
+        self.b = Residual(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = self.a(self.stem(x))
+        return self.fc((self.b(early) + early).mean((2, 3)))
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x).relu()
+
+
+class Gathering(TwoReaders):
+    """A network that mixes the images of a batch: streams fit in shape, the numbers do not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(self.stem(x)))
+        return self.fc((x - x.mean(0)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("network_class", "names"),
+    [(TwoReaders, ["a", "b"]), (Gathering, ["a", "b"]), pytest.param(TwoReaders, ["a+conv"], id="no module")],
+)
+def test_falls_back_where_one_pass_does_not_do(network_class, names):
+    torch.manual_seed(0)
+    network = network_class()
+    blocks = [block(name) for name in names]
+    images = torch.rand(4, 3, 8, 8)
+    engine = AblationEngine(network, blocks, images)
+    assert not engine.one_pass
+    torch.testing.assert_close(engine.representations(images), one_by_one(network, blocks, images))
+
+
+class Unfoldable(nn.Module):
+    """The convolution's output is read beside its batch norm: folding would change what the other reader gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.a = Residual(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.fc(self.a(self.bn(x) + x).mean((2, 3)))
+
+
+def test_a_batch_norm_that_cannot_be_folded_is_kept():
+    torch.manual_seed(0)
+    network = trained_looking(Unfoldable())
+    images = torch.rand(4, 3, 8, 8)
+    engine = AblationEngine(network, [block("a")], images)
+    torch.testing.assert_close(engine.representations(images), one_by_one(network, [block("a")], images))
+
+
+class ActivationBetween(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.relu(self.conv(x)))
+
+
+def test_folding_keeps_the_outputs_and_only_takes_what_a_convolution_feeds():
+    network, _ = resnet20()
+    network.eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        before = network(images)
+        # One stem, two convolutions in each of nine blocks, two projections.
+        assert fold_batch_norms(network, images) == 1 + 18 + 2
+        torch.testing.assert_close(network(images), before, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert fold_batch_norms(ActivationBetween().eval(), images) == 0
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.bn = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.bn(self.conv(x)))
+
+
+def test_a_batch_norm_that_runs_twice_is_not_folded():
+    assert fold_batch_norms(Shared().eval(), torch.rand(2, 3, 4, 4)) == 0
+
+
+def test_classifier_is_the_last_linear_layer_executed():
+    torch.manual_seed(0)
+    network = ResNet(1)
+    network.unused = nn.Linear(3, 3)
+    engine = AblationEngine(network, [block("layer1.0")], torch.zeros(1, 3, 32, 32))
+    assert engine.features == 64
+
+
+def test_a_network_without_linear_classifier_is_named():
+    with pytest.raises(UserError, match="Residual has no linear classifier"):
+        AblationEngine(Residual(3), [], torch.zeros(1, 3, 8, 8))
+
+
+def test_unknown_precision_is_named():
+    network, blocks = resnet20()
+    with pytest.raises(UserError, match="unknown precision 'fp8'") as error:
+        AblationEngine(network, blocks, torch.zeros(1, 3, 32, 32), precision="fp8")
+    assert "valid: bf16, fp32" in error.value.hint
+
+
+def golden_features(per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(REFERENCE / "base_features.npz") as golden:
+        rows = np.arange(2560).reshape(10, 256)[:, :per_class].ravel()
+        return np.concatenate([golden["original"][None], golden["ablated"]])[:, rows], golden["candidates"]
+
+
+@needs_reference
+@pytest.mark.parametrize("per_class", [2, pytest.param(256, marks=pytest.mark.slow)])
+def test_features_of_the_authors_network_are_the_golden_ones(per_class):
+    network, mean_image = authors_network()
+    images = golden_images(per_class, mean_image)
+    engine = AblationEngine(network, authors_blocks(), images[:1])
+    golden, candidates = golden_features(per_class)
+    assert engine.one_pass
+    assert [name.split(".")[1] for name in engine.candidates] == [str(number) for number in candidates]
+    # Of their largest value: the golden features are themselves 2e-4 away from those in float64 (next test).
+    assert np.abs(engine.representations(images).numpy() - golden).max() < 1e-4 * golden.max()
+
+
+@needs_reference
+def test_features_of_the_authors_network_are_those_in_float64():
+    network, mean_image = authors_network()
+    images = golden_images(1, mean_image)[:2]
+    features = AblationEngine(network, authors_blocks(), images[:1]).representations(images)
+    exact = one_by_one(network.double(), authors_blocks(), images.double())
+    assert (features - exact).abs().max() < 2e-5

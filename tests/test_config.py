@@ -1,0 +1,105 @@
+"""Every YAML file under conf/ composes into the schema, and the registries and the files name the same things."""
+
+from __future__ import annotations
+
+import pytest
+
+from consensus_cli import config, data, validation
+from consensus_cli.composition import compose_run
+from consensus_cli.evaluation.attacks import Attack, check_attacks
+from consensus_cli.models.zoo import SOURCES
+from consensus_cli.scoring.baselines import BASELINES
+from consensus_cli.scoring.metrics import METRICS
+
+OPTIONS = [(group, option) for group in config.GROUPS for option in config.choices(group)]
+
+
+def test_every_file_is_an_option_of_a_known_group() -> None:
+    files = [path for path in config.config_dir().rglob("*.yaml") if path.name != "config.yaml"]
+    assert len(files) == len(OPTIONS) >= 50
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
+def test_every_option_composes_to_valid_values(group: str, option: str) -> None:
+    needed = {"custom": ["model.target=package.Class"], "torchvision": ["model.name=resnet18"]}
+    needed |= {"timm": ["model.name=resnet18"], "hf": ["dataset.name=somebody/images"]}
+    run = compose_run([f"{group}={option}", *needed.get(option, [])])
+    assert validation.problems(run) == []
+    assert run.model.source in SOURCES
+    assert run.dataset.source in data.DATASETS
+    for attack in run.attacks.suite.values():
+        check_attacks([Attack(attack.name, attack.norm, attack.eps255, attack.steps, attack.restarts)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
+def test_every_option_says_what_it_is(group: str, option: str) -> None:
+    assert len(config.choices(group)[option]) > 10
+
+
+def test_every_metric_and_criterion_of_the_registries_has_a_file() -> None:
+    assert set(config.choices("criterion")) == {"consensus", *METRICS, *BASELINES}
+    assert set(config.choices("metrics")) == {"paper", "fast", "families", *METRICS}
+
+
+def test_metric_sets_name_known_metrics() -> None:
+    for option in config.choices("metrics"):
+        assert set(compose_run([f"metrics={option}"]).metrics.weights) <= set(METRICS)
+    assert len(compose_run(["metrics=paper"]).metrics.weights) == 8
+
+
+def test_a_list_of_metrics_is_their_union() -> None:
+    run = compose_run(["metrics=[cka,wasserstein]", "metrics.weights.cka=2"])
+    assert run.metrics.weights == {"cka": 2.0, "wasserstein": 1.0}
+
+
+def test_datasets_bring_their_baseline_recipe_and_the_command_line_has_the_last_word() -> None:
+    assert compose_run(["dataset=cifar10"]).baseline.batch_size == 128
+    assert compose_run(["dataset=cifar10", "baseline.batch_size=32"]).baseline.batch_size == 32
+    assert compose_run(["dataset=cifar10", "baseline=quick"]).baseline.batch_size == 64
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("ratio=0", "ratio"),
+        ("ratio=-1", "ratio"),
+        ("ratio=1.5", "ratio"),
+        ("ratio=nan", "ratio"),
+        ("seed=-1", "seed"),
+        ("threads=0", "threads"),
+        ("precision=fp8", "precision"),
+        ("scoring.against=before", "scoring.against"),
+        ("scoring.precision=fp16", "scoring.precision"),
+        ("scoring.memory_gb=0", "scoring.memory_gb"),
+        ("prune.unit=layers", "prune.unit"),
+        ("prune.step=0", "prune.step"),
+        ("prune.min_blocks_per_stage=0", "prune.min_blocks_per_stage"),
+        ("finetune.schedule=cosin", "finetune.schedule"),
+        ("finetune.epochs_per_step=-1", "finetune.epochs_per_step"),
+        ("finetune.momentum=0", "finetune.momentum"),
+        ("finetune.batch_size=1", "finetune.batch_size"),
+        ("baseline.epochs=0", "baseline.epochs"),
+        ("baseline.learning_rate=-0.1", "baseline.learning_rate"),
+        ("baseline.milestones=[0.5,2]", "baseline.milestones"),
+        ("metrics.samples_per_class=1", "metrics.samples_per_class"),
+        ("metrics.weights.cka=-1", "metrics.weights"),
+        ("dataset.image_size=2", "dataset.image_size"),
+        ("dataset.val_fraction=1", "dataset.val_fraction"),
+        ("attacks.images=0", "attacks.images"),
+        ("evaluate.energy_window_s=0", "evaluate.energy_window_s"),
+    ],
+)
+def test_a_value_out_of_range_is_one_problem_that_names_the_key(override: str, key: str) -> None:
+    (problem,) = validation.problems(compose_run([override]))
+    assert key in problem.message
+    assert problem.hint
+
+
+def test_all_values_out_of_range_are_told_at_once() -> None:
+    run = compose_run(["ratio=2", "seed=-1", "prune.step=0"])
+    assert [problem.message.split("=")[0] for problem in validation.problems(run)] == ["ratio", "seed", "prune.step"]
+
+
+def test_a_consensus_of_nobody_is_a_problem() -> None:
+    (problem,) = validation.problems(compose_run(["metrics=cka", "metrics.weights.cka=0"]))
+    assert "no metric" in problem.message

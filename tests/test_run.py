@@ -1,0 +1,132 @@
+"""The whole line on real images: one run, its row, its files, and the same again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import consensus_cli
+from consensus_cli.cli import main
+from consensus_cli.data import load
+from consensus_cli.evaluation.accuracy import accuracy_pct, predict
+from consensus_cli.evaluation.complexity import complexity
+from consensus_cli.results import COLUMNS
+
+#: the whole line in about ten seconds
+QUICK = (
+    "experiment=smoke",
+    "baseline.epochs=2",
+    "dataset.limit_train=300",
+    "dataset.limit_test=100",
+    "attacks.images=20",
+    "evaluate.energy_window_s=0.2",
+    "evaluate.latency_min_run_s=0.02",
+)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of the same configuration, the second with the baseline of the first."""
+    folder = tmp_path_factory.mktemp("outputs")
+    for _ in range(2):
+        assert main(["run", *QUICK, "ratio=0.5", f"output_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def row(outputs: Path) -> dict[str, Any]:
+    return dict(pd.read_csv(outputs / "results.csv").iloc[0])
+
+
+def test_every_column_is_filled(outputs: Path) -> None:
+    rows = pd.read_csv(outputs / "results.csv")
+    assert len(rows) == 2
+    assert list(rows.columns[: len(COLUMNS)]) == list(COLUMNS)
+    assert not rows.isna().any().any()
+
+
+def test_the_numbers_fit_together(row: dict[str, Any]) -> None:
+    assert row["status"] == "done"
+    assert (row["blocks_candidates"], row["blocks_removed"]) == (6, 3)
+    assert len(row["removed_blocks"].split(";")) == 3
+    assert row["macs_reduction_pct"] == pytest.approx(100 * (1 - row["macs_pruned"] / row["macs_base"]))
+    assert row["accuracy_delta_pp"] == pytest.approx(row["accuracy_pruned_pct"] - row["accuracy_base_pct"])
+    assert row["test_images"] == 100
+    assert row["attacked_images"] == 20
+    assert row["energy_inference_base_kwh"] > 0
+    assert row["co2_epoch_pruned_kg"] > 0
+    assert row["energy_run_kwh"] > row["energy_epoch_base_kwh"]
+    assert row["latency_b1_pruned_ms"] > 0
+    for attack in ("fgsm", "pgd"):
+        assert row[f"{attack}_base_pct"] <= row["clean_base_pct"]
+        assert row[f"{attack}_delta_pp"] == pytest.approx(row[f"{attack}_pruned_pct"] - row[f"{attack}_base_pct"])
+
+
+def test_the_same_run_removes_the_same_blocks_and_is_as_accurate(outputs: Path) -> None:
+    first, second = (record for _, record in pd.read_csv(outputs / "results.csv").iterrows())
+    for column in ("removed_blocks", "accuracy_base_pct", "accuracy_pruned_pct", "macs_pruned", "pgd_pruned_pct"):
+        assert first[column] == second[column]
+    assert first["run_id"] != second["run_id"]
+    assert len(list((outputs / "baselines").glob("*.safetensors"))) == 1
+    assert second["baseline_s"] < first["baseline_s"]
+
+
+def test_the_block_with_the_lowest_sum_goes(outputs: Path, row: dict[str, Any]) -> None:
+    """The authors' code sorted the ranks and applied them by position: the first candidate always went."""
+    scores = pd.read_csv(outputs / "runs" / row["run_id"] / "scores.csv")
+    assert list(scores.columns) == ["step", "block", "metric", "distance", "rank", "sum"]
+    assert scores["metric"].nunique() == 8
+    for step, name in enumerate(row["removed_blocks"].split(";"), start=1):
+        at_step = scores[scores["step"] == step]
+        recomputed = at_step.pivot(index="block", columns="metric", values="distance").rank().sum(axis=1)
+        assert recomputed[name] == recomputed.min()
+        assert at_step.set_index("block")["sum"].groupby(level=0).first().to_dict() == recomputed.to_dict()
+
+
+def test_the_run_directory_rebuilds_the_pruned_network(outputs: Path, row: dict[str, Any]) -> None:
+    folder = outputs / "runs" / row["run_id"]
+    model = consensus_cli.load_pruned(folder)
+    assert not model.training
+    assert complexity(model, (1, 16, 16)).macs == row["macs_pruned"]
+    images = load("digits", cache_dir=outputs, image_size=16, limit_train=300, limit_test=100)
+    assert accuracy_pct(predict(model, images.test, "cpu")) == pytest.approx(row["accuracy_pruned_pct"])
+    removed = row["removed_blocks"].split(";")
+    assert not any(name.startswith(f"{block}.") for name in model.network.state_dict() for block in removed)
+    assert json.loads((folder / "row.json").read_text())["run_id"] == row["run_id"]
+    assert "removed" in (folder / "run.log").read_text()
+    assert (folder / "checkpoints" / "baseline.safetensors").stat().st_size > 0
+    assert "ratio: 0.5" in (folder / "config.yaml").read_text()
+
+
+def test_a_baseline_criterion_and_a_macs_target(outputs: Path) -> None:
+    words = ["criterion=last", "prune=macs", "ratio=0.2", "finetune=none", "attacks=none", "prune.step=2"]
+    assert main(["run", *QUICK, *words, f"output_dir={outputs}"]) == 0
+    row = pd.read_csv(outputs / "results.csv").iloc[-1]
+    assert row["removed_blocks"].split(";")[0] == "layer3.2"
+    assert row["macs_reduction_pct"] >= 20
+    assert row["metrics"] == "none"
+    assert pd.isna(row["fgsm_base_pct"])
+
+
+def test_the_original_network_can_be_the_measure(outputs: Path) -> None:
+    words = ["criterion=cka", "scoring.against=original", "finetune.final_epochs=0", "attacks=none", "ratio=0.34"]
+    assert main(["run", *QUICK, *words, f"output_dir={outputs}"]) == 0
+    row = pd.read_csv(outputs / "results.csv").iloc[-1]
+    scores = pd.read_csv(outputs / "runs" / row["run_id"] / "scores.csv")
+    assert set(scores["metric"]) == {"cka"}
+    assert torch.isfinite(torch.tensor(scores["distance"].to_numpy())).all()
+    # Compared with the original, a network that already lacks a block is further away whatever goes next.
+    assert scores.groupby("step")["distance"].min()[2] > scores.groupby("step")["distance"].min()[1]
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_one_baseline_per_seed(tmp_path: Path) -> None:
+    assert main(["run", "-m", *QUICK, "ratio=0.17,0.34", "seed=0,1", f"output_dir={tmp_path}"]) == 0
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert sorted(zip(rows["ratio"], rows["seed"], strict=True)) == [(0.17, 0), (0.17, 1), (0.34, 0), (0.34, 1)]
+    assert len(list((tmp_path / "baselines").glob("*.safetensors"))) == 2
