@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -16,6 +17,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from consensus_cli import config
 from consensus_cli.config import AttackConfig, RunConfig
@@ -74,6 +76,20 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     run_config = OmegaConf.to_object(composed)
     assert isinstance(run_config, RunConfig)
     return run_config
+
+
+def read_config(path: Path) -> RunConfig:
+    """Reads the resolved configuration of a run back from its `config.yaml`.
+
+    Raises:
+        UserError: the file is missing or holds something else.
+    """
+    try:
+        return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path)))  # type: ignore[arg-type]
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"'{path}' is no configuration of a run: {error}", "name a run directory below runs/"
+        ) from error
 
 
 def _parse(words: Sequence[str]) -> list[Override]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from typing import Any
@@ -33,8 +32,6 @@ def launch(words: list[str]) -> int:
             preflight.check(run)
     # Hydra would print its own text and exit with 1; with this it lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # On a machine with a CUDA toolkit and no GPU, PyTorch's benchmark module warns when it is imported.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     config.register()
     sys.argv = ["consensus run", *words]
     try:

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from consensus_cli import preflight, results, summary
+from consensus_cli import data, preflight, results, summary
 from consensus_cli.config import RunConfig
-from consensus_cli.record import Record
+from consensus_cli.evaluation.complexity import complexity
+from consensus_cli.prepare import build_model, prepare
+from consensus_cli.pruning.blocks import find_blocks
+from consensus_cli.pruning.costs import block_costs
+from consensus_cli.record import Record, score_table
+from consensus_cli.report.finish import write_summary
 from consensus_cli.rundir import RESULTS_NAME
 from consensus_cli.screen import Screen
 from consensus_cli.steps import Steps
@@ -27,21 +32,59 @@ def run(config: RunConfig, overrides: Sequence[str], screen: Screen) -> dict[str
         UserError: the configuration, or a file it names, is wrong; nothing has been written then.
     """
     started = datetime.now(UTC)
-    preflight.check(config)
-    steps = Steps.prepare(config, screen)
+    prepared = prepare(config, screen)
+    steps = Steps.begin(prepared, screen)
     record = Record.open(config, overrides, started)
     with record.logging():
-        summary.show_header(screen, steps, record.files.path)
+        summary.show_header(screen, prepared, record.files.path)
         original = steps.baseline()
         network = copy.deepcopy(original)
         while not steps.reached(network):
             ranking = steps.score(network, original)
             steps.prune(network, ranking)
-            record.save_scores(steps.rankings)
+            record.save_scores(steps.scores)
             steps.finetune(network)
         steps.finetune_finally(network)
         measured = steps.evaluate(original, network)
         row = record.save(steps, original, network, measured)
+        write_summary(record.files, row, score_table(steps.scores))
         results.append_row(Path(config.output_dir) / RESULTS_NAME, row)
         summary.show_comparison(screen, row)
     return row
+
+
+def score(config: RunConfig, screen: Screen) -> Path:
+    """Scores the unpruned network without pruning it; returns the run directory with the scores.
+
+    Args:
+        config: as for `run`; `ratio`, `prune` and `finetune` have no effect.
+        screen: where progress and scores are shown.
+
+    Raises:
+        UserError: the configuration, or a file it names, is wrong; nothing has been written then.
+    """
+    prepared = prepare(config, screen)
+    steps = Steps.begin(prepared, screen)
+    record = Record.open(config, (), datetime.now(UTC))
+    with record.logging():
+        original = steps.baseline()
+        steps.score(original, original)
+        record.save_scores(steps.scores)
+        summary.show_scores(screen, steps.scores[0], record.files.scores)
+    return record.files.path
+
+
+def show_blocks(config: RunConfig, screen: Screen) -> None:
+    """Shows every residual block of the configured network: shape, MACs, share, and why it stays if it does.
+
+    Raises:
+        UserError: the configuration is wrong, or the network has no block that can be removed.
+    """
+    preflight.check(config)
+    device = preflight.pick_device(config.device)
+    images = data.load(**preflight.dataset_arguments(config), seed=config.seed)
+    _, model = build_model(config, images, device)
+    example = model.normalize(next(images.test.batches(2, device))[0])
+    blocks = find_blocks(model.network, example, config.prune.granularity)
+    total = complexity(model, images.test.image_shape).macs
+    summary.show_blocks(screen, config.model.name, blocks, block_costs(model.network, example, blocks), total)

@@ -21,8 +21,7 @@ from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.results import COLUMNS
 from consensus_cli.rundir import RunDir, config_hash, write_atomic
-from consensus_cli.scoring.consensus import Ranking
-from consensus_cli.steps import Steps
+from consensus_cli.steps import Scores, Steps
 
 #: what does not change the result: where things lie and on what they are computed
 _NOT_IN_HASH = ("output_dir", "device", "threads", "dataset.root", "dataset.download")
@@ -69,13 +68,13 @@ class Record:
             logger.removeHandler(handler)
             handler.close()
 
-    def save_scores(self, rankings: Sequence[Ranking]) -> None:
+    def save_scores(self, scores: Sequence[Scores]) -> None:
         """Writes the scores of every step so far: step, block, metric, distance, rank, sum."""
-        write_atomic(self.files.scores, score_table(rankings).to_csv(index=False))
+        write_atomic(self.files.scores, score_table(scores).to_csv(index=False))
 
     def save(self, steps: Steps, original: Classifier, pruned: Classifier, measured: Columns) -> dict[str, object]:
         """Writes both checkpoints and the row into the run directory, and returns the row."""
-        checkpoint.save(self.files, original, pruned, steps.spec, steps.removed)
+        checkpoint.save(self.files, original, pruned, steps.prepared.spec, steps.removed)
         row = self._row(steps, measured)
         self.files.write_row(row)
         return row
@@ -91,24 +90,24 @@ class Record:
             "git_commit": git_commit(),
             "overrides": " ".join(self.overrides),
             "seed": config.seed,
-            "device": _device_name(steps.device),
+            "device": _device_name(steps.prepared.device),
             "threads": torch.get_num_threads(),
             "torch_version": torch.__version__,
             "model": config.model.name,
             "dataset": config.dataset.name,
             "criterion": config.criterion.name,
-            "metrics": ";".join(steps.votes) or "none",
+            "metrics": ";".join(steps.prepared.votes) or "none",
             "samples_per_class": config.metrics.samples_per_class,
             "ratio": config.ratio,
             "ratio_unit": config.prune.unit,
-            "blocks_candidates": steps.candidates,
+            "blocks_candidates": steps.prepared.candidates,
             "blocks_removed": len(steps.removed),
             "removed_blocks": ";".join(steps.removed),
             "energy_run_kwh": total.kwh,
             "co2_run_kg": total.co2_kg,
             "run_dir": str(self.files.path),
             "aggregation": config.criterion.aggregation,
-            "precision": steps.precision,
+            "precision": steps.prepared.precision,
             "energy_estimated": steps.stages.meter.estimated,
         }
         for stage in ("baseline", "score", "finetune", "evaluate"):
@@ -126,23 +125,33 @@ def run_hash(config: RunConfig) -> str:
     return config_hash(plain, exclude=_NOT_IN_HASH)
 
 
-def score_table(rankings: Sequence[Ranking]) -> pd.DataFrame:
-    """Returns one line per step, block and metric; `sum` is the importance by which the criterion decided."""
-    return pd.DataFrame(
-        [
-            {
-                "step": step,
-                "block": block,
-                "metric": metric,
-                "distance": ranking.distances[metric][i],
-                "rank": ranking.ranks[metric][i],
-                "sum": ranking.importance[i],
-            }
-            for step, ranking in enumerate(rankings, start=1)
-            for i, block in enumerate(ranking.blocks)
-            for metric in ranking.distances
-        ]
-    )
+def score_table(scores: Sequence[Scores]) -> pd.DataFrame:
+    """Returns one line per step, block and metric; `sum` is the importance by which the criterion decided.
+
+    With a bootstrap, three more columns say about the block's place in the order of removal: the ends of its 95 %
+    interval, and the share of the resamples in which the block is the first to go.
+    """
+    lines = []
+    for step, said in enumerate(scores, start=1):
+        ranking, stability = said.ranking, said.stability
+        for i, block in enumerate(ranking.blocks):
+            for metric in ranking.distances:
+                line = {
+                    "step": step,
+                    "block": block,
+                    "metric": metric,
+                    "distance": ranking.distances[metric][i],
+                    "rank": ranking.ranks[metric][i],
+                    "sum": ranking.importance[i],
+                }
+                if stability is not None:
+                    line |= {
+                        "place_low": stability.low[i],
+                        "place_high": stability.high[i],
+                        "first_share": stability.least_share[i],
+                    }
+                lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def git_commit() -> str:

@@ -12,29 +12,42 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from consensus_cli import data, preflight, training
+from consensus_cli import data, training
 from consensus_cli.baseline import cached
 from consensus_cli.config import BaselineConfig, FinetuneConfig, RunConfig
-from consensus_cli.data import ImageData
-from consensus_cli.data.sampling import stratified_indices
-from consensus_cli.errors import ConfigError, UserError
 from consensus_cli.evaluation import comparison
 from consensus_cli.evaluation.attacks import Attack
 from consensus_cli.evaluation.complexity import complexity
 from consensus_cli.evaluation.energy import EnergyMeter, StageMeter
-from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.classifier import Classifier
+from consensus_cli.prepare import Prepared
 from consensus_cli.pruning import schedule
-from consensus_cli.pruning.blocks import Block, find_blocks
-from consensus_cli.pruning.costs import block_costs
+from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import remove_block
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.ablation import AblationEngine
+from consensus_cli.scoring.bootstrap import RankStability, bootstrap
 from consensus_cli.scoring.consensus import Ranking, decide
-from consensus_cli.scoring.score import baseline_importance, collect_statistics, metrics_needed
+from consensus_cli.scoring.moments import PairStatistics
+from consensus_cli.scoring.score import baseline_importance, collect_statistics
 from consensus_cli.screen import Screen
 
 SCORING_BATCH_SIZE = 256
+
+#: parts that a bootstrap draws from
+BOOTSTRAP_CHUNKS = 20
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a criterion said before one step.
+
+    Attributes:
+        ranking: distances, ranks and the order that follows.
+        stability: where resamples of the images put each block; None without a bootstrap.
+    """
+
+    ranking: Ranking
+    stability: RankStability | None
 
 
 @dataclass
@@ -42,91 +55,48 @@ class Steps:
     """A run under way.
 
     Attributes:
-        config: everything that determines the run.
+        prepared: what the run works on.
         screen: where progress is shown.
-        device: where the networks are.
-        precision: `fp32` or `bf16`, of training.
-        images: the dataset.
-        spec: how to build the unpruned network.
-        fresh: the network before its weights are trained or loaded.
-        blocks: every residual block of the unpruned network.
-        votes: metric -> weight, for the metrics that the criterion reads.
         stages: energy and time of each stage.
         removed: names of the blocks that are gone, in order of removal.
-        rankings: what the criterion said at each step.
+        scores: what the criterion said before each step.
     """
 
-    config: RunConfig
+    prepared: Prepared
     screen: Screen
-    device: torch.device
-    precision: str
-    images: ImageData
-    spec: zoo.ModelSpec
-    fresh: Classifier
-    blocks: list[Block]
-    votes: dict[str, float]
     stages: StageMeter
     removed: list[str] = field(default_factory=list)
-    rankings: list[Ranking] = field(default_factory=list)
+    scores: list[Scores] = field(default_factory=list)
 
     @classmethod
-    def prepare(cls, config: RunConfig, screen: Screen) -> Steps:
-        """Loads the data, builds the network, finds its blocks, and makes sure that the run can be carried out.
-
-        Raises:
-            UserError: files or values that do not fit together.
-        """
-        device = preflight.pick_device(config.device)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        torch.backends.cudnn.deterministic = True
-        with screen.progress("loading images") as report:
-            images = data.load(**preflight.dataset_arguments(config), seed=config.seed, progress=report)
-        spec = _model_spec(config, images)
-        torch.manual_seed(config.seed)
-        model = zoo.build(spec)
-        if config.model.weights is not None:
-            pretrained.load_weights(model.network, spec, config.model.weights)
-        model = model.to(device, memory_format=torch.channels_last).eval()
-        steps = cls(
-            config=config,
-            screen=screen,
-            device=device,
-            precision=training.resolve_precision(config.precision, device),
-            images=images,
-            spec=spec,
-            fresh=model,
-            blocks=find_blocks(model.network, _example(model, images, device), config.prune.granularity),
-            votes=metrics_needed(config.criterion.name, config.metrics.weights),
-            stages=StageMeter(EnergyMeter(config.evaluate.country, device=device)),
-        )
-        steps._check()
-        return steps
+    def begin(cls, prepared: Prepared, screen: Screen) -> Steps:
+        """Returns a run that has not done anything yet."""
+        meter = EnergyMeter(prepared.config.evaluate.country, device=prepared.device)
+        return cls(prepared, screen, StageMeter(meter))
 
     @property
-    def candidates(self) -> int:
-        """Number of blocks of the unpruned network that can go."""
-        return sum(block.removable for block in self.blocks)
-
-    @functools.cached_property
-    def macs_base(self) -> int:
-        """MACs of the unpruned network for one image."""
-        return complexity(self.fresh, self.images.test.image_shape).macs
+    def config(self) -> RunConfig:
+        """Everything that determines the run."""
+        return self.prepared.config
 
     def baseline(self) -> Classifier:
         """Returns the unpruned network with its weights: as given, from the cache, or trained now."""
         if self.config.model.weights is not None:
             self.screen.line(f"baseline: weights of {self.config.model.weights}")
-            return self.fresh
-        model = copy.deepcopy(self.fresh)
+            return self.prepared.fresh
+        model = copy.deepcopy(self.prepared.fresh)
         recipe = _recipe(self.config.baseline, self.config.baseline.epochs)
         determined_by = {
-            "model": asdict(self.spec),
-            "data": [self.images.name, list(self.images.train.image_shape), len(self.images.train)],
-            "labels": int(self.images.train.labels.sum()),
+            "model": asdict(self.prepared.spec),
+            "data": [
+                self.prepared.images.name,
+                list(self.prepared.images.train.image_shape),
+                len(self.prepared.images.train),
+            ],
+            "labels": int(self.prepared.images.train.labels.sum()),
             "recipe": asdict(recipe),
             "seed": self.config.seed,
-            "precision": self.precision,
+            "precision": self.prepared.precision,
         }
         cache_dir = Path(self.config.output_dir) / "baselines"
         with self.stages.stage("baseline"):
@@ -138,38 +108,26 @@ class Steps:
     def reached(self, network: nn.Module) -> bool:
         """Says whether enough blocks are gone."""
         if self.config.prune.unit == "blocks":
-            return len(self.removed) >= schedule.blocks_to_remove(self.config.ratio, self.candidates)
-        macs = complexity(network, self.images.test.image_shape).macs
-        return macs <= (1 - self.config.ratio) * self.macs_base
+            return len(self.removed) >= self.prepared.target_blocks
+        macs = complexity(network, self.prepared.images.test.image_shape).macs
+        return macs <= (1 - self.config.ratio) * self.prepared.macs_base
 
     def score(self, network: Classifier, original: Classifier) -> Ranking:
         """Ranks the candidates that may go now, the least important first."""
-        allowed = schedule.allowed(self.blocks, self.removed, self.config.prune.min_blocks_per_stage)
-        names = [block.name for block in allowed]
+        allowed = schedule.allowed(self.prepared.blocks, self.removed, self.config.prune.min_blocks_per_stage)
         with self.stages.stage("score"):
-            if self.votes:
-                distances = self._distances(network, original, allowed)
-                ranking = decide(
-                    names,
-                    distances,
-                    families=metrics.FAMILIES,
-                    aggregation=self.config.criterion.aggregation,
-                    weights=self.votes,
-                )
+            if self.prepared.votes:
+                scores = self._consult_metrics(network, original, allowed)
             else:
-                criterion = self.config.criterion.name
-                importance = baseline_importance(criterion, network.network, allowed, self._seed(len(self.removed)))
-                ranking = decide(
-                    names, {criterion: importance}, families={criterion: criterion}, weights={criterion: 1.0}
-                )
-        self.rankings.append(ranking)
-        return ranking
+                scores = self._consult_baseline(network, allowed)
+        self.scores.append(scores)
+        return scores.ranking
 
     def prune(self, network: Classifier, ranking: Ranking) -> None:
         """Removes the least important blocks of a ranking, up to `prune.step`, or until the ratio is reached."""
         gone = 0
         for position in ranking.order:
-            allowed = schedule.allowed(self.blocks, self.removed, self.config.prune.min_blocks_per_stage)
+            allowed = schedule.allowed(self.prepared.blocks, self.removed, self.config.prune.min_blocks_per_stage)
             if gone == self.config.prune.step or (gone and self.reached(network)):
                 break
             name = ranking.blocks[position]
@@ -190,11 +148,13 @@ class Steps:
     def evaluate(self, original: Classifier, network: Classifier) -> comparison.Columns:
         """Measures both networks on the same data and the same device."""
         settings, attacks = self.config.evaluate, self.config.attacks
-        shape, test = self.images.test.image_shape, self.images.test
+        shape, test = self.prepared.images.test.image_shape, self.prepared.images.test
         columns = comparison.complexity_columns(original, network, shape)
         with self.stages.stage("evaluate"), self.screen.progress("evaluating") as report:
-            columns |= comparison.accuracy_columns(original, network, test, self.device)
-            columns |= comparison.latency_columns(original, network, shape, self.device, settings.latency_min_run_s)
+            columns |= comparison.accuracy_columns(original, network, test, self.prepared.device)
+            columns |= comparison.latency_columns(
+                original, network, shape, self.prepared.device, settings.latency_min_run_s
+            )
             columns |= comparison.energy_columns(
                 original,
                 network,
@@ -210,64 +170,66 @@ class Steps:
                     original,
                     network,
                     test,
-                    {key: Attack(**asdict(a), seed=self.config.seed) for key, a in attacks.suite.items()},  # type: ignore[arg-type]
+                    {key: Attack(**asdict(a), seed=self.config.seed) for key, a in attacks.suite.items()},
                     images=attacks.images,
                     seed=self.config.seed,
-                    device=self.device,
+                    device=self.prepared.device,
                     progress=report,
                 )
         return columns
 
-    def _check(self) -> None:
-        features = AblationEngine(self.fresh.network, (), _example(self.fresh, self.images, self.device)).features
-        problems = metrics.check_requirements(
-            list(self.votes),
-            samples_per_class=self.config.metrics.samples_per_class,
-            num_classes=len(self.images.classes),
-            features=features,
-        )
-        for attempt in (self._samples, self._check_ratio):
-            try:
-                attempt()
-            except UserError as error:
-                problems.append(error)
-        if problems:
-            raise ConfigError(problems)
-
-    def _check_ratio(self) -> None:
-        prune = self.config.prune
-        if prune.unit == "blocks":
-            schedule.check_enough_blocks(self.config.ratio, self.blocks, prune.min_blocks_per_stage)
-            return
-        costs = block_costs(self.fresh.network, _example(self.fresh, self.images, self.device), self.blocks)
-        most = schedule.most_macs_removable(self.blocks, costs, prune.min_blocks_per_stage) / self.macs_base
-        if self.config.ratio > most:
-            raise UserError(
-                f"ratio={self.config.ratio} asks for {self.config.ratio:.1%} fewer MACs; at most {most:.1%} can go",
-                f"lower the ratio to {most:.3f} or prune.min_blocks_per_stage",
-            )
-
-    def _samples(self) -> data.Split:
-        """The training images that the metrics see: the same in every step, class after class."""
-        labels = self.images.train.labels
-        return self.images.train.subset(
-            stratified_indices(labels, self.config.metrics.samples_per_class, self.config.seed)
-        )
-
-    def _distances(self, network: Classifier, original: Classifier, allowed: list[Block]) -> dict[str, np.ndarray]:
-        scoring, samples = self.config.scoring, self._samples()
+    def _consult_metrics(self, network: Classifier, original: Classifier, allowed: list[Block]) -> Scores:
+        names, votes = [block.name for block in allowed], self.prepared.votes
+        resamples, aggregation = self.config.scoring.bootstrap, self.config.criterion.aggregation
         with self.screen.progress(f"scoring {len(allowed)} blocks") as report:
-            (statistics,) = collect_statistics(
-                network.network,
-                allowed,
-                _normalized(network, samples, self.device, report),
-                list(self.votes),
-                original=original.network if scoring.against == "original" else None,
-                num_classes=len(self.images.classes),
-                precision=scoring.precision,
-                memory_gb=scoring.memory_gb,
+            parts = self._statistics(network, original, allowed, report, BOOTSTRAP_CHUNKS if resamples else 1)
+            whole = PairStatistics.combine(parts, [1] * len(parts)) if resamples else parts[0]
+            ranking = decide(
+                names,
+                metrics.compute(list(votes), whole),
+                families=metrics.FAMILIES,
+                aggregation=aggregation,
+                weights=votes,
             )
-            return metrics.compute(list(self.votes), statistics)
+            if not resamples:
+                return Scores(ranking, None)
+            stability = bootstrap(
+                names,
+                parts,
+                list(votes),
+                resamples=resamples,
+                seed=self.config.seed,
+                weights=votes,
+                aggregation=aggregation,
+            )
+        return Scores(ranking, stability)
+
+    def _consult_baseline(self, network: Classifier, allowed: list[Block]) -> Scores:
+        criterion = self.config.criterion.name
+        importance = baseline_importance(criterion, network.network, allowed, self._seed(len(self.removed)))
+        names, distances = [block.name for block in allowed], {criterion: importance}
+        return Scores(decide(names, distances, families={criterion: criterion}, weights={criterion: 1.0}), None)
+
+    def _statistics(
+        self,
+        network: Classifier,
+        original: Classifier,
+        allowed: list[Block],
+        report: Callable[[str, int, int], None],
+        chunks: int,
+    ) -> list[PairStatistics]:
+        scoring, prepared = self.config.scoring, self.prepared
+        return collect_statistics(
+            network.network,
+            allowed,
+            _normalized(network, prepared.samples, prepared.device, report),
+            list(prepared.votes),
+            original=original.network if scoring.against == "original" else None,
+            num_classes=len(prepared.images.classes),
+            precision=scoring.precision,
+            memory_gb=scoring.memory_gb,
+            chunks=chunks,
+        )
 
     def _finetune(self, network: Classifier, epochs: float, description: str) -> None:
         if epochs > 0:
@@ -279,12 +241,12 @@ class Steps:
         with self.screen.progress(description) as report:
             result = training.train(
                 model,
-                self.images.train,
+                self.prepared.images.train,
                 recipe,
-                device=self.device,
-                augmentation=self.images.augmentation,
+                device=self.prepared.device,
+                augmentation=self.prepared.images.augmentation,
                 seed=seed,
-                precision=self.precision,
+                precision=self.prepared.precision,
                 report=lambda p: report(f"{description}, loss {p.loss:.3f}", p.step, p.steps),
             )
         self.screen.detail(f"{description}: loss {result.loss:.4f}, {result.images / result.duration_s:.0f} images/s")
@@ -297,48 +259,26 @@ class Steps:
         def run() -> None:
             training.train(
                 trained,
-                self.images.train,
+                self.prepared.images.train,
                 recipe,
-                device=self.device,
-                augmentation=self.images.augmentation,
+                device=self.prepared.device,
+                augmentation=self.prepared.images.augmentation,
                 seed=self.config.seed,
-                precision=self.precision,
+                precision=self.prepared.precision,
             )
 
         return run
 
     def _removal_line(self, ranking: Ranking, position: int) -> str:
         name, importance = ranking.blocks[position], ranking.importance[position]
-        runner_up = np.sort(ranking.importance)[1] if len(ranking.blocks) > 1 else float("nan")
-        of = (
-            f" of {schedule.blocks_to_remove(self.config.ratio, self.candidates)}"
-            if self.config.prune.unit == "blocks"
-            else ""
-        )
-        return f"removed {len(self.removed):>2}{of}: {name:<12} rank sum {importance:g} (next {runner_up:g})"
+        left = np.delete(ranking.importance, position)
+        rival = f" (next {left.min():g})" if len(left) else ""
+        of = f" of {self.prepared.target_blocks}" if self.config.prune.unit == "blocks" else ""
+        return f"removed {len(self.removed):>2}{of}: {name:<12} rank sum {importance:g}{rival}"
 
     def _seed(self, *where: int) -> int:
         """Returns a seed that differs from step to step and depends on nothing but the run's seed."""
         return int(np.random.SeedSequence([self.config.seed, *where]).generate_state(1)[0])
-
-
-def _model_spec(config: RunConfig, images: ImageData) -> zoo.ModelSpec:
-    model = config.model
-    known = pretrained.normalization(model.source, model.name, model.weights)
-    mean, std = known or (images.mean, images.std)
-    if model.source == "torchvision" and len(mean) == 1:
-        # torchvision's networks take three channels; normalisation spreads the one there is over them.
-        mean, std = mean * 3, std * 3
-    return zoo.ModelSpec(
-        source=model.source,
-        name=model.name,
-        num_classes=model.num_classes or len(images.classes),
-        in_channels=images.train.image_shape[0],
-        mean=tuple(model.mean or mean),
-        std=tuple(model.std or std),
-        target=model.target,
-        kwargs=dict(model.kwargs),
-    )
 
 
 def _recipe(settings: BaselineConfig | FinetuneConfig, epochs: float) -> training.Recipe:
@@ -354,10 +294,10 @@ def _recipe(settings: BaselineConfig | FinetuneConfig, epochs: float) -> trainin
     )
 
 
-def _example(model: Classifier, images: ImageData, device: torch.device) -> Tensor:
-    """Returns two test images as the network takes them."""
-    with torch.no_grad():
-        return model.normalize(next(images.test.batches(2, device))[0])
+def _fingerprint(images: data.ImageData) -> list[object]:
+    """Returns plain values that tell one set of training images from another: size, shape, labels, mean, deviation."""
+    weighted = int((images.train.labels * torch.arange(1, len(images.train) + 1)).sum())
+    return [images.name, len(images.train), *images.train.image_shape, weighted, *images.mean, *images.std]
 
 
 def _normalized(

@@ -21,7 +21,7 @@ import torch
 from codecarbon import OfflineEmissionsTracker
 from codecarbon.input import DataSource
 
-from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.errors import UserError
 from consensus_cli.evaluation.mode import Progress, synchronize
 
 TrackingMode = Literal["process", "machine"]
@@ -229,9 +229,8 @@ def check_country(country: str) -> None:
     Raises:
         UserError: if it does not.
     """
-    known = DataSource().get_global_energy_mix_data()
-    if country not in known:
-        raise unknown_name("country", country, known)
+    if country not in DataSource().get_global_energy_mix_data():
+        raise UserError(f"unknown country '{country}'", "give the ISO 3166 alpha-3 code, such as BRA or DEU")
 
 
 def _window(call: Callable[[], None], meter: EnergyMeter, window_s: float) -> tuple[Consumption, int]:

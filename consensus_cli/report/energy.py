@@ -35,7 +35,11 @@ def network_rows(shown: pd.DataFrame, finished: pd.DataFrame) -> list[list[str]]
     """Returns a line per point and kind of work: energy in mWh and CO2 in mg, baseline, pruned, and the saving."""
     lines = []
     keys = ["task", "series", "ratio"]
-    names = [c for c in finished if c.startswith(("energy_inference_", "energy_epoch_", "co2_inference_", "co2_epoch_"))]
+    names = [
+        c
+        for c in map(str, finished)
+        if c.startswith(("energy_inference_", "energy_epoch_", "co2_inference_", "co2_epoch_"))
+    ]
     means = finished.groupby(keys, dropna=False)[names].mean().reset_index()
     for _, point in shown[[*keys, "ratio_unit"]].merge(means, on=keys, how="left").iterrows():
         for kind, label in (("inference", "inference, 1,000 images"), ("epoch", "one training epoch")):
@@ -54,4 +58,5 @@ def sources(finished: pd.DataFrame) -> list[str]:
     """Returns where the readings come from, with the country whose electricity the CO2 is of and a count of runs."""
     known = finished[finished["energy_source"] != ""]
     counts = known.groupby(["energy_source", "country"]).size()
-    return [f"{source}, electricity of {country or '?'} ({count} runs)" for (source, country), count in counts.items()]
+    keyed = zip(counts.index.to_frame().to_numpy(), counts, strict=True)
+    return [f"{source}, electricity of {country or '?'} ({count} runs)" for (source, country), count in keyed]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 NONE = "–"
 
 
@@ -19,7 +21,8 @@ def significant(value: float, digits: int = 3, unit: str = "") -> str:
     """Returns a number with so many significant digits and its unit, `–` for NaN."""
     if not math.isfinite(value):
         return NONE
-    return f"{float(f'{value:.{digits}g}'):,.10g} {unit}".strip().replace("-", "−")
+    rounded = np.format_float_positional(value, precision=digits, fractional=False, trim="-")
+    return f"{rounded} {unit}".strip().replace("-", "−")
 
 
 def interval(mean: float, half: float, digits: int = 2, unit: str = "", sign: bool = False) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -14,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from matplotlib.colors import to_hex
-from plotly.offline import get_plotlyjs
+from vl_convert import javascript_bundle
 
 from consensus_cli import __version__
 from consensus_cli.report import charts, energy, listing, removal, robustness, tradeoff
@@ -26,6 +24,10 @@ from consensus_cli.report.text import front_table, overview
 
 #: networks drawn block by block: the page stays small however many runs there are
 MOST_NETWORKS = 12
+#: runs shown in the table until more are asked for: laying out thousands takes a browser seconds
+MOST_LINES = 200
+#: lines of a chart: with more, none can be followed
+MOST_SERIES = 30
 #: lines of the tables of robustness and energy, which are for the eye; the table of runs has every run
 MOST_POINTS = 40
 _SCALE_COLOURS = 32
@@ -33,7 +35,7 @@ _SCALE_COLOURS = 32
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a chart stands on the page, with the figure that plotly draws there."""
+    """Where a chart stands on the page, with the figure that Vega draws there."""
 
     id: str
     section: str
@@ -69,13 +71,16 @@ def render(runs: Runs, title: str) -> str:
         networks=networks,
         left_out_networks=left_out,
         columns=shown,
+        most_lines=MOST_LINES,
         lines=listing.lines(runs.rows, shown),
-        payload=_json({
-            "charts": {slot.id: slot.figure for slot in slots},
-            "networks": [_network(network) for network in networks],
-            "scale": [to_hex(matplotlib.colormaps[SCALE](i / (_SCALE_COLOURS - 1))) for i in range(_SCALE_COLOURS)],
-        }),
-        plotly=_packed(get_plotlyjs()),
+        payload=_json(
+            {
+                "charts": {slot.id: slot.figure for slot in slots},
+                "networks": [_network(network) for network in networks],
+                "scale": [to_hex(matplotlib.colormaps[SCALE](i / (_SCALE_COLOURS - 1))) for i in range(_SCALE_COLOURS)],
+            }
+        ),
+        vega=_vega(),
         style=_asset("report.css"),
         script=_asset("report.js"),
     )
@@ -84,9 +89,10 @@ def render(runs: Runs, title: str) -> str:
 def _slots(runs: Runs, points: pd.DataFrame) -> list[Slot]:
     """Returns every chart of the page, those of one task after those of another."""
     found: list[tuple[str, str, str, charts.Chart | None]] = []
-    for task, group in points.groupby("task"):
-        finished = runs.finished[runs.finished["task"] == task]
-        looks = styles(group["series"])
+    for task, of_task in points.groupby("task"):
+        looks = styles(tradeoff.drawn(of_task, MOST_SERIES))
+        group = of_task[of_task["series"].isin(looks)]
+        finished = runs.finished[(runs.finished["task"] == task) & runs.finished["series"].isin(looks)]
         for cost in tradeoff.COSTS:
             chart = charts.tradeoff_chart(group, finished, cost, "accuracy", looks)
             found.append(("tradeoff", str(task), f"Accuracy against saving in {cost.label}", chart))
@@ -116,18 +122,25 @@ def _heat_maps(task: str, finished: pd.DataFrame) -> list[tuple[str, str, str, c
 
 
 def _legends(points: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{"task": task, "entries": list(styles(group["series"]).items())} for task, group in points.groupby("task")]
+    return [
+        {
+            "task": task,
+            "entries": list(styles(tradeoff.drawn(group, MOST_SERIES)).items()),
+            "left_out": max(0, group["series"].nunique() - MOST_SERIES),
+        }
+        for task, group in points.groupby("task")
+    ]
 
 
 def _network(network: Removal) -> dict[str, Any]:
     steps = [
         {
             "blocks": list(step.importance.index),
-            "importance": charts.numbers(step.importance),
+            "importance": [charts.number(value) for value in step.importance],
             "removed": list(step.removed),
             "metrics": list(step.ranks.columns),
-            "ranks": [charts.numbers(step.ranks[metric]) for metric in step.ranks],
-            "tau": [charts.numbers(values) for _, values in step.tau.iterrows()],
+            "ranks": step.ranks.to_numpy().T.tolist(),
+            "tau": [[charts.number(value) for value in values] for values in step.tau.to_numpy()],
         }
         for step in network.steps
     ]
@@ -148,9 +161,9 @@ def _json(content: object) -> Markup:
     return htmlsafe_json_dumps(content, allow_nan=False, separators=(",", ":"))
 
 
-def _packed(script: str) -> str:
-    """Returns a script compressed, as text: plotly is 4.8 MB, and a third of that so."""
-    return base64.b64encode(gzip.compress(script.encode(), compresslevel=9, mtime=0)).decode("ascii")
+def _vega() -> Markup:
+    """Returns Vega-Lite, Vega and Vega-Embed as one script that leaves `vegaEmbed` behind, safe inside a script element."""
+    return Markup(javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", r"<\/script"))
 
 
 def _asset(name: str) -> Markup:

@@ -7,40 +7,48 @@ from dataclasses import dataclass
 
 #: Okabe & Ito (2008) without black and yellow, which vanish on one of the two backgrounds, and a grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
-#: (plotly symbol, matplotlib marker, character)
+#: from the same set, neighbours in a bar being as far apart in lightness as can be
+STAGE_COLOURS = ("#0072B2", "#F0E442", "#D55E00", "#56B4E9")
+#: what belongs to no series; seen on both backgrounds
+NEUTRAL = "#8C8C8C"
+#: the colour scale of importance: even in lightness, so it reads in grey and by colour-blind readers
+SCALE = "cividis"
+#: (Vega shape, matplotlib marker, character)
 _MARKERS = (
     ("circle", "o", "●"),
     ("square", "s", "■"),
     ("triangle-up", "^", "▲"),
     ("diamond", "D", "◆"),
     ("triangle-down", "v", "▼"),
-    ("x", "X", "✖"),
-    ("star", "*", "★"),
-    ("hexagon", "h", "⬢"),
+    ("cross", "P", "✚"),
+    ("triangle-right", ">", "▶"),
+    ("triangle-left", "<", "◀"),
 )
-#: (plotly dash, matplotlib line style, SVG stroke-dasharray)
-_DASHES: tuple[tuple[str, str | tuple[float, tuple[float, ...]], str], ...] = (
-    ("solid", "-", "none"),
-    ("dash", "--", "6 3"),
-    ("dot", ":", "2 2"),
-    ("dashdot", "-.", "6 2 2 2"),
-    ("longdash", (0, (8, 2)), "9 3"),
-)
-#: the colour scale of importance: even in lightness, so it reads in grey and by colour-blind readers
-SCALE = "cividis"
+_DASHES_PX: tuple[tuple[float, ...], ...] = ((), (6, 3), (2, 2), (6, 2, 2, 2), (10, 3))
 
 
 @dataclass(frozen=True)
 class Style:
-    """The look of one line, in the words of plotly, matplotlib and HTML."""
+    """The look of one line, in the words of Vega, matplotlib and HTML.
+
+    Attributes:
+        colour: hex.
+        shape: Vega's name of the marker.
+        marker: matplotlib's.
+        glyph: the character that resembles it.
+        dashes_px: lengths of dashes and gaps; empty for a solid line.
+    """
 
     colour: str
-    symbol: str
+    shape: str
     marker: str
     glyph: str
-    dash: str
-    line_style: str | tuple[float, tuple[float, ...]]
-    dash_array: str
+    dashes_px: tuple[float, ...]
+
+    @property
+    def line_style(self) -> str | tuple[float, tuple[float, ...]]:
+        """The dashes as matplotlib takes them."""
+        return (0, self.dashes_px) if self.dashes_px else "-"
 
 
 def styles(series: Iterable[str]) -> dict[str, Style]:
@@ -50,6 +58,5 @@ def styles(series: Iterable[str]) -> dict[str, Style]:
 
 
 def _style(position: int) -> Style:
-    symbol, marker, glyph = _MARKERS[position % len(_MARKERS)]
-    dash, line_style, dash_array = _DASHES[position % len(_DASHES)]
-    return Style(COLOURS[position % len(COLOURS)], symbol, marker, glyph, dash, line_style, dash_array)
+    shape, marker, glyph = _MARKERS[position % len(_MARKERS)]
+    return Style(COLOURS[position % len(COLOURS)], shape, marker, glyph, _DASHES_PX[position % len(_DASHES_PX)])

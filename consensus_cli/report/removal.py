@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,8 +91,8 @@ def chosen(runs: Runs, most: int) -> tuple[list[Removal], int]:
     return found, len(longest) - len(found)
 
 
-def _place(key: tuple[str, str]) -> tuple[str, bool, str]:
-    task, series = key
+def _place(key: tuple[Hashable, ...]) -> tuple[str, bool, str]:
+    task, series = map(str, key)
     return task, not series.startswith("consensus"), series
 
 
@@ -108,7 +108,7 @@ def _steps(scores: pd.DataFrame, removed: tuple[str, ...]) -> Iterator[Step]:
         table = lines.pivot(index="block", columns="metric", values=["rank", "distance"]).loc[blocks]
         yield Step(
             importance=lines.groupby("block")["sum"].first().loc[blocks],
-            ranks=table["rank"][metrics],
+            ranks=pd.DataFrame(table["rank"])[metrics],
             tau=kendall_tau({metric: table["distance"][metric].to_numpy() for metric in metrics}),
             # A block that may stay because its stage would become too short leaves the scores as well.
             removed=tuple(name for name in removed if name in blocks and last_seen[name] == number),

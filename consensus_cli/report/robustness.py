@@ -35,6 +35,8 @@ def attack_rows(shown: pd.DataFrame, finished: pd.DataFrame) -> list[list[str]]:
         runs = runs[(runs["ratio"] == point["ratio"]) | (pd.isna(point["ratio"]) & runs["ratio"].isna())]
         head = [point["task"], point["series"], ratio_text(point["ratio"], point["ratio_unit"])]
         lines.append([*head, "clean", *_both(point, "accuracy"), _change(point, "accuracy", runs)])
+        if "clean_pruned_pct" in runs and runs["clean_pruned_pct"].notna().any():
+            lines.append([*head, "clean, those attacked", *_both(point, "clean"), _change(point, "clean", runs)])
         for name in attacks(runs):
             lines.append([*head, attack_label(name, runs), *_both(point, name), _change(point, name, runs)])
     return lines
@@ -52,8 +54,8 @@ def shortcuts(finished: pd.DataFrame) -> pd.DataFrame:
 
 def _means(finished: pd.DataFrame, pattern: re.Pattern[str], name: Callable[[re.Match[str]], str]) -> pd.DataFrame:
     parts = []
-    for column in finished:
-        found = pattern.fullmatch(str(column))
+    for column in map(str, finished):
+        found = pattern.fullmatch(column)
         if found and finished[column].notna().any():
             mean = finished.groupby(["task", "series"])[column].mean().dropna()
             parts.append(mean.rename("value").reset_index().assign(network=found["network"], what=name(found)))
@@ -69,7 +71,8 @@ def _both(point: pd.Series, name: str) -> list[str]:
 
 
 def _change(point: pd.Series, name: str, runs: pd.DataFrame) -> str:
-    mean = point[f"{name}_delta_pp"] if f"{name}_delta_pp" in point else float("nan")
+    delta = f"{name}_delta_pp"
+    mean = point[delta] if delta in point else point[f"{name}_pruned_pct"] - point[f"{name}_base_pct"]
     low, high = f"{name}_ci95_low", f"{name}_ci95_high"
     if len(runs) == 1 and low in runs and high in runs and runs[[low, high]].notna().to_numpy().all():
         return f"{fixed(mean, 2, sign=True)} [{fixed(runs[low].iloc[0], 1)}, {fixed(runs[high].iloc[0], 1)}] pp"

@@ -52,7 +52,7 @@ def ratio_text(ratio: float, unit: str) -> str:
     """Returns how much was to go, such as `50 % of the blocks`."""
     if pd.isna(ratio):
         return "–"
-    return f"{100 * ratio:.4g} % {_UNITS[unit] if unit in _UNITS else unit}".strip()
+    return f"{100 * ratio:.4g} % {_UNITS.get(unit, unit)}".strip()
 
 
 def _settings(overrides: str) -> str:

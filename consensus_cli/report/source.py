@@ -94,7 +94,7 @@ def complete(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if missing:
         notes.append(f"Columns that the results lack, left empty here: {', '.join(missing)}.")
     columns = {name: _text(rows[name]) if name in rows else pd.Series("", rows.index, dtype="str") for name in _TEXTS}
-    numeric = [*_NUMBERS, *(name for name in rows if name.endswith(_NUMBER_ENDINGS) and name not in _NUMBERS)]
+    numeric = [*_NUMBERS, *(name for name in map(str, rows) if name.endswith(_NUMBER_ENDINGS) and name not in _NUMBERS)]
     damaged = []
     for name in numeric:
         given = rows[name] if name in rows else pd.Series(np.nan, rows.index)

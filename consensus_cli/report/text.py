@@ -30,7 +30,13 @@ def markdown(source: Path) -> str:
     parts = ["# Pruning report", "", *(escape_markdown(line) for line in overview(runs, points)), ""]
     parts += [f"- warning: {escape_markdown(line)}" for line in caveats(runs, points)]
     if not points.empty:
-        parts += ["", "## Trade-offs", "", "Bold: on the Pareto front of accuracy and MACs. ±: 95 % interval over seeds.", ""]
+        parts += [
+            "",
+            "## Trade-offs",
+            "",
+            "Bold: on the Pareto front of accuracy and MACs. ±: 95 % interval over seeds.",
+            "",
+        ]
         parts.append(markdown_table(_HEADINGS, _point_rows(points), bold=list(points["pareto"])))
     if attacks(runs.finished):
         rows = robustness.attack_rows(tradeoff.front(points), runs.finished)
@@ -59,15 +65,15 @@ def overview(runs: Runs, points: pd.DataFrame) -> list[str]:
     said = [f"{len(runs.rows)} runs, {len(finished)} finished{_period(runs.rows)}."]
     for task, group in points.groupby("task"):
         said.append(
-            f"{task}: {_listed(group['series'].unique())}; {int(group['runs'].sum())} runs at "
+            f"{task}: {_listed(list(group['series'].unique()))}; {int(group['runs'].sum())} runs at "
             f"{group['ratio'].nunique()} ratios, {group['seeds'].min()} to {group['seeds'].max()} seeds each."
         )
     good = tradeoff.best(points)
     for _, point in good.iterrows():
+        change = interval(point["accuracy_delta_pp"], point["accuracy_delta_pp_ci95"], 2, "pp", sign=True)
         said.append(
             f"{point['task']}: {point['series']} saves {fixed(point['macs_reduction_pct'], 1, '%')} of the MACs at "
-            f"{interval(point['accuracy_delta_pp'], point['accuracy_delta_pp_ci95'], 2, 'pp', sign=True)} accuracy, the most "
-            f"within {tradeoff.TOLERATED_LOSS_PP:g} pp of the baseline."
+            f"{change} accuracy, the most within {tradeoff.TOLERATED_LOSS_PP:g} pp of the baseline."
         )
     for task in sorted(set(points["task"]) - set(good["task"])):
         said.append(f"{task}: no point stays within {tradeoff.TOLERATED_LOSS_PP:g} pp of the baseline.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,14 +51,16 @@ def points(finished: pd.DataFrame) -> pd.DataFrame:
     """
     measures = [cost.column for cost in COSTS] + ["accuracy_base_pct", "accuracy_pruned_pct", "accuracy_delta_pp"]
     for attack in attacks(finished):
-        measures += [f"{attack}_{what}" for what in ("base_pct", "pruned_pct", "delta_pp") if f"{attack}_{what}" in finished]
+        measures += [
+            f"{attack}_{what}" for what in ("base_pct", "pruned_pct", "delta_pp") if f"{attack}_{what}" in finished
+        ]
     for name in ("clean_base_pct", "clean_pruned_pct"):
         measures += [name] if name in finished else []
     per_seed = finished.groupby([*_POINT, "seed"], dropna=False)[measures].mean().reset_index()
     groups = per_seed.groupby(_POINT, dropna=False)
     mean, seeds = groups[measures].mean(), groups[measures].count()
-    quantile = pd.DataFrame(student_t.ppf(0.975, (seeds - 1).clip(lower=1)), mean.index, mean.columns)
-    half = (groups[measures].std() * quantile / np.sqrt(seeds)).where(seeds > 1)
+    quantile = pd.DataFrame(student_t.ppf(0.975, np.maximum(seeds - 1, 1)), mean.index, mean.columns)
+    half = groups[measures].std() * quantile / seeds.where(seeds > 1) ** 0.5
     named = finished.groupby(_POINT, dropna=False)
     table = pd.concat(
         [
@@ -80,7 +84,7 @@ def pareto(table: pd.DataFrame) -> pd.Series:
         # dominated[i, j]: point j is no worse than point i in both, and better in one
         no_worse = (x >= x[:, None]) & (y >= y[:, None])
         better = (x > x[:, None]) | (y > y[:, None])
-        on_front[group.index] = ~(no_worse & better).any(axis=1)
+        on_front.loc[group.index] = ~np.any(no_worse & better, axis=1)
     return on_front
 
 
@@ -94,3 +98,25 @@ def best(table: pd.DataFrame) -> pd.DataFrame:
     good = table[(table["accuracy_delta_pp"] >= -TOLERATED_LOSS_PP) & table["macs_reduction_pct"].notna()]
     order = good.sort_values(["macs_reduction_pct", "accuracy_delta_pp"], ascending=False, kind="stable")
     return order.drop_duplicates("task").sort_values("task")
+
+
+def drawn(table: pd.DataFrame, most: int) -> list[str]:
+    """Returns the series of one task that a chart shows, at most so many: more would hide one another.
+
+    Those on the Pareto front come first, then the consensus, then the others by the accuracy they keep.
+    """
+    kept = table.groupby("series").agg(front=("pareto", "any"), accuracy=("accuracy_delta_pp", "mean")).reset_index()
+    kept["consensus"] = kept["series"].str.startswith("consensus")
+    order = kept.sort_values(["front", "consensus", "accuracy"], ascending=False, kind="stable")
+    return list(order["series"][:most])
+
+
+def accuracy_range(values_pct: Iterable[float]) -> list[float]:
+    """Returns the ends of an axis that shows these accuracies in percent; intervals may run over them.
+
+    The interval of two seeds may be wider than 0 to 100 %, which would leave no room for the points.
+    """
+    finite = [value for value in values_pct if math.isfinite(value)]
+    low, high = min(finite), max(finite)
+    room = max(0.15 * (high - low), 0.5)
+    return [low - room, high + room]

@@ -1,0 +1,221 @@
+"""The charts as files for papers: PNG, SVG and PDF, fonts embedded, readable in grey."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from consensus_cli.report import energy, robustness, tradeoff
+from consensus_cli.report.palette import SCALE, STAGE_COLOURS, Style, styles
+from consensus_cli.report.removal import Removal, chosen
+from consensus_cli.report.source import Runs, attacks
+from consensus_cli.report.tradeoff import Cost
+
+FORMATS = ("png", "svg", "pdf")
+MOST_NETWORKS = 12
+#: more lines than these make a legend that covers the chart
+_MOST_IN_LEGEND = 14
+_STYLE: dict[Any, Any] = {
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "consensus",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "savefig.bbox": "tight",
+    # Names come from files: a dollar sign in them is a dollar sign.
+    "text.parse_math": False,
+}
+_HATCHES = ("", "//", "xx", "..")
+
+
+def write_figures(runs: Runs, folder: Path) -> list[Path]:
+    """Draws every chart of the report into a folder and returns the files.
+
+    Raises:
+        OSError: the folder or a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    points = tradeoff.points(runs.finished)
+    written: list[Path] = []
+    for task, group in points.groupby("task"):
+        written += _task_figures(str(task), group, runs.finished[runs.finished["task"] == task], folder)
+    networks, _ = chosen(runs, MOST_NETWORKS)
+    for number, network in enumerate(networks, start=1):
+        if network.steps:
+            written += save(removal_figure(network), folder / f"removal_{number:02}_{slug(network.title)}")
+            written += save(rank_figure(network), folder / f"ranks_{number:02}_{slug(network.title)}")
+    return written
+
+
+def tradeoff_figure(points: pd.DataFrame, cost: Cost, outcome: str, looks: dict[str, Style]) -> Figure | None:
+    """Returns accuracy against saving, a line per series with 95 % intervals over seeds; None where nothing has both.
+
+    Args:
+        points: means over seeds, of one task.
+        cost: what pruning saved.
+        outcome: the accuracy on the vertical axis, such as `accuracy` or `pgd`.
+        looks: style of each series.
+    """
+    x, y = cost.column, f"{outcome}_pruned_pct"
+    shown = points[points[x].notna() & points[y].notna()]
+    if shown.empty:
+        return None
+    figure = blank(4.6, 3.2)
+    axes = figure.subplots()
+    for series, group in shown.groupby("series"):
+        _draw_line(axes, str(series), group.sort_values("ratio"), (x, y), looks[str(series)])
+    base = points[f"{outcome}_base_pct"].mean()
+    axes.set_ylim(*tradeoff.accuracy_range([*shown[y], base]))
+    if np.isfinite(base):
+        axes.axhline(base, color="0.45", linestyle=(0, (4, 3)), linewidth=1, label=f"baseline, {base:.2f} %")
+    if outcome == "accuracy" and cost.name == "macs":
+        front = shown[shown["pareto"]]
+        axes.plot(front[x], front[y], "o", markersize=12, fillstyle="none", color="0.45", label="Pareto front")
+    axes.set_xlabel(f"saving in {cost.label} (%)")
+    axes.set_ylabel("accuracy (%)")
+    if shown["series"].nunique() <= _MOST_IN_LEGEND:
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def stage_figure(stages: pd.DataFrame) -> Figure | None:
+    """Returns the energy of a run by stage, a bar per series, from `energy.by_stage` of one task."""
+    if stages.empty:
+        return None
+    figure = blank(5.0, 0.9 + 0.3 * len(stages))
+    axes = figure.subplots()
+    left = np.zeros(len(stages))
+    for stage, colour, hatch in zip(energy.STAGE_LABELS, STAGE_COLOURS, _HATCHES, strict=True):
+        width = stages[stage].fillna(0).to_numpy()
+        axes.barh(range(len(stages)), width, left=left, color=colour, hatch=hatch, edgecolor="white", label=stage)
+        left += width
+    axes.set_yticks(range(len(stages)), [str(series) for series in stages.index])
+    axes.invert_yaxis()
+    axes.set_xlabel("energy per run (Wh)")
+    axes.grid(visible=False, axis="y")
+    axes.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return figure
+
+
+def removal_figure(network: Removal) -> Figure:
+    """Returns steps × blocks, coloured by importance within the step, a cross on what goes; it needs scores."""
+    scaled = np.full((len(network.steps), len(network.blocks)), np.nan)
+    figure = blank(1.6 + 0.28 * len(network.blocks), 1.3 + 0.22 * len(network.steps))
+    axes = figure.subplots()
+    for row, step in enumerate(network.steps):
+        low, high = step.importance.min(), step.importance.max()
+        for block, importance in step.importance.items():
+            scaled[row, network.blocks.index(str(block))] = (importance - low) / (high - low) if high > low else 1
+        for block in step.removed:
+            column = network.blocks.index(block)
+            axes.plot(column, row, "x", color="white" if scaled[row, column] < 0.5 else "black", markersize=6)
+    _heat(axes, scaled, "importance within the step,\n0 = least", (0, 1))
+    axes.set_xticks(range(len(network.blocks)), network.blocks, rotation=90)
+    axes.set_yticks(range(len(network.steps)), [str(number) for number in range(1, len(network.steps) + 1)])
+    axes.set_xlabel("block")
+    axes.set_ylabel("step (× goes)")
+    return figure
+
+
+def rank_figure(network: Removal) -> Figure:
+    """Returns metrics × blocks, coloured by the rank before the first step; it needs scores."""
+    ranks = network.steps[0].ranks
+    figure = blank(2.6 + 0.28 * len(ranks), 1.3 + 0.22 * ranks.shape[1])
+    axes = figure.subplots()
+    _heat(axes, ranks.to_numpy().T, "rank, 1 = least important", (1, max(2, len(ranks))))
+    axes.set_xticks(range(len(ranks)), list(ranks.index), rotation=90)
+    axes.set_yticks(range(ranks.shape[1]), list(ranks.columns))
+    axes.set_xlabel("block")
+    return figure
+
+
+def save(figure: Figure, stem: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
+    """Writes a figure in each format, the same bytes for the same figure, and returns the files."""
+    written = []
+    with matplotlib.rc_context(_STYLE):
+        for kind in formats:
+            path = stem.with_name(f"{stem.name}.{kind}")
+            dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+            figure.savefig(path, dpi=200, metadata=dated)
+            written.append(path)
+    return written
+
+
+def slug(text: str) -> str:
+    """Returns a text as part of a file name: letters, digits and hyphens, at most 60 of them."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "unnamed"
+
+
+def _task_figures(task: str, points: pd.DataFrame, finished: pd.DataFrame, folder: Path) -> list[Path]:
+    looks = styles(points["series"])
+    found = [(f"tradeoff_{cost.name}", tradeoff_figure(points, cost, "accuracy", looks)) for cost in tradeoff.COSTS]
+    found += [
+        (f"robustness_{name}", tradeoff_figure(points, tradeoff.COSTS[0], name, looks)) for name in attacks(finished)
+    ]
+    found.append(("energy_stages", stage_figure(energy.by_stage(finished).droplevel("task"))))
+    for name, unit, table in (
+        ("corruption", "accuracy (%)", robustness.corruptions(finished)),
+        ("shortcut", "shortcut reliance (pp)", robustness.shortcuts(finished)),
+    ):
+        if not table.empty:
+            found.append((name, table_figure(table.droplevel("task"), unit)))
+    return [path for name, figure in found if figure for path in save(figure, folder / f"{slug(task)}_{name}")]
+
+
+def table_figure(table: pd.DataFrame, unit: str) -> Figure:
+    """Returns a table of numbers as a heat map with the values written in it."""
+    figure = blank(3.0 + 0.55 * table.shape[1], 1.2 + 0.26 * len(table))
+    axes = figure.subplots()
+    values = table.to_numpy()
+    low, high = np.nanmin(values), np.nanmax(values)
+    _heat(axes, values, unit, (low, high if high > low else low + 1))
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            dark = value < (low + high) / 2
+            axes.text(
+                column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
+            )
+    axes.set_xticks(range(table.shape[1]), [str(name) for name in table.columns], rotation=45, ha="right")
+    axes.set_yticks(range(len(table)), [", ".join(map(str, key)) for key in table.index])
+    return figure
+
+
+def blank(width_in: float, height_in: float) -> Figure:
+    """Returns an empty figure in the style of the report, of a width and height in inches."""
+    with matplotlib.rc_context(_STYLE):
+        return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def _heat(axes: Axes, values: np.ndarray, label: str, limits: tuple[float, float]) -> None:
+    image = axes.imshow(values, cmap=SCALE, vmin=limits[0], vmax=limits[1], aspect="auto")
+    axes.grid(visible=False)
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+
+
+def _draw_line(axes: Axes, series: str, group: pd.DataFrame, columns: tuple[str, str], style: Style) -> None:
+    x, y = columns
+    axes.errorbar(
+        group[x],
+        group[y],
+        yerr=group[f"{y}_ci95"].fillna(0),
+        color=style.colour,
+        marker=style.marker,
+        linestyle=style.line_style,
+        markersize=5,
+        linewidth=1.4,
+        capsize=2,
+        label=series,
+    )

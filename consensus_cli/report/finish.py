@@ -1,0 +1,90 @@
+"""The end of a run: `summary.md` in its directory, and two figures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from consensus_cli.report import figures
+from consensus_cli.report.measures import Change, changes
+from consensus_cli.report.numerals import duration
+from consensus_cli.report.palette import COLOURS
+from consensus_cli.report.removal import Removal, removal
+from consensus_cli.report.series import command, ratio_text
+from consensus_cli.report.source import complete
+from consensus_cli.report.text import escape_markdown, markdown_table
+from consensus_cli.rundir import RunDir, write_atomic
+
+COMPARISON_STEM = "comparison"
+REMOVAL_STEM = "removal"
+
+
+def write_summary(run_dir: RunDir, row: Mapping[str, object], scores: pd.DataFrame) -> list[Path]:
+    """Writes the table baseline / pruned / change and the two key figures of a finished run; returns the files.
+
+    Args:
+        run_dir: where to.
+        row: the row of the run.
+        scores: one line per step, block and metric (step, block, metric, distance, rank, sum), as in `scores.csv`;
+            empty where nothing was scored, which leaves out the figure of the removal.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    table, _ = complete(pd.DataFrame([dict(row)]))
+    run = table.iloc[0]
+    measured = changes(run, table)
+    written = figures.save(comparison_figure(measured), run_dir.path / COMPARISON_STEM, ("svg",))
+    gone = removal(run["run_id"], run["task"], tuple(filter(None, run["removed_blocks"].split(";"))), _or_none(scores))
+    if gone.steps:
+        written += figures.save(figures.removal_figure(gone), run_dir.path / REMOVAL_STEM, ("svg",))
+    write_atomic(run_dir.summary, _text(run, measured, gone, [path.name for path in written]))
+    return [run_dir.summary, *written]
+
+
+def comparison_figure(measured: list[Change]) -> Figure:
+    """Returns every measure of the pruned network in percent of the baseline's, which is the line at 100 %."""
+    known = [change for change in measured if np.isfinite(change.relative_pct)]
+    figure = figures.blank(5.0, 0.8 + 0.3 * len(known))
+    axes = figure.subplots()
+    axes.barh(range(len(known)), [change.relative_pct for change in known], color=COLOURS[0], height=0.6)
+    axes.axvline(100, color="0.3", linestyle="--", linewidth=1)
+    for height, change in enumerate(known):
+        axes.annotate(f" {change.change}", (change.relative_pct, height), va="center", fontsize=7)
+    axes.set_yticks(range(len(known)), [change.label for change in known])
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("pruned network in % of the baseline")
+    return figure
+
+
+def _or_none(scores: pd.DataFrame) -> pd.DataFrame | None:
+    return None if scores.empty else scores
+
+
+def _text(run: pd.Series, measured: list[Change], gone: Removal, drawn: list[str]) -> str:
+    title = f"{run['model']} on {run['dataset']} without {len(gone.removed)} blocks"
+    table = [(change.label, change.before, change.after, change.change) for change in measured]
+    parts = [
+        f"# {escape_markdown(title)}",
+        "",
+        f"Run {escape_markdown(run['run_id'])}: criterion {escape_markdown(run['criterion'])}, "
+        f"{ratio_text(run['ratio'], run['ratio_unit'])} to remove, seed {run['seed']:g}, "
+        f"{escape_markdown(run['device'])}, {duration(run['duration_s'])}.",
+        "",
+        markdown_table(("", "baseline", "pruned", "change"), table),
+        "",
+        f"Accuracy over {run['test_images']:.0f} test images. Energy: {escape_markdown(run['energy_source'])}.",
+        "",
+        f"Removed, in order: {escape_markdown(' '.join(gone.removed)) or 'nothing'}.",
+        "",
+        *(f"![{Path(name).stem}]({name})" for name in drawn),
+        "",
+        f"    {command(run['overrides'])}",
+    ]
+    return "\n".join(parts) + "\n"

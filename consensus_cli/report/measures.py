@@ -1,0 +1,81 @@
+"""What is measured of the baseline and of the pruned network, as text: before, after, change."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from consensus_cli.report.numerals import NONE, fixed
+from consensus_cli.report.robustness import attack_label
+from consensus_cli.report.source import attacks
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A pair of columns, `{}` for `base` and `pruned`: label, unit after scaling, and decimals that tell something."""
+
+    label: str
+    columns: str
+    scale: float
+    unit: str
+    digits: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """A measure of one run as text; `relative_pct` is 100 × pruned / baseline, NaN where either is missing."""
+
+    label: str
+    before: str
+    after: str
+    change: str
+    relative_pct: float
+
+
+MEASURES = (
+    Measure("accuracy", "accuracy_{}_pct", 1, "%", 2),
+    Measure("MACs", "macs_{}", 1e-6, "M", 2),
+    Measure("parameters", "params_{}", 1e-3, "k", 1),
+    Measure("latency, batch 1", "latency_b1_{}_ms", 1, "ms", 2),
+    Measure("latency, batch 128", "latency_b128_{}_ms", 1, "ms", 2),
+    Measure("energy, 1,000 images", "energy_inference_{}_kwh", 1e6, "mWh", 2),
+    Measure("energy, training epoch", "energy_epoch_{}_kwh", 1e6, "mWh", 2),
+    Measure("CO2, 1,000 images", "co2_inference_{}_kg", 1e6, "mg", 2),
+    Measure("CO2, training epoch", "co2_epoch_{}_kg", 1e6, "mg", 2),
+)
+
+
+def changes(row: pd.Series, rows: pd.DataFrame) -> list[Change]:
+    """Returns every measure of a run, then its accuracy under each attack.
+
+    Args:
+        row: a line of `rows`.
+        rows: the runs to compare: an attack that any of them knows has a line in all.
+    """
+    found = [_change(row, measure) for measure in MEASURES]
+    for name in attacks(rows):
+        label = attack_label(name, rows)
+        found.append(_change(row, Measure(label, name + "_{}_pct", 1, "%", 2)))
+    return found
+
+
+def _change(row: pd.Series, measure: Measure) -> Change:
+    columns = [measure.columns.format(network) for network in ("base", "pruned")]
+    before, after = (measure.scale * row[column] if column in row else math.nan for column in columns)
+    relative_pct = 100 * after / before if before else math.nan
+    shift = (
+        fixed(after - before, 2, "pp", sign=True)
+        if measure.unit == "%"
+        else fixed(relative_pct - 100, 2, "%", sign=True)
+    )
+    old, new = (fixed(value, measure.digits, measure.unit) for value in (before, after))
+    return Change(measure.label, old, new, shift, relative_pct)
+
+
+def arrow(change: Change) -> str:
+    """Returns `before → after (change)` on one line."""
+    if change.before == change.after == NONE:
+        return NONE
+    return f"{change.before} → {change.after} ({change.change})"
