@@ -56,6 +56,21 @@ class ModelConfig:
 
 
 @dataclass
+class CueConfig:
+    """A class-specific mark planted in training images, to measure shortcut learning.
+
+    Attributes:
+        kind: `patch`, `tint` or `watermark`; null: none is planted.
+        correlation: share of the training images that get the mark of their class.
+        size_pct: side of the patch in percent of the image's, or share of the mark in the mix.
+    """
+
+    kind: str | None = None
+    correlation: float = 1.0
+    size_pct: float = 25.0
+
+
+@dataclass
 class DatasetConfig:
     """Which images, where they lie, and how many of them are used.
 
@@ -69,6 +84,7 @@ class DatasetConfig:
         limit_train, limit_test: use at most so many images, stratified; null: all.
         streaming: read from disk batch by batch; null: by size.
         on_corrupt: `error` or `skip` for files that cannot be decoded.
+        cue: a mark planted in the training images.
     """
 
     source: str = MISSING
@@ -81,6 +97,7 @@ class DatasetConfig:
     limit_test: int | None = None
     streaming: bool | None = None
     on_corrupt: str = "error"
+    cue: CueConfig = field(default_factory=CueConfig)
 
 
 @dataclass
@@ -220,12 +237,16 @@ class EvaluateConfig:
         country: ISO 3166 alpha-3 code whose carbon intensity turns energy into CO2.
         energy_window_s: length of one energy window; energy_repeats windows per network, alternating.
         latency_min_run_s: measuring time per network and batch size.
+        corruptions: names of the corruptions, each at five severities.
+        corruption_images: test images that are corrupted, stratified.
     """
 
     country: str = MISSING
     energy_window_s: float = MISSING
     energy_repeats: int = MISSING
     latency_min_run_s: float = MISSING
+    corruptions: list[str] = field(default_factory=list)
+    corruption_images: int = 500
 
 
 @dataclass

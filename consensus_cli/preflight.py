@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from consensus_cli import data, validation
-from consensus_cli.config import DatasetConfig, ModelConfig, RunConfig
+from consensus_cli.config import CueConfig, DatasetConfig, ModelConfig, RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.evaluation.attacks import Attack, check_attacks
+from consensus_cli.evaluation.corruption import SEVERITIES, check_corruptions
 from consensus_cli.evaluation.energy import check_country
+from consensus_cli.evaluation.shortcut import check_cue
 from consensus_cli.models import pretrained, zoo
 from consensus_cli.results import check_writable
 from consensus_cli.rundir import RESULTS_NAME
@@ -36,6 +38,8 @@ def check(config: RunConfig) -> None:
         lambda: check_country(config.evaluate.country),
         lambda: pick_device(config.device),
         lambda: _check_model(config.model),
+        lambda: _check_cue(config.dataset.cue),
+        lambda: check_corruptions(config.evaluate.corruptions, SEVERITIES),
     ):
         problems += _told_by(attempt)
     if problems:
@@ -96,6 +100,11 @@ def _check_model(model: ModelConfig) -> None:
         raise unknown_name("model.source", model.source, zoo.SOURCES)
     if model.weights is not None:
         pretrained.check_weights(model.source, model.name, model.weights)
+
+
+def _check_cue(cue: CueConfig) -> None:
+    if cue.kind is not None:
+        check_cue(cue.kind, cue.correlation, cue.size_pct)
 
 
 def _told_by(attempt: Callable[[], Any]) -> list[UserError]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from torch import Tensor
 from consensus_cli import data, preflight, training
 from consensus_cli.config import RunConfig
 from consensus_cli.data import ImageData
+from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.sampling import stratified_indices
 from consensus_cli.errors import ConfigError, UserError
 from consensus_cli.evaluation.complexity import complexity
+from consensus_cli.evaluation.shortcut import Cue, CueKind, plant_training_cue
 from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.pruning import schedule
@@ -83,7 +85,7 @@ def prepare(config: RunConfig, screen: Screen) -> Prepared:
     preflight.check(config)
     device = _set_up_device(config)
     with screen.progress("loading images") as report:
-        images = data.load(**preflight.dataset_arguments(config), seed=config.seed, progress=report)
+        images = _with_cue(data.load(**preflight.dataset_arguments(config), seed=config.seed, progress=report), config)
     spec, model = build_model(config, images, device)
     example = model.normalize(next(images.test.batches(2, device))[0])
     prepared = Prepared(
@@ -103,6 +105,12 @@ def prepare(config: RunConfig, screen: Screen) -> Prepared:
     return prepared
 
 
+def planted_cue(config: RunConfig, classes: int) -> Cue | None:
+    """Returns the mark that the training images get, or None."""
+    cue = config.dataset.cue
+    return None if cue.kind is None else Cue(cast(CueKind, cue.kind), cue.size_pct, classes)
+
+
 def build_model(config: RunConfig, images: ImageData, device: torch.device) -> tuple[zoo.ModelSpec, Classifier]:
     """Builds the unpruned network for the images, with the configured weights or fresh ones from the seed.
 
@@ -115,6 +123,16 @@ def build_model(config: RunConfig, images: ImageData, device: torch.device) -> t
     if config.model.weights is not None:
         pretrained.load_weights(model.network, spec, config.model.weights)
     return spec, model.to(device).to(memory_format=torch.channels_last).eval()
+
+
+def _with_cue(images: ImageData, config: RunConfig) -> ImageData:
+    cue = planted_cue(config, len(images.classes))
+    if cue is None:
+        return images
+    if not isinstance(images.train, ImageTensors) or not isinstance(images.test, ImageTensors):
+        raise UserError("a cue can be planted in images that are in memory only", "set dataset.streaming=false")
+    train = plant_training_cue(images.train, cue, config.dataset.cue.correlation, config.seed)
+    return replace(images, train=train)
 
 
 def _set_up_device(config: RunConfig) -> torch.device:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from consensus_cli import data, training
 from consensus_cli.baseline import cached
 from consensus_cli.config import BaselineConfig, FinetuneConfig, RunConfig
+from consensus_cli.data.memory import ImageTensors
 from consensus_cli.evaluation import comparison
 from consensus_cli.evaluation.attacks import Attack
 from consensus_cli.evaluation.complexity import complexity
 from consensus_cli.evaluation.energy import EnergyMeter, StageMeter
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.prepare import Prepared
+from consensus_cli.prepare import Prepared, planted_cue
 from consensus_cli.pruning import schedule
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import remove_block
@@ -176,6 +177,22 @@ class Steps:
                     device=self.prepared.device,
                     progress=report,
                 )
+            if settings.corruptions:
+                columns |= comparison.corruption_columns(
+                    original,
+                    network,
+                    test,
+                    settings.corruptions,
+                    images=settings.corruption_images,
+                    seed=self.config.seed,
+                    device=self.prepared.device,
+                    progress=report,
+                )
+            cue = planted_cue(self.config, len(self.prepared.images.classes))
+            if cue is not None and isinstance(test, ImageTensors):
+                columns |= comparison.shortcut_columns(
+                    original, network, test, cue, seed=self.config.seed, device=self.prepared.device
+                )
         return columns
 
     def _consult_metrics(self, network: Classifier, original: Classifier, allowed: list[Block]) -> Scores:
@@ -271,10 +288,12 @@ class Steps:
 
     def _removal_line(self, ranking: Ranking, position: int) -> str:
         name, importance = ranking.blocks[position], ranking.importance[position]
-        left = np.delete(ranking.importance, position)
-        rival = f" (next {left.min():g})" if len(left) else ""
+        criterion = self.config.criterion
+        unit = "rank sum" if (criterion.name, criterion.aggregation) == ("consensus", "rank_sum") else "importance"
+        others = np.delete(ranking.importance, position)
+        next_best = f" (next {others.min():g})" if len(others) else ""
         of = f" of {self.prepared.target_blocks}" if self.config.prune.unit == "blocks" else ""
-        return f"removed {len(self.removed):>2}{of}: {name:<12} rank sum {importance:g}{rival}"
+        return f"removed {len(self.removed):>2}{of}: {name:<12} {unit} {importance:g}{next_best}"
 
     def _seed(self, *where: int) -> int:
         """Returns a seed that differs from step to step and depends on nothing but the run's seed."""

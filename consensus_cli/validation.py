@@ -61,6 +61,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluate.energy_window_s": (_positive, "above 0"),
     "evaluate.energy_repeats": (_at_least(1), "at least 1"),
     "evaluate.latency_min_run_s": (_positive, "above 0"),
+    "evaluate.corruption_images": (_at_least(1), "at least 1"),
 }
 _RECIPE_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (_positive, "above 0"),

@@ -6,7 +6,7 @@ import pytest
 
 from consensus_cli import config, data, validation
 from consensus_cli.composition import compose_run
-from consensus_cli.evaluation.attacks import Attack, check_attacks
+from consensus_cli.evaluation.attacks import ATTACKS, Attack, check_attacks
 from consensus_cli.models.zoo import SOURCES
 from consensus_cli.scoring.baselines import BASELINES
 from consensus_cli.scoring.metrics import METRICS
@@ -45,6 +45,10 @@ def test_metric_sets_name_known_metrics() -> None:
     for option in config.choices("metrics"):
         assert set(compose_run([f"metrics={option}"]).metrics.weights) <= set(METRICS)
     assert len(compose_run(["metrics=paper"]).metrics.weights) == 8
+
+
+def test_the_full_suite_holds_every_attack() -> None:
+    assert {attack.name for attack in compose_run(["attacks=full"]).attacks.suite.values()} == set(ATTACKS)
 
 
 def test_a_list_of_metrics_is_their_union() -> None:

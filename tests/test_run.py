@@ -124,6 +124,21 @@ def test_the_original_network_can_be_the_measure(outputs: Path) -> None:
     assert scores.groupby("step")["distance"].min()[2] > scores.groupby("step")["distance"].min()[1]
 
 
+def test_corruptions_and_a_planted_cue_have_columns(outputs: Path) -> None:
+    words = ["dataset.cue.kind=patch", "evaluate.corruptions=[brightness,pixelate]", "evaluate.corruption_images=40"]
+    words += ["criterion=first", "finetune=none", "attacks=none", "ratio=0.17"]
+    assert main(["run", *QUICK, *words, f"output_dir={outputs}"]) == 0
+    row = pd.read_csv(outputs / "results.csv").iloc[-1]
+    names = [
+        f"corruption_{name}_s{severity}_base_pct" for name in ("brightness", "pixelate") for severity in range(1, 6)
+    ]
+    assert row["corruption_mean_base_pct"] == pytest.approx(row[names].astype(float).mean())
+    assert row["corrupted_images"] == 40
+    # A network that has seen the cue in every training image leans on it.
+    assert row["shortcut_patch_base_pp"] > 20
+    assert row["removed_blocks"] == "layer1.1"
+
+
 @pytest.mark.slow
 def test_a_sweep_trains_one_baseline_per_seed(tmp_path: Path) -> None:
     assert main(["run", "-m", *QUICK, "ratio=0.17,0.34", "seed=0,1", f"output_dir={tmp_path}"]) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from consensus_cli.errors import UserError, unknown_name
@@ -155,57 +155,6 @@ ATTACKS: dict[str, Method] = {
         _autoattack, _BOTH, True, "APGD-CE, APGD-T, FAB-T and Square in turn (Croce & Hein 2020)", False, 4
     ),
 }
-
-
-def suite(name: str, eps255: float, steps: int, seed: int) -> tuple[Attack, ...]:
-    """Returns the attacks of a suite: `quick`, `standard` or `full`.
-
-    Args:
-        name: the suite.
-        eps255: largest L∞ perturbation in units of 1/255. The L2 attacks get eight times as much: 64/255 for
-            8/255, about the usual pair for 32×32 images.
-        steps: iterations of the iterative attacks.
-        seed: of all attacks.
-
-    Raises:
-        UserError: if there is no such suite, or an attack cannot be run so.
-    """
-    if name not in _SUITES:
-        raise unknown_name("attack suite", name, _SUITES)
-    attacks = tuple(_scaled(member, eps255, steps, seed) for member in _SUITES[name])
-    check_attacks(attacks)
-    return attacks
-
-
-def _scaled(member: Attack, eps255: float, steps: int, seed: int) -> Attack:
-    # A member that states its own steps (queries of Square, AutoAttack's 100) keeps them.
-    own_steps = member.steps if member.steps != Attack.steps else steps
-    return replace(member, eps255=eps255 * (8 if member.norm == "L2" else 1), steps=own_steps, seed=seed)
-
-
-_SUITES: dict[str, tuple[Attack, ...]] = {
-    "quick": (Attack("fgsm"), Attack("pgd")),
-    "standard": (
-        Attack("fgsm"),
-        Attack("pgd"),
-        Attack("pgd", "L2"),
-        Attack("mifgsm"),
-        Attack("apgd"),
-    ),
-    "full": (
-        Attack("fgsm"),
-        Attack("pgd"),
-        Attack("pgd", "L2"),
-        Attack("mifgsm"),
-        Attack("sinifgsm"),
-        Attack("apgd"),
-        Attack("square", steps=1000),
-        Attack("deepfool", "L2", steps=50),
-        Attack("cw", "L2", steps=100),
-        Attack("autoattack", steps=100),
-    ),
-}
-SUITES = tuple(_SUITES)
 
 
 def check_attacks(attacks: Iterable[Attack]) -> None:

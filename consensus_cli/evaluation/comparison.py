@@ -7,13 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
+from consensus_cli.data.memory import ImageTensors
+from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.data.split import Split
 from consensus_cli.evaluation import accuracy
 from consensus_cli.evaluation.adversarial import attack_accuracy
 from consensus_cli.evaluation.attacks import Attack
 from consensus_cli.evaluation.complexity import complexity, latency_ms
+from consensus_cli.evaluation.corruption import corruption_accuracy, mean_accuracy_pct
 from consensus_cli.evaluation.energy import EnergyMeter, compare_energy
 from consensus_cli.evaluation.mode import Progress, evaluation_mode
+from consensus_cli.evaluation.shortcut import Cue, shortcut_reliance
 
 Columns = dict[str, float | int | str]
 
@@ -148,6 +152,62 @@ def robustness_columns(
             f"{name}_transfer_to_pruned_pct": result.transfer_to_pruned_pct,
             "clean_base_pct": result.clean_base_pct,
             "clean_pruned_pct": result.clean_pruned_pct,
+        }
+    return columns
+
+
+def corruption_columns(
+    base: nn.Module,
+    pruned: nn.Module,
+    test: Split,
+    corruptions: Sequence[str],
+    *,
+    images: int,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Columns:
+    """Returns accuracy of both networks under each corruption at each severity, and the mean over all.
+
+    Args:
+        base: the network before pruning.
+        pruned: the network after pruning.
+        test: where the images are drawn from.
+        corruptions: names of the corruptions.
+        images: test images that are corrupted, stratified.
+        seed: of the subset and of the corruptions.
+        device: where the networks are.
+        progress: told after each corruption and severity.
+    """
+    subset = test.subset(stratified_subset(test.labels, images, seed))
+    rows = corruption_accuracy(
+        base, pruned, subset, corruptions=corruptions, seed=seed, device=device, progress=progress
+    )
+    mean_base, mean_pruned = mean_accuracy_pct(rows)
+    columns: Columns = {
+        "corruption_mean_base_pct": mean_base,
+        "corruption_mean_pruned_pct": mean_pruned,
+        "corruption_mean_delta_pp": mean_pruned - mean_base,
+        "corrupted_images": len(subset),
+    }
+    for row in rows:
+        columns[f"corruption_{row.corruption}_s{row.severity}_base_pct"] = row.base_pct
+        columns[f"corruption_{row.corruption}_s{row.severity}_pruned_pct"] = row.pruned_pct
+    return columns
+
+
+def shortcut_columns(
+    base: nn.Module, pruned: nn.Module, test: ImageTensors, cue: Cue, *, seed: int, device: torch.device
+) -> Columns:
+    """Returns how far each network follows the planted cue instead of the image, in percentage points."""
+    columns: Columns = {}
+    for name, model in (("base", base), ("pruned", pruned)):
+        reliance = shortcut_reliance(model, test, cue, seed=seed, device=device)
+        columns |= {
+            f"shortcut_{cue.kind}_{name}_pp": reliance.shortcut_reliance_pp,
+            f"shortcut_{cue.kind}_{name}_ci95_low": reliance.ci95_low_pp,
+            f"shortcut_{cue.kind}_{name}_ci95_high": reliance.ci95_high_pp,
+            f"shortcut_{cue.kind}_absent_{name}_pct": reliance.absent_pct,
         }
     return columns
 

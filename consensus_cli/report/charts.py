@@ -6,6 +6,7 @@ its table. Text is data in Vega and never markup.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,33 @@ _ROW_HEIGHT_PX = 26
 _ISOLATED = {"filter": "isolated === null || datum.s === isolated"}
 
 
+def datasets(points: pd.DataFrame, finished: pd.DataFrame, outcomes: Sequence[str]) -> dict[str, list[Chart]]:
+    """Returns the data that every trade-off chart of a task draws from: `runs`, and `means` over seeds.
+
+    Args:
+        points: means over seeds, of the task.
+        finished: its runs; their index is what the page finds their text by.
+        outcomes: the accuracies on vertical axes, such as `accuracy` or `pgd`.
+
+    Returns:
+        Each datum has its series as `s`, a number per cost by its name, and a number per outcome; a mean has the ends
+        of the outcome's interval as `<outcome>_low` and `<outcome>_high` and its text as `<outcome>_t`.
+    """
+    runs = [{"r": index, "s": run["series"], **_numbers(run, outcomes)} for index, run in _records(finished)]
+    means = []
+    for _, point in _records(points.sort_values(["series", "ratio"])):
+        mean = {"s": point["series"], "front": bool(point["pareto"]), **_numbers(point, outcomes)}
+        for outcome in outcomes:
+            y, half = point[f"{outcome}_pruned_pct"], point[f"{outcome}_pruned_pct_ci95"]
+            mean[f"{outcome}_low"], mean[f"{outcome}_high"] = number(y - half), number(y + half)
+            mean[f"{outcome}_t"] = (
+                f"{point['series']}\n{ratio_text(point['ratio'], point['ratio_unit'])} removed\n"
+                f"accuracy {interval(y, half, 2, '%')}\nmean of {point['seeds']} seeds"
+            )
+        means.append(mean)
+    return {"runs": runs, "means": means}
+
+
 def tradeoff_chart(
     points: pd.DataFrame, finished: pd.DataFrame, cost: Cost, outcome: str, styles: dict[str, Style]
 ) -> Chart | None:
@@ -31,29 +59,33 @@ def tradeoff_chart(
 
     Args:
         points: means over seeds, of the task.
-        finished: its runs; their index is what the page finds their text by.
+        finished: its runs.
         cost: what pruning saved.
         outcome: the accuracy on the vertical axis, such as `accuracy` or `pgd`.
         styles: look of each series.
+
+    Returns:
+        A specification without data, to be completed with what `datasets` returns as its `datasets`.
     """
     x, y = cost.column, f"{outcome}_pruned_pct"
-    shown = points[points[x].notna() & points[y].notna()].sort_values(["series", "ratio"])
-    runs = finished[finished[x].notna() & finished[y].notna()]
+    shown = points[points[x].notna() & points[y].notna()]
     if shown.empty:
         return None
     base = points[f"{outcome}_base_pct"].mean()
-    low, high = tradeoff.accuracy_range([*runs[y], *shown[y], base])
+    low, high = tradeoff.accuracy_range([*finished.loc[finished[x].notna(), y], *shown[y], base])
     layers = [_baseline(base)] if np.isfinite(base) else []
-    layers += [_run_layer(runs, x, y), *_mean_layers(shown, x, y)]
     if outcome == "accuracy" and cost.name == "macs":
-        layers.append(_front_layer(shown[shown["pareto"]], x, y))
-    axis_x = {"field": "x", "type": "quantitative", "title": f"saving in {cost.label} (%)", "scale": {"zero": False}}
-    axis_y = {"field": "y", "type": "quantitative", "title": "accuracy (%)", "scale": {"domain": [low, high]}}
+        # Below the points: a ring on top of one would keep the pointer from it.
+        layers.append(_front_layer())
+    layers += [_run_layer(), *_mean_layers(outcome)]
+    axis_x = {"field": cost.name, "title": f"saving in {cost.label} (%)", "scale": {"zero": False}}
+    axis_y = {"field": outcome, "title": "accuracy (%)", "scale": {"domain": [low, high]}}
+    axes = {name: axis | {"type": "quantitative"} for name, axis in (("x", axis_x), ("y", axis_y))}
     return {
         "width": "container",
         "height": 280,
         "params": [{"name": "isolated", "value": None}],
-        "encoding": {"x": axis_x, "y": axis_y, **_looks(styles)},
+        "encoding": axes | _looks(styles),
         "layer": layers,
     }
 
@@ -70,7 +102,7 @@ def stage_chart(stages: pd.DataFrame) -> Chart | None:
     ]
     return {
         "width": "container",
-        "height": {"step": _ROW_HEIGHT_PX},
+        "height": _ROW_HEIGHT_PX * len(stages),
         "data": {"values": values},
         "mark": {"type": "bar", "tooltip": True, "stroke": NEUTRAL, "strokeWidth": 0.5},
         "encoding": {
@@ -106,7 +138,7 @@ def heat_chart(table: pd.DataFrame, unit: str) -> Chart:
     ink = {"condition": {"test": f"datum.z < {middle:.6g}", "value": "#ffffff"}, "value": "#000000"}
     return {
         "width": "container",
-        "height": {"step": _ROW_HEIGHT_PX},
+        "height": _ROW_HEIGHT_PX * len(table),
         "data": {"values": values},
         "encoding": {
             "x": {"field": "x", "type": "nominal", "title": None, "sort": None},
@@ -148,75 +180,69 @@ def _looks(styles: dict[str, Style]) -> Chart:
     }
 
 
-def _run_layer(runs: pd.DataFrame, x: str, y: str) -> Chart:
-    values = [
-        {"x": number(saved), "y": number(kept), "s": series, "r": index}
-        for index, saved, kept, series in zip(runs.index, runs[x], runs[y], runs["series"], strict=True)
-    ]
-    mark = {
-        "type": "point",
-        "filled": True,
-        "size": 36,
-        "opacity": 0.45,
-        "tooltip": True,
-        "clip": True,
-        "strokeDash": [],
-    }
+def _records(table: pd.DataFrame) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the index and the values of each line: a plain dict is read much faster than a Series."""
+    for index, record in zip(table.index, table.to_dict("records"), strict=True):
+        yield int(index), {str(name): value for name, value in record.items()}
+
+
+def _numbers(line: dict[str, Any], outcomes: Sequence[str]) -> dict[str, float | None]:
+    saved = {cost.name: number(line[cost.column]) for cost in tradeoff.COSTS}
+    return saved | {outcome: number(line[f"{outcome}_pruned_pct"]) for outcome in outcomes}
+
+
+def _run_layer() -> Chart:
+    mark = {"type": "point", "filled": True, "size": 36, "opacity": 0.45, "tooltip": True, "clip": True}
     return {
         "name": "runs",
-        "data": {"values": values},
+        "data": {"name": "runs"},
         "transform": [_ISOLATED],
         "mark": mark,
         "encoding": {"strokeDash": None},
     }
 
 
-def _mean_layers(shown: pd.DataFrame, x: str, y: str) -> list[Chart]:
-    half = f"{y}_ci95"
-    values = [
-        {
-            "x": number(point[x]),
-            "y": number(point[y]),
-            "s": point["series"],
-            "low": number(point[y] - point[half]),
-            "high": number(point[y] + point[half]),
-            "t": f"{point['series']}\n{ratio_text(point['ratio'], point['ratio_unit'])} removed\n"
-            f"accuracy {interval(point[y], point[half], 2, '%')}\nmean of {point['seeds']} seeds",
-        }
-        for point in shown.to_dict("records")
-    ]
-    own = {"data": {"values": values}, "transform": [_ISOLATED]}
-    plain = {"shape": None, "strokeDash": None}
-    with_interval = [_ISOLATED, {"filter": "isValid(datum.low)"}]
+def _mean_layers(outcome: str) -> list[Chart]:
+    own: Chart = {"data": {"name": "means"}}
+    with_interval = [_ISOLATED, {"filter": f"isValid(datum.{outcome}_low)"}]
+    ends = {"y": {"field": f"{outcome}_low"}, "y2": {"field": f"{outcome}_high"}}
     return [
         own
         | {
             "transform": with_interval,
             "mark": {"type": "rule", "clip": True, "strokeWidth": 1.5},
-            "encoding": plain | {"y": {"field": "low"}, "y2": {"field": "high"}},
+            "encoding": {"shape": None, "strokeDash": None, **ends},
         },
-        own | {"mark": {"type": "line", "clip": True, "strokeWidth": 2}, "encoding": {"shape": None, "order": None}},
+        own
+        | {
+            "transform": [_ISOLATED],
+            "mark": {"type": "line", "clip": True, "strokeWidth": 2},
+            "encoding": {"shape": None, "order": None},
+        },
         own
         | {
             "name": "means",
+            "transform": [_ISOLATED, {"calculate": f"datum.{outcome}_t", "as": "t"}],
             "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1, "tooltip": True, "clip": True},
             "encoding": {"strokeDash": None},
         },
     ]
 
 
-def _front_layer(front: pd.DataFrame, x: str, y: str) -> Chart:
-    columns = zip(front[x], front[y], front["series"], strict=True)
-    values = [{"x": number(saved), "y": number(kept), "s": series} for saved, kept, series in columns]
-    mark = {"type": "point", "size": 420, "filled": False, "stroke": NEUTRAL, "strokeWidth": 2}
-    plain = {"color": None, "shape": None, "strokeDash": None}
-    return {"name": "front", "data": {"values": values}, "transform": [_ISOLATED], "mark": mark, "encoding": plain}
+def _front_layer() -> Chart:
+    return {
+        "name": "front",
+        "data": {"name": "means"},
+        "transform": [_ISOLATED, {"filter": "datum.front"}],
+        "mark": {"type": "point", "size": 420, "filled": False, "stroke": NEUTRAL, "strokeWidth": 2},
+        "encoding": {"color": None, "shape": None, "strokeDash": None},
+    }
 
 
 def _baseline(accuracy_pct: float) -> Chart:
     text = f"baseline {accuracy_pct:.2f} %"
-    values = {"values": [{"y": number(accuracy_pct), "t": text}]}
-    plain = {"x": None, "color": None, "shape": None, "strokeDash": None}
+    values = {"values": [{"base": number(accuracy_pct), "t": text}]}
+    plain = {"y": {"field": "base"}, "x": None, "color": None, "shape": None, "strokeDash": None}
     rule = {"type": "rule", "strokeDash": [5, 4], "stroke": NEUTRAL, "strokeWidth": 1.5}
     label = {"type": "text", "align": "right", "baseline": "bottom", "dy": -3, "fill": NEUTRAL, "text": text}
     return {

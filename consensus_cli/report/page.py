@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -75,6 +76,7 @@ def render(runs: Runs, title: str) -> str:
         lines=listing.lines(runs.rows, shown),
         payload=_json(
             {
+                "data": _data(runs, points),
                 "charts": {slot.id: slot.figure for slot in slots},
                 "networks": [_network(network) for network in networks],
                 "scale": [to_hex(matplotlib.colormaps[SCALE](i / (_SCALE_COLOURS - 1))) for i in range(_SCALE_COLOURS)],
@@ -108,6 +110,17 @@ def _slots(runs: Runs, points: pd.DataFrame) -> list[Slot]:
         for i, (section, task, caption, figure) in enumerate(found)
         if figure is not None
     ]
+
+
+def _data(runs: Runs, points: pd.DataFrame) -> dict[str, charts.Chart]:
+    """Returns per task what its charts draw from."""
+    found = {}
+    for task, group in points.groupby("task"):
+        drawn = tradeoff.drawn(group, MOST_SERIES)
+        finished = runs.finished[(runs.finished["task"] == task) & runs.finished["series"].isin(drawn)]
+        outcomes = ["accuracy", *attacks(finished)]
+        found[str(task)] = charts.datasets(group[group["series"].isin(drawn)], finished, outcomes)
+    return found
 
 
 def _heat_maps(task: str, finished: pd.DataFrame) -> list[tuple[str, str, str, charts.Chart | None]]:
@@ -161,8 +174,9 @@ def _json(content: object) -> Markup:
     return htmlsafe_json_dumps(content, allow_nan=False, separators=(",", ":"))
 
 
+@functools.cache
 def _vega() -> Markup:
-    """Returns Vega-Lite, Vega and Vega-Embed as one script that leaves `vegaEmbed` behind, safe inside a script element."""
+    """Returns Vega-Lite, Vega and Vega-Embed as one script that leaves `vegaEmbed` behind."""
     return Markup(javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", r"<\/script"))
 
 

@@ -3,24 +3,7 @@ from __future__ import annotations
 import pytest
 
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.attacks import ATTACKS, SUITES, Attack, check_attacks, column_names, suite
-
-
-def test_every_attack_is_in_a_suite():
-    assert {attack.name for attack in suite("full", 8, 10, 0)} == set(ATTACKS)
-
-
-@pytest.mark.parametrize("name", SUITES)
-def test_suites_take_epsilon_steps_and_seed(name):
-    for attack in suite(name, 2, 7, 3):
-        assert attack.seed == 3
-        assert attack.eps255 == (16 if attack.norm == "L2" else 2)
-        assert attack.steps in (7, 50, 100, 1000)
-    assert len(set(column_names(suite(name, 2, 7, 3)))) == len(suite(name, 2, 7, 3))
-
-
-def test_quick_is_fgsm_and_pgd():
-    assert suite("quick", 8, 20, 0) == (Attack("fgsm", steps=20), Attack("pgd", steps=20))
+from consensus_cli.evaluation.attacks import Attack, check_attacks, column_names
 
 
 def test_step_is_a_fraction_of_epsilon_unless_given():
@@ -51,11 +34,6 @@ def test_impossible_attacks_are_refused(attack, message, hint):
         check_attacks([attack])
     assert message in caught.value.message
     assert hint in caught.value.hint
-
-
-def test_unknown_suite_is_refused():
-    with pytest.raises(UserError, match="unknown attack suite 'fast'"):
-        suite("fast", 8, 10, 0)
 
 
 def test_twins_are_refused():
