@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -89,19 +90,14 @@ class Steps:
         recipe = _recipe(self.config.baseline, self.config.baseline.epochs)
         determined_by = {
             "model": asdict(self.prepared.spec),
-            "data": [
-                self.prepared.images.name,
-                list(self.prepared.images.train.image_shape),
-                len(self.prepared.images.train),
-            ],
-            "labels": int(self.prepared.images.train.labels.sum()),
+            "images": _fingerprint(self.prepared.images),
             "recipe": asdict(recipe),
             "seed": self.config.seed,
             "precision": self.prepared.precision,
         }
         cache_dir = Path(self.config.output_dir) / "baselines"
         with self.stages.stage("baseline"):
-            train = functools.partial(self._train, model, recipe, 0, "training the baseline")
+            train = functools.partial(self._train, model, recipe, self.config.seed, "training the baseline")
             path, known = cached(model, determined_by, cache_dir, train)
         self.screen.line(f"baseline: {'reused' if known else 'trained, kept as'} {path}")
         return model
@@ -314,9 +310,12 @@ def _recipe(settings: BaselineConfig | FinetuneConfig, epochs: float) -> trainin
 
 
 def _fingerprint(images: data.ImageData) -> list[object]:
-    """Returns plain values that tell one set of training images from another: size, shape, labels, mean, deviation."""
-    weighted = int((images.train.labels * torch.arange(1, len(images.train) + 1)).sum())
-    return [images.name, len(images.train), *images.train.image_shape, weighted, *images.mean, *images.std]
+    """Returns plain values that tell one set of training images from another."""
+    known = [images.name, len(images.train), *images.train.image_shape, *images.mean, *images.std, len(images.classes)]
+    if isinstance(images.train, ImageTensors):
+        content = images.train.images.cpu().contiguous().numpy()
+        return [*known, sha256(content.data).hexdigest(), sha256(images.train.labels.numpy().data).hexdigest()]
+    return [*known, sha256(images.train.labels.numpy().data).hexdigest()]
 
 
 def _normalized(

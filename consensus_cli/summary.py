@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from consensus_cli import __version__
 from consensus_cli.prepare import Prepared
 from consensus_cli.pruning.blocks import Block
+from consensus_cli.report.measures import changes
+from consensus_cli.report.source import complete
 from consensus_cli.scoring.consensus import kendall_tau
 from consensus_cli.screen import Screen
 from consensus_cli.steps import Scores
-
-#: what the table shows: label, column of the baseline, column of the pruned network, scale, unit, digits
-_MEASURES = (
-    ("accuracy", "accuracy_base_pct", "accuracy_pruned_pct", 1, "%", 2),
-    ("MACs", "macs_base", "macs_pruned", 1e-6, "M", 2),
-    ("parameters", "params_base", "params_pruned", 1e-3, "k", 1),
-    ("latency, batch 1", "latency_b1_base_ms", "latency_b1_pruned_ms", 1, "ms", 2),
-    ("latency, batch 128", "latency_b128_base_ms", "latency_b128_pruned_ms", 1, "ms", 2),
-    ("energy, 1,000 images", "energy_inference_base_kwh", "energy_inference_pruned_kwh", 1e6, "mWh", 2),
-    ("energy, training epoch", "energy_epoch_base_kwh", "energy_epoch_pruned_kwh", 1e6, "mWh", 2),
-    ("CO2, 1,000 images", "co2_inference_base_kg", "co2_inference_pruned_kg", 1e6, "mg", 2),
-    ("CO2, training epoch", "co2_epoch_base_kg", "co2_epoch_pruned_kg", 1e6, "mg", 2),
-)
 
 
 def show_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
@@ -52,7 +42,9 @@ def show_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
 def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
     """Shows baseline, pruned network and change, and where the row is."""
     title = f"{row['model']} without {row['blocks_removed']} of {row['blocks_candidates']} blocks"
-    screen.table(title, ("", "baseline", "pruned", "change"), _rows(row))
+    table, _ = complete(pd.DataFrame([dict(row)]))
+    rows = [(c.label, c.before, c.after, c.change) for c in changes(table.iloc[0], table)]
+    screen.table(title, ("", "baseline", "pruned", "change"), rows)
     if row["energy_estimated"]:
         screen.warning("energy is estimated from CPU time (no energy counter here): it says little more than time does")
     screen.line(f"removed, in order: {row['removed_blocks'].replace(';', ' ')}")
@@ -98,31 +90,3 @@ def show_blocks(
     screen.table(f"residual blocks of {network}", ("block", "stage", "shape", "M MACs", "share", "removable"), rows)
     removable = sum(block.removable for block in blocks)
     screen.line(f"{removable} of {len(blocks)} can be removed; {total_macs / 1e6:.2f} M MACs in all")
-
-
-def _rows(row: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    rows = []
-    for label, base, pruned, scale, unit, digits in _MEASURES:
-        before, after = scale * row[base], scale * row[pruned]
-        percent = unit == "%"
-        change = f"{after - before:+.2f} pp" if percent else _relative(before, after)
-        rows.append((label, f"{before:,.{digits}f} {unit}", f"{after:,.{digits}f} {unit}", change))
-    for key in row:
-        if key.endswith("_eps255"):
-            rows.append(_attack_row(key.removesuffix("_eps255"), row))
-    return rows
-
-
-def _attack_row(name: str, row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    label = f"{name.upper()} {row[f'{name}_eps255']:g}/255"
-    low, high = row[f"{name}_ci95_low"], row[f"{name}_ci95_high"]
-    return (
-        label,
-        f"{row[f'{name}_base_pct']:.2f} %",
-        f"{row[f'{name}_pruned_pct']:.2f} %",
-        f"{row[f'{name}_delta_pp']:+.2f} pp [{low:+.1f}, {high:+.1f}]",
-    )
-
-
-def _relative(before: float, after: float) -> str:
-    return f"{100 * (after / before - 1):+.2f} %" if before and math.isfinite(after) else "–"

@@ -64,7 +64,7 @@ BAD_INPUT = {
     "foreign results file": (["run", "output_dir={tmp}/foreign"], "results.csv", "output_dir"),
     "no such GPU": (["run", "device=cuda:99"], "device=cuda:99 is not there", "device=cpu"),
     "unknown device": (["run", "device=gpu"], "unknown device 'gpu'", "valid:"),
-    "unknown country": (["run", "evaluate.country=BRAA"], "unknown country 'BRAA'", "did you mean 'BRA'?"),
+    "unknown country": (["run", "evaluate.country=BRAA"], "unknown country 'BRAA'", "ISO 3166"),
     "too few samples for a metric": (["run", "metrics.samples_per_class=5"], "linear_alpha0", "samples"),
     "more samples than images": (["run", "metrics.samples_per_class=500"], "500", "at most"),
     "second run of a sweep": (["run", "-m", "ratio=0.25,1.5"], "ratio=1.5", "at most 1"),

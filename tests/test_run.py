@@ -125,7 +125,12 @@ def test_the_original_network_can_be_the_measure(outputs: Path) -> None:
 
 
 def test_corruptions_and_a_planted_cue_have_columns(outputs: Path) -> None:
-    words = ["dataset.cue.kind=patch", "evaluate.corruptions=[brightness,pixelate]", "evaluate.corruption_images=40"]
+    words = [
+        "dataset.cue.kind=patch",
+        "baseline.epochs=12",
+        "evaluate.corruptions=[brightness,pixelate]",
+        "evaluate.corruption_images=40",
+    ]
     words += ["criterion=first", "finetune=none", "attacks=none", "ratio=0.17"]
     assert main(["run", *QUICK, *words, f"output_dir={outputs}"]) == 0
     row = pd.read_csv(outputs / "results.csv").iloc[-1]

@@ -77,7 +77,8 @@ def tradeoff_chart(
     if outcome == "accuracy" and cost.name == "macs":
         # Below the points: a ring on top of one would keep the pointer from it.
         layers.append(_front_layer())
-    layers += [_run_layer(), *_mean_layers(outcome)]
+    # On top: seeds lie close to their mean, and each is to be found by the pointer.
+    layers += [*_mean_layers(outcome), _run_layer()]
     axis_x = {"field": cost.name, "title": f"saving in {cost.label} (%)", "scale": {"zero": False}}
     axis_y = {"field": outcome, "title": "accuracy (%)", "scale": {"domain": [low, high]}}
     axes = {name: axis | {"type": "quantitative"} for name, axis in (("x", axis_x), ("y", axis_y))}
@@ -192,7 +193,8 @@ def _numbers(line: dict[str, Any], outcomes: Sequence[str]) -> dict[str, float |
 
 
 def _run_layer() -> Chart:
-    mark = {"type": "point", "filled": True, "size": 36, "opacity": 0.45, "tooltip": True, "clip": True}
+    mark = {"type": "point", "filled": True, "size": 30, "opacity": 0.6, "tooltip": True, "clip": True}
+    mark |= {"stroke": "#ffffff", "strokeWidth": 0.5}
     return {
         "name": "runs",
         "data": {"name": "runs"},

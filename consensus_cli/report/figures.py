@@ -15,12 +15,11 @@ from matplotlib.figure import Figure
 
 from consensus_cli.report import energy, robustness, tradeoff
 from consensus_cli.report.palette import SCALE, STAGE_COLOURS, Style, styles
-from consensus_cli.report.removal import Removal, chosen
+from consensus_cli.report.removal import MOST_NETWORKS, Removal, chosen
 from consensus_cli.report.source import Runs, attacks
 from consensus_cli.report.tradeoff import Cost
 
 FORMATS = ("png", "svg", "pdf")
-MOST_NETWORKS = 12
 #: more lines than these make a legend that covers the chart
 _MOST_IN_LEGEND = 14
 _STYLE: dict[Any, Any] = {
@@ -71,8 +70,7 @@ def tradeoff_figure(points: pd.DataFrame, cost: Cost, outcome: str, looks: dict[
     shown = points[points[x].notna() & points[y].notna()]
     if shown.empty:
         return None
-    figure = blank(4.6, 3.2)
-    axes = figure.subplots()
+    figure, axes = blank(4.6, 3.2)
     for series, group in shown.groupby("series"):
         _draw_line(axes, str(series), group.sort_values("ratio"), (x, y), looks[str(series)])
     base = points[f"{outcome}_base_pct"].mean()
@@ -93,8 +91,7 @@ def stage_figure(stages: pd.DataFrame) -> Figure | None:
     """Returns the energy of a run by stage, a bar per series, from `energy.by_stage` of one task."""
     if stages.empty:
         return None
-    figure = blank(5.0, 0.9 + 0.3 * len(stages))
-    axes = figure.subplots()
+    figure, axes = blank(5.0, 0.9 + 0.3 * len(stages))
     left = np.zeros(len(stages))
     for stage, colour, hatch in zip(energy.STAGE_LABELS, STAGE_COLOURS, _HATCHES, strict=True):
         width = stages[stage].fillna(0).to_numpy()
@@ -111,8 +108,7 @@ def stage_figure(stages: pd.DataFrame) -> Figure | None:
 def removal_figure(network: Removal) -> Figure:
     """Returns steps × blocks, coloured by importance within the step, a cross on what goes; it needs scores."""
     scaled = np.full((len(network.steps), len(network.blocks)), np.nan)
-    figure = blank(1.6 + 0.28 * len(network.blocks), 1.3 + 0.22 * len(network.steps))
-    axes = figure.subplots()
+    figure, axes = blank(1.6 + 0.28 * len(network.blocks), 1.3 + 0.22 * len(network.steps))
     for row, step in enumerate(network.steps):
         low, high = step.importance.min(), step.importance.max()
         for block, importance in step.importance.items():
@@ -120,7 +116,7 @@ def removal_figure(network: Removal) -> Figure:
         for block in step.removed:
             column = network.blocks.index(block)
             axes.plot(column, row, "x", color="white" if scaled[row, column] < 0.5 else "black", markersize=6)
-    _heat(axes, scaled, "importance within the step,\n0 = least", (0, 1))
+    _heat(axes, scaled, "importance, 0 = least", (0, 1))
     axes.set_xticks(range(len(network.blocks)), network.blocks, rotation=90)
     axes.set_yticks(range(len(network.steps)), [str(number) for number in range(1, len(network.steps) + 1)])
     axes.set_xlabel("block")
@@ -131,8 +127,7 @@ def removal_figure(network: Removal) -> Figure:
 def rank_figure(network: Removal) -> Figure:
     """Returns metrics × blocks, coloured by the rank before the first step; it needs scores."""
     ranks = network.steps[0].ranks
-    figure = blank(2.6 + 0.28 * len(ranks), 1.3 + 0.22 * ranks.shape[1])
-    axes = figure.subplots()
+    figure, axes = blank(2.6 + 0.28 * len(ranks), 1.3 + 0.22 * ranks.shape[1])
     _heat(axes, ranks.to_numpy().T, "rank, 1 = least important", (1, max(2, len(ranks))))
     axes.set_xticks(range(len(ranks)), list(ranks.index), rotation=90)
     axes.set_yticks(range(ranks.shape[1]), list(ranks.columns))
@@ -175,8 +170,7 @@ def _task_figures(task: str, points: pd.DataFrame, finished: pd.DataFrame, folde
 
 def table_figure(table: pd.DataFrame, unit: str) -> Figure:
     """Returns a table of numbers as a heat map with the values written in it."""
-    figure = blank(3.0 + 0.55 * table.shape[1], 1.2 + 0.26 * len(table))
-    axes = figure.subplots()
+    figure, axes = blank(3.0 + 0.55 * table.shape[1], 1.2 + 0.26 * len(table))
     values = table.to_numpy()
     low, high = np.nanmin(values), np.nanmax(values)
     _heat(axes, values, unit, (low, high if high > low else low + 1))
@@ -191,10 +185,11 @@ def table_figure(table: pd.DataFrame, unit: str) -> Figure:
     return figure
 
 
-def blank(width_in: float, height_in: float) -> Figure:
-    """Returns an empty figure in the style of the report, of a width and height in inches."""
+def blank(width_in: float, height_in: float) -> tuple[Figure, Axes]:
+    """Returns an empty figure of a width and height in inches and its axes, in the style of the report."""
     with matplotlib.rc_context(_STYLE):
-        return Figure(figsize=(width_in, height_in), layout="constrained")
+        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+        return figure, figure.subplots()
 
 
 def _heat(axes: Axes, values: np.ndarray, label: str, limits: tuple[float, float]) -> None:

@@ -49,15 +49,14 @@ def write_summary(run_dir: RunDir, row: Mapping[str, object], scores: pd.DataFra
 def comparison_figure(measured: list[Change]) -> Figure:
     """Returns every measure of the pruned network in percent of the baseline's, which is the line at 100 %."""
     known = [change for change in measured if np.isfinite(change.relative_pct)]
-    figure = figures.blank(5.0, 0.8 + 0.3 * len(known))
-    axes = figure.subplots()
+    figure, axes = figures.blank(5.0, 0.8 + 0.3 * len(known))
     axes.barh(range(len(known)), [change.relative_pct for change in known], color=COLOURS[0], height=0.6)
     axes.axvline(100, color="0.3", linestyle="--", linewidth=1)
     for height, change in enumerate(known):
-        axes.annotate(f" {change.change}", (change.relative_pct, height), va="center", fontsize=7)
+        axes.annotate(f" {change.change}", (max(change.relative_pct, 100), height), va="center", fontsize=7)
     axes.set_yticks(range(len(known)), [change.label for change in known])
     axes.invert_yaxis()
-    axes.margins(x=0.2)
+    axes.set_xlim(0, 1.25 * max([100, *(change.relative_pct for change in known)]))
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("pruned network in % of the baseline")
     return figure

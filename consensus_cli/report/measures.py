@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -57,8 +57,16 @@ def changes(row: pd.Series, rows: pd.DataFrame) -> list[Change]:
     found = [_change(row, measure) for measure in MEASURES]
     for name in attacks(rows):
         label = attack_label(name, rows)
-        found.append(_change(row, Measure(label, name + "_{}_pct", 1, "%", 2)))
+        found.append(_with_interval(_change(row, Measure(label, name + "_{}_pct", 1, "%", 2)), row, name))
     return found
+
+
+def _with_interval(change: Change, row: pd.Series, attack: str) -> Change:
+    """Adds the 95 % interval of the change in accuracy under an attack, where the row has one."""
+    ends = [row.get(f"{attack}_ci95_{end}", math.nan) for end in ("low", "high")]
+    if not all(map(math.isfinite, ends)):
+        return change
+    return replace(change, change=f"{change.change} [{ends[0]:+.1f}, {ends[1]:+.1f}]")
 
 
 def _change(row: pd.Series, measure: Measure) -> Change:

@@ -19,12 +19,10 @@ from consensus_cli import __version__
 from consensus_cli.report import charts, energy, listing, removal, robustness, tradeoff
 from consensus_cli.report.caveats import caveats
 from consensus_cli.report.palette import SCALE, styles
-from consensus_cli.report.removal import Removal
+from consensus_cli.report.removal import MOST_NETWORKS, Removal
 from consensus_cli.report.source import Runs, attacks
 from consensus_cli.report.text import front_table, overview
 
-#: networks drawn block by block: the page stays small however many runs there are
-MOST_NETWORKS = 12
 #: runs shown in the table until more are asked for: laying out thousands takes a browser seconds
 MOST_LINES = 200
 #: lines of a chart: with more, none can be followed

@@ -12,6 +12,8 @@ from consensus_cli.report.source import Runs
 from consensus_cli.rundir import RunDir
 from consensus_cli.scoring.consensus import kendall_tau
 
+#: networks drawn block by block: the page stays small however many runs there are
+MOST_NETWORKS = 12
 _COLUMNS = ["step", "block", "metric", "distance", "rank", "sum"]
 
 

@@ -62,11 +62,11 @@ def latex(source: Path) -> str:
 def overview(runs: Runs, points: pd.DataFrame) -> list[str]:
     """Returns what was run and what came of it, in a few sentences."""
     finished = runs.finished
-    said = [f"{len(runs.rows)} runs, {len(finished)} finished{_period(runs.rows)}."]
+    said = [f"{_count(len(runs.rows), 'run')}, {len(finished)} finished{_period(runs.rows)}."]
     for task, group in points.groupby("task"):
         said.append(
-            f"{task}: {_listed(list(group['series'].unique()))}; {int(group['runs'].sum())} runs at "
-            f"{group['ratio'].nunique()} ratios, {group['seeds'].min()} to {group['seeds'].max()} seeds each."
+            f"{task}: {_listed(list(group['series'].unique()))}; {_count(int(group['runs'].sum()), 'run')} at "
+            f"{_count(group['ratio'].nunique(), 'ratio')}, {_seeds(group['seeds'])}."
         )
     good = tradeoff.best(points)
     for _, point in good.iterrows():
@@ -114,6 +114,15 @@ def _point_rows(points: pd.DataFrame) -> list[list[str]]:
         ]
         for _, point in points.iterrows()
     ]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _seeds(seeds: pd.Series) -> str:
+    low, high = seeds.min(), seeds.max()
+    return f"{_count(high, 'seed')} each" if low == high else f"{low} to {high} seeds each"
 
 
 def _period(rows: pd.DataFrame) -> str:

@@ -179,7 +179,7 @@ function tauSpec(step) {
     const v = tau === null ? "–" : tau.toFixed(2).replace("-", "−");
     return { x: b, y: a, z: tau, v, t: `${a}, ${b}\nτ ${v}` };
   }));
-  return heatSpec(values, { x: step.metrics, y: step.metrics, title: "τ", domain: [-1, 1], written: true });
+  return heatSpec(values, { x: step.metrics, y: step.metrics, title: "τ", domain: [-1, 1], written: innerWidth >= 600 || step.metrics.length <= 4 });
 }
 
 function showStep(network) {
