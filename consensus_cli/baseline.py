@@ -9,6 +9,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from consensus_cli.data import ImageData
+from consensus_cli.data.memory import ImageTensors
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.weights import load_into, read_state_dict, serialize
@@ -49,6 +51,15 @@ def cached(
         train()
         write_atomic(path, serialize(model.network, {"key": key}))
     return path, False
+
+
+def fingerprint(images: ImageData) -> list[object]:
+    """Returns plain values that tell one set of training images from another."""
+    known = [images.name, len(images.train), *images.train.image_shape, *images.mean, *images.std, len(images.classes)]
+    tensors = [images.train.labels]
+    if isinstance(images.train, ImageTensors):
+        tensors.append(images.train.images)
+    return [*known, *(hashlib.sha256(t.cpu().contiguous().numpy().data).hexdigest() for t in tensors)]
 
 
 def _code_hash() -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
 import sys
+import traceback
 from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from consensus_cli import config
@@ -34,22 +38,43 @@ def launch(words: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     config.register()
     sys.argv = ["consensus run", *words]
+    failed: list[str] = []
+    start = hydra.main(config_path=str(config.config_dir()), config_name="config", version_base="1.3")
+
+    def job(composed: DictConfig) -> float:
+        return _job(composed, failed)
+
     try:
-        hydra.main(config_path=str(config.config_dir()), config_name="config", version_base="1.3")(_job)()
+        start(job)()
     except SystemExit as stop:
         return int(stop.code or 0)
-    return 0
+    for told in failed:
+        sys.stderr.write(f"failed: {told}\n")
+    return 1 if failed else 0
 
 
-def _job(composed: DictConfig) -> float:
-    """One run; its result, the accuracy of the pruned network, is what a sweeper may optimise."""
+def _job(composed: DictConfig, failed: list[str]) -> float:
+    """One run; its result, the accuracy of the pruned network, is what a sweeper may optimise.
+
+    In a sweep a run that fails leaves its row, and the next one starts.
+    """
     from consensus_cli import pipeline
     from consensus_cli.screen import Screen
 
+    hydra_config = HydraConfig.get()
+    overrides, sweeping = list(hydra_config.overrides.task), hydra_config.mode == RunMode.MULTIRUN
     try:
-        row: dict[str, Any] = pipeline.run(to_run_config(composed), list(HydraConfig.get().overrides.task), Screen())
+        row: dict[str, Any] = pipeline.run(to_run_config(composed), overrides, Screen())
     except UserError as error:
         # Told here: Hydra would put a text of its own before it.
         tell(error)
-        raise SystemExit(2) from error
-    return float(row["accuracy_pruned_pct"])
+        if not sweeping:
+            raise SystemExit(2) from error
+    except Exception:
+        if not sweeping:
+            raise
+        traceback.print_exc()
+    else:
+        return float(row["accuracy_pruned_pct"])
+    failed.append(shlex.join(overrides))
+    return math.nan

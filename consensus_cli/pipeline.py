@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from consensus_cli import data, preflight, results, summary
+from consensus_cli import data, preflight, summary
 from consensus_cli.config import RunConfig
 from consensus_cli.evaluation.complexity import complexity
 from consensus_cli.prepare import build_model, prepare
 from consensus_cli.pruning.blocks import find_blocks
 from consensus_cli.pruning.costs import block_costs
-from consensus_cli.record import Record, score_table
-from consensus_cli.report.finish import write_summary
-from consensus_cli.rundir import RESULTS_NAME
+from consensus_cli.record import Record
 from consensus_cli.screen import Screen
 from consensus_cli.steps import Steps
 
@@ -35,7 +33,7 @@ def run(config: RunConfig, overrides: Sequence[str], screen: Screen) -> dict[str
     prepared = prepare(config, screen)
     steps = Steps.begin(prepared, screen)
     record = Record.open(config, overrides, started)
-    with record.logging():
+    with record.logging(), record.row_on_failure():
         summary.show_header(screen, prepared, record.files.path)
         original = steps.baseline()
         network = copy.deepcopy(original)
@@ -47,8 +45,6 @@ def run(config: RunConfig, overrides: Sequence[str], screen: Screen) -> dict[str
         steps.finetune_finally(network)
         measured = steps.evaluate(original, network)
         row = record.save(steps, original, network, measured)
-        write_summary(record.files, row, score_table(steps.scores))
-        results.append_row(Path(config.output_dir) / RESULTS_NAME, row)
         summary.show_comparison(screen, row)
     return row
 

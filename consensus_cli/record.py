@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ from consensus_cli import __version__, checkpoint
 from consensus_cli.config import RunConfig
 from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.results import COLUMNS
-from consensus_cli.rundir import RunDir, config_hash, write_atomic
+from consensus_cli.report.finish import write_summary
+from consensus_cli.results import COLUMNS, append_row
+from consensus_cli.rundir import RESULTS_NAME, RunDir, config_hash, write_atomic
 from consensus_cli.steps import Scores, Steps
 
 #: what does not change the result: where things lie and on what they are computed
@@ -68,45 +70,67 @@ class Record:
             logger.removeHandler(handler)
             handler.close()
 
+    @contextmanager
+    def row_on_failure(self) -> Iterator[None]:
+        """Leaves a row with `status=failed` (or `interrupted`) and the error if the body fails, and lets it through."""
+        try:
+            yield
+        except BaseException as error:
+            row = self._identity() | {
+                "status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
+                "error": f"{type(error).__name__}: {_one_line(str(error))}",
+            }
+            self.files.write_row(row)
+            append_row(Path(self.config.output_dir) / RESULTS_NAME, row)
+            raise
+
     def save_scores(self, scores: Sequence[Scores]) -> None:
         """Writes the scores of every step so far: step, block, metric, distance, rank, sum."""
         write_atomic(self.files.scores, score_table(scores).to_csv(index=False))
 
     def save(self, steps: Steps, original: Classifier, pruned: Classifier, measured: Columns) -> dict[str, object]:
-        """Writes both checkpoints and the row into the run directory, and returns the row."""
+        """Writes checkpoints, row and summary into the run directory, and the row, which it returns, into the results."""
         checkpoint.save(self.files, original, pruned, steps.prepared.spec, steps.removed)
         row = self._row(steps, measured)
         self.files.write_row(row)
+        write_summary(self.files, row, score_table(steps.scores))
+        append_row(Path(self.config.output_dir) / RESULTS_NAME, row)
         return row
 
-    def _row(self, steps: Steps, measured: Columns) -> dict[str, object]:
-        config, total = self.config, steps.stages.total()
-        row: dict[str, object] = {
+    def _identity(self) -> dict[str, object]:
+        """Returns what is known of the run before it has done anything."""
+        config = self.config
+        return {
             "run_id": self.files.path.name,
-            "status": "done",
             "started_at": self.started.isoformat(timespec="seconds"),
             "duration_s": (datetime.now(UTC) - self.started).total_seconds(),
             "version": __version__,
             "git_commit": git_commit(),
-            "overrides": " ".join(self.overrides),
+            "overrides": shlex.join(self.overrides),
             "seed": config.seed,
-            "device": _device_name(steps.prepared.device),
-            "threads": torch.get_num_threads(),
             "torch_version": torch.__version__,
             "model": config.model.name,
             "dataset": config.dataset.name,
             "criterion": config.criterion.name,
-            "metrics": ";".join(steps.prepared.votes) or "none",
             "samples_per_class": config.metrics.samples_per_class,
             "ratio": config.ratio,
             "ratio_unit": config.prune.unit,
+            "run_dir": str(self.files.path),
+        }
+
+    def _row(self, steps: Steps, measured: Columns) -> dict[str, object]:
+        total = steps.stages.total()
+        row = self._identity() | {
+            "status": "done",
+            "device": _device_name(steps.prepared.device),
+            "threads": torch.get_num_threads(),
+            "metrics": ";".join(steps.prepared.votes) or "none",
             "blocks_candidates": steps.prepared.candidates,
             "blocks_removed": len(steps.removed),
             "removed_blocks": ";".join(steps.removed),
             "energy_run_kwh": total.kwh,
             "co2_run_kg": total.co2_kg,
-            "run_dir": str(self.files.path),
-            "aggregation": config.criterion.aggregation,
+            "aggregation": self.config.criterion.aggregation,
             "precision": steps.prepared.precision,
             "energy_estimated": steps.stages.meter.estimated,
         }
@@ -169,6 +193,11 @@ def git_commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "none"
+
+
+def _one_line(text: str) -> str:
+    """Returns a text that fits into a cell of the results file."""
+    return " ".join(text.replace("\0", " ").encode("utf-8", "replace").decode().split())[:1000]
 
 
 def _device_name(device: torch.device) -> str:

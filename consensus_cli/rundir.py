@@ -93,6 +93,7 @@ class RunDir:
         """Yields every path that a run may write in its directory, whether it exists or not."""
         yield from (self.config, self.scores, self.log, self.row, self.state, self.summary)
         yield from (self.baseline_checkpoint, self.pruned_checkpoint, self.pruned_structure)
+        yield from (self.comparison_figure, self.removal_figure)
 
     @property
     def config(self) -> Path:
@@ -123,6 +124,16 @@ class RunDir:
     def summary(self) -> Path:
         """The final table baseline / pruned / change (Markdown)."""
         return self.path / "summary.md"
+
+    @property
+    def comparison_figure(self) -> Path:
+        """Every measure of the pruned network in percent of the baseline's (SVG)."""
+        return self.path / "comparison.svg"
+
+    @property
+    def removal_figure(self) -> Path:
+        """The order in which the blocks went (SVG)."""
+        return self.path / "removal.svg"
 
     @property
     def checkpoints(self) -> Path:

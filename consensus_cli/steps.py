@@ -6,7 +6,6 @@ import copy
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli import data, training
-from consensus_cli.baseline import cached
+from consensus_cli.baseline import cached, fingerprint
 from consensus_cli.config import BaselineConfig, FinetuneConfig, RunConfig
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.evaluation import comparison
@@ -90,7 +89,7 @@ class Steps:
         recipe = _recipe(self.config.baseline, self.config.baseline.epochs)
         determined_by = {
             "model": asdict(self.prepared.spec),
-            "images": _fingerprint(self.prepared.images),
+            "images": fingerprint(self.prepared.images),
             "recipe": asdict(recipe),
             "seed": self.config.seed,
             "precision": self.prepared.precision,
@@ -307,15 +306,6 @@ def _recipe(settings: BaselineConfig | FinetuneConfig, epochs: float) -> trainin
         batch_size=settings.batch_size,
         label_smoothing=settings.label_smoothing,
     )
-
-
-def _fingerprint(images: data.ImageData) -> list[object]:
-    """Returns plain values that tell one set of training images from another."""
-    known = [images.name, len(images.train), *images.train.image_shape, *images.mean, *images.std, len(images.classes)]
-    if isinstance(images.train, ImageTensors):
-        content = images.train.images.cpu().contiguous().numpy()
-        return [*known, sha256(content.data).hexdigest(), sha256(images.train.labels.numpy().data).hexdigest()]
-    return [*known, sha256(images.train.labels.numpy().data).hexdigest()]
 
 
 def _normalized(

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from quick import QUICK
 
 import consensus_cli
 from consensus_cli.cli import main
@@ -16,26 +17,6 @@ from consensus_cli.data import load
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.complexity import complexity
 from consensus_cli.results import COLUMNS
-
-#: the whole line in about ten seconds
-QUICK = (
-    "experiment=smoke",
-    "baseline.epochs=2",
-    "dataset.limit_train=300",
-    "dataset.limit_test=100",
-    "attacks.images=20",
-    "evaluate.energy_window_s=0.2",
-    "evaluate.latency_min_run_s=0.02",
-)
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of the same configuration, the second with the baseline of the first."""
-    folder = tmp_path_factory.mktemp("outputs")
-    for _ in range(2):
-        assert main(["run", *QUICK, "ratio=0.5", f"output_dir={folder}"]) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +123,19 @@ def test_corruptions_and_a_planted_cue_have_columns(outputs: Path) -> None:
     # A network that has seen the cue in every training image leans on it.
     assert row["shortcut_patch_base_pp"] > 20
     assert row["removed_blocks"] == "layer1.1"
+
+
+def test_in_a_sweep_a_failed_run_leaves_its_row_and_the_next_one_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["criterion=first", "attacks=none", "ratio=0.17", "baseline.learning_rate=0.1,1e30"]
+    assert main(["run", "-m", *QUICK, *words[::-1], f"output_dir={tmp_path}"]) == 1
+    rows = pd.read_csv(tmp_path / "results.csv").set_index("status")
+    assert "baseline.learning_rate=1e30" in capsys.readouterr().err
+    assert sorted(rows.index) == ["done", "failed"]
+    assert "TrainingDivergedError" in rows.loc["failed", "error"]
+    assert "baseline.learning_rate=1e30" in rows.loc["failed", "overrides"]
+    assert rows.loc["done", "blocks_removed"] == 1
 
 
 @pytest.mark.slow

@@ -19,9 +19,6 @@ from consensus_cli.report.source import complete
 from consensus_cli.report.text import escape_markdown, markdown_table
 from consensus_cli.rundir import RunDir, write_atomic
 
-COMPARISON_STEM = "comparison"
-REMOVAL_STEM = "removal"
-
 
 def write_summary(run_dir: RunDir, row: Mapping[str, object], scores: pd.DataFrame) -> list[Path]:
     """Writes the table baseline / pruned / change and the two key figures of a finished run; returns the files.
@@ -38,10 +35,10 @@ def write_summary(run_dir: RunDir, row: Mapping[str, object], scores: pd.DataFra
     table, _ = complete(pd.DataFrame([dict(row)]))
     run = table.iloc[0]
     measured = changes(run, table)
-    written = figures.save(comparison_figure(measured), run_dir.path / COMPARISON_STEM, ("svg",))
+    written = figures.save(comparison_figure(measured), run_dir.comparison_figure.with_suffix(""), ("svg",))
     gone = removal(run["run_id"], run["task"], tuple(filter(None, run["removed_blocks"].split(";"))), _or_none(scores))
     if gone.steps:
-        written += figures.save(figures.removal_figure(gone), run_dir.path / REMOVAL_STEM, ("svg",))
+        written += figures.save(figures.removal_figure(gone), run_dir.removal_figure.with_suffix(""), ("svg",))
     write_atomic(run_dir.summary, _text(run, measured, gone, [path.name for path in written]))
     return [run_dir.summary, *written]
 

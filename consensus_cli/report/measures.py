@@ -66,7 +66,8 @@ def _with_interval(change: Change, row: pd.Series, attack: str) -> Change:
     ends = [row.get(f"{attack}_ci95_{end}", math.nan) for end in ("low", "high")]
     if not all(map(math.isfinite, ends)):
         return change
-    return replace(change, change=f"{change.change} [{ends[0]:+.1f}, {ends[1]:+.1f}]")
+    low, high = (fixed(end, 1, sign=True) for end in ends)
+    return replace(change, change=f"{change.change} [{low}, {high}]")
 
 
 def _change(row: pd.Series, measure: Measure) -> Change:

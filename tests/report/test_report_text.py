@@ -64,7 +64,7 @@ def test_compare_puts_runs_side_by_side(tmp_path: Path) -> None:
     assert table.columns == ("", "a", "b")
     assert rows["accuracy"] == ("95.00 % → 94.00 % (−1.00 pp)",) * 2
     assert rows["latency, batch 128"] == ("20.00 ms → 10.00 ms (−50.00 %)",) * 2
-    assert rows["PGD 8/255"] == ("40.00 % → 30.00 % (−10.00 pp [-12.0, -8.0])", "–")
+    assert rows["PGD 8/255"] == ("40.00 % → 30.00 % (−10.00 pp [−12.0, −8.0])", "–")
     assert rows["removed, in order"] == ("layer1.1 layer2.1",) * 2
 
 

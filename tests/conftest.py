@@ -1,0 +1,25 @@
+"""Two real runs that the tests of the commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from quick import QUICK
+
+from consensus_cli.cli import main
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two runs of one configuration, the second with the baseline of the first."""
+    folder = tmp_path_factory.mktemp("outputs")
+    for _ in range(2):
+        assert main(["run", *QUICK, "ratio=0.5", f"output_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(outputs: Path) -> Path:
+    """The directory of a finished run."""
+    return min((outputs / "runs").iterdir())
