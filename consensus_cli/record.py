@@ -89,7 +89,7 @@ class Record:
         write_atomic(self.files.scores, score_table(scores).to_csv(index=False))
 
     def save(self, steps: Steps, original: Classifier, pruned: Classifier, measured: Columns) -> dict[str, object]:
-        """Writes checkpoints, row and summary into the run directory, and the row, which it returns, into the results."""
+        """Writes checkpoints, row and summary into the run directory, and appends the row, which it returns."""
         checkpoint.save(self.files, original, pruned, steps.prepared.spec, steps.removed)
         row = self._row(steps, measured)
         self.files.write_row(row)
