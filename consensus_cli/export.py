@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from consensus_cli import data, preflight
@@ -17,7 +18,7 @@ from consensus_cli.checkpoint import load_pruned
 from consensus_cli.composition import read_config
 from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.errors import UserError, unknown_name
-from consensus_cli.models.weights import load_into, read_state_dict, serialize
+from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.rundir import RunDir, write_atomic
 
 CHECKED_IMAGES = 64
@@ -83,7 +84,7 @@ def _test_images(run_dir: RunDir) -> Tensor:
 
 def _safetensors(model: nn.Module, images: Tensor, path: Path) -> Exported:
     write_atomic(path, serialize(model, {"input": "images in [0, 1]", "shape": "x".join(map(str, images.shape[1:]))}))
-    load_into(model, read_state_dict(path), str(path))
+    load_into(model, load_file(path), str(path))
     return model
 
 

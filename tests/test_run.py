@@ -131,10 +131,10 @@ def test_in_a_sweep_a_failed_run_leaves_its_row_and_the_next_one_starts(
     words = ["criterion=first", "attacks=none", "ratio=0.17", "baseline.learning_rate=0.1,1e30"]
     assert main(["run", "-m", *QUICK, *words[::-1], f"output_dir={tmp_path}"]) == 1
     rows = pd.read_csv(tmp_path / "results.csv").set_index("status")
-    assert "baseline.learning_rate=1e30" in capsys.readouterr().err
+    assert "baseline.learning_rate=1e+30" in capsys.readouterr().err
     assert sorted(rows.index) == ["done", "failed"]
     assert "TrainingDivergedError" in rows.loc["failed", "error"]
-    assert "baseline.learning_rate=1e30" in rows.loc["failed", "overrides"]
+    assert "baseline.learning_rate=1e+30" in rows.loc["failed", "overrides"]
     assert rows.loc["done", "blocks_removed"] == 1
 
 

@@ -65,6 +65,8 @@ def test_every_file_has_its_own_name_inside_the_directory(tmp_path: Path) -> Non
         "checkpoints/baseline.safetensors",
         "checkpoints/pruned.safetensors",
         "checkpoints/pruned.json",
+        "comparison.svg",
+        "removal.svg",
     ]
 
 
