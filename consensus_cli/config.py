@@ -129,10 +129,17 @@ class BaselineConfig(RecipeConfig):
 
 @dataclass
 class FinetuneConfig(RecipeConfig):
-    """How the network recovers: after every step, and once more at the end."""
+    """How the network recovers: after every step, and once more at the end.
+
+    Attributes:
+        epochs_per_step, final_epochs: passes over the training images; fractions are allowed.
+        recalibration_images: training images on which the statistics of batch norm are measured anew right after
+            each removal; 0: they are not.
+    """
 
     epochs_per_step: float = MISSING
     final_epochs: float = MISSING
+    recalibration_images: int = 0
 
 
 @dataclass

@@ -134,7 +134,18 @@ class Steps:
                 self.screen.line(self._removal_line(ranking, int(position)))
 
     def finetune(self, network: Classifier) -> None:
-        """Trains the network for `finetune.epochs_per_step`."""
+        """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
+        settings = self.config.finetune
+        if settings.recalibration_images:
+            with self.stages.stage("finetune"):
+                training.recalibrate_batch_norm(
+                    network,
+                    self.prepared.images.train,
+                    images=settings.recalibration_images,
+                    batch_size=settings.batch_size,
+                    device=self.prepared.device,
+                    seed=self._seed(len(self.removed)),
+                )
         self._finetune(network, self.config.finetune.epochs_per_step, f"fine-tuning after {len(self.removed)} removals")
 
     def finetune_finally(self, network: Classifier) -> None:

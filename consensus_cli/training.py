@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import update_bn
 
 from consensus_cli.data.split import Augmentation, Split
 
@@ -160,6 +162,27 @@ def train(
         images=steps * batch_size,
         duration_s=time.perf_counter() - started,
     )
+
+
+def recalibrate_batch_norm(
+    model: nn.Module, split: Split, *, images: int, batch_size: int, device: torch.device, seed: int
+) -> None:
+    """Measures the means and variances of every batch norm anew, in place, without changing a weight.
+
+    A block that is gone shifts the statistics of everything behind it; some forward passes mend most of that. The new
+    statistics are averages over the batches with equal weight (Ioffe & Szegedy 2015, algorithm 2, line 10).
+
+    Args:
+        model: takes images in [0, 1]; left as it is where it has no batch norm.
+        split: training images.
+        images: how many of them are used, drawn at random; all where it has fewer.
+        batch_size: images per batch.
+        device: where the model lives.
+        seed: of the draw.
+    """
+    batch_size = min(batch_size, images, len(split))
+    batches = split.batches(batch_size, device, generator=torch.Generator().manual_seed(seed), drop_last=True)
+    update_bn(itertools.islice(batches, min(images, len(split)) // batch_size), model)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> SGD:

@@ -51,6 +51,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "baseline.epochs": (_positive, "above 0"),
     "finetune.epochs_per_step": (_at_least(0), "at least 0"),
     "finetune.final_epochs": (_at_least(0), "at least 0"),
+    "finetune.recalibration_images": (lambda images: images == 0 or images >= 2, "0, or at least 2"),
     "metrics.samples_per_class": (_at_least(2), "at least 2"),
     "metrics.weights": (lambda weights: all(_at_least(0)(w) for w in weights.values()), "at least 0 for every metric"),
     "scoring.memory_gb": (_positive, "above 0"),

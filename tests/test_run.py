@@ -85,7 +85,15 @@ def test_the_run_directory_rebuilds_the_pruned_network(outputs: Path, row: dict[
 
 
 def test_a_baseline_criterion_and_a_macs_target(outputs: Path) -> None:
-    words = ["criterion=last", "prune=macs", "ratio=0.2", "finetune=none", "attacks=none", "prune.step=2"]
+    words = [
+        "criterion=last",
+        "prune=macs",
+        "ratio=0.2",
+        "finetune=none",
+        "attacks=none",
+        "prune.step=2",
+        "finetune.recalibration_images=64",
+    ]
     assert main(["run", *QUICK, *words, f"output_dir={outputs}"]) == 0
     row = pd.read_csv(outputs / "results.csv").iloc[-1]
     assert row["removed_blocks"].split(";")[0] == "layer3.2"

@@ -11,7 +11,15 @@ from torch import nn
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation
-from consensus_cli.training import SCHEDULES, Progress, Recipe, TrainingDivergedError, resolve_precision, train
+from consensus_cli.training import (
+    SCHEDULES,
+    Progress,
+    Recipe,
+    TrainingDivergedError,
+    recalibrate_batch_norm,
+    resolve_precision,
+    train,
+)
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -131,3 +139,20 @@ def test_bf16_autocast_trains_fp32_weights() -> None:
     result = train(model, bright_or_dark(), RECIPE, device=CPU, augmentation=Augmentation(), seed=0, precision="bf16")
     assert result.loss < 0.3
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_recalibration_measures_the_images_and_changes_no_weight() -> None:
+    model = small_network().eval()
+    weights = [p.clone() for p in model.parameters()]
+    split = bright_or_dark()
+    recalibrate_batch_norm(model, split, images=128, batch_size=32, device=CPU, seed=0)
+    pixels = next(split.batches(128))[0].flatten(1)
+    torch.testing.assert_close(model[1].running_mean, pixels.mean(0))  # type: ignore[index]
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    assert not any(module.training for module in model.modules())
+
+
+def test_recalibration_of_fewer_images_sees_only_those() -> None:
+    model = small_network()
+    recalibrate_batch_norm(model, bright_or_dark(), images=2, batch_size=32, device=CPU, seed=0)
+    assert model[1].num_batches_tracked == 1  # type: ignore[index]

@@ -47,6 +47,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Loads a state dict that must fit the network exactly.
 
+    Only the batch counters of batch norm (`num_batches_tracked`) may be missing: checkpoints older than PyTorch 0.4.1
+    or written by other tools have none, and no result depends on them.
+
     Args:
         network: receives the weights in place.
         state: tensors by name.
@@ -56,6 +59,8 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         UserError: names at most ten missing, unexpected and misshapen entries each.
     """
     expected = network.state_dict()
+    counters = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
+    state = counters | dict(state)
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     misshapen = [
@@ -67,7 +72,7 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     if any(faults.values()):
         told = "; ".join(f"{len(keys)} {fault}: {_some(keys)}" for fault, keys in faults.items() if keys)
         raise UserError(f"{source} does not fit the network: {told}", "choose the model the weights were trained with")
-    network.load_state_dict(dict(state))
+    network.load_state_dict(state)
 
 
 def serialize(network: nn.Module, metadata: Mapping[str, str]) -> bytes:

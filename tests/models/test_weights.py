@@ -44,6 +44,14 @@ def test_tied_weights_can_be_written() -> None:
     assert set(load(serialize(tied, {}))) == {"0.weight", "1.weight"}
 
 
+def test_batch_counters_may_be_missing() -> None:
+    network = nn.BatchNorm2d(3)
+    state = {key: value for key, value in network.state_dict().items() if key != "num_batches_tracked"}
+    load_into(network, state | {"running_mean": torch.ones(3)}, "weights")
+    assert network.running_mean is not None
+    assert torch.equal(network.running_mean, torch.ones(3))
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_state_dict(tmp_path / "none.safetensors")
