@@ -74,7 +74,7 @@ def show_blocks(config: RunConfig, screen: Screen) -> None:
     """Shows every residual block of the configured network: shape, MACs, share, and why it stays if it does.
 
     Raises:
-        UserError: the configuration is wrong, or the network has no block that can be removed.
+        UserError: the configuration is wrong, or the network has no residual blocks.
     """
     preflight.check(config)
     device = preflight.pick_device(config.device)

@@ -21,7 +21,7 @@ from consensus_cli.evaluation.shortcut import Cue, CueKind, plant_training_cue
 from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.pruning import schedule
-from consensus_cli.pruning.blocks import Block, find_blocks
+from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
 from consensus_cli.pruning.costs import block_costs
 from consensus_cli.scoring import metrics
 from consensus_cli.scoring.ablation import AblationEngine
@@ -165,6 +165,7 @@ def _model_spec(config: RunConfig, images: ImageData) -> zoo.ModelSpec:
 
 def _check_fit(prepared: Prepared) -> None:
     config = prepared.config
+    check_candidates(prepared.blocks)
     problems = metrics.check_requirements(
         list(prepared.votes),
         samples_per_class=config.metrics.samples_per_class,

@@ -46,6 +46,19 @@ def test_list_blocks_says_what_stays_and_why(
     assert shown.count(" yes ") == 6
 
 
+def test_a_network_of_which_nothing_can_go_is_listed_but_not_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+    monkeypatch.setenv("COLUMNS", "160")
+    words = ["model=timm", "model.name=repvgg_a0", f"output_dir={tmp_path}"]
+    assert main(["list", "blocks", *words]) == 0
+    assert "0 of 22 can be removed" in capsys.readouterr().out
+    assert main(["run", *words]) == 2
+    assert "none of the 22 residual blocks" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_report_compare_and_summary(
     outputs: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from consensus_cli.pruning.discovery import Found, discover
 from consensus_cli.pruning.trace import trace
 
 GRANULARITIES = ("block", "branch")
+
+_WHAT_CAN_GO = "consensus removes residual blocks with an identity shortcut, as in ResNet, MobileNetV2, ConvNeXt, ViT"
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,32 @@ def find_blocks(network: nn.Module, example: Tensor, granularity: str = "block")
         granularity: `block`, or `branch` to list the branches of a block with several additions one by one.
 
     Raises:
-        UserError: unknown granularity, or no block of the network can be removed.
+        UserError: unknown granularity, or the network has no residual blocks.
     """
     if granularity not in GRANULARITIES:
         raise unknown_name("granularity", granularity, GRANULARITIES)
     found = discover(network, example, trace(network, example), granularity == "branch")
-    blocks = _number_stages(found)
-    if not any(block.removable for block in blocks):
-        raise _nothing_to_remove(type(network).__name__, blocks)
-    return blocks
+    if not found:
+        raise UserError(f"{type(network).__name__} has no residual blocks", _WHAT_CAN_GO)
+    return _number_stages(found)
 
 
 def candidates(blocks: Iterable[Block]) -> list[Block]:
     """Returns the blocks that can be removed, in order of execution."""
     return [block for block in blocks if block.removable]
+
+
+def check_candidates(blocks: Sequence[Block]) -> None:
+    """Checks that there is something to remove.
+
+    Raises:
+        UserError: none of the blocks, of which there is at least one, can be removed.
+    """
+    if not candidates(blocks):
+        first = f"{blocks[0].name} ({blocks[0].reason})"
+        raise UserError(
+            f"none of the {len(blocks)} residual blocks of the network can be removed, e.g. {first}", _WHAT_CAN_GO
+        )
 
 
 def _number_stages(found: list[Found]) -> list[Block]:
@@ -79,11 +93,3 @@ def _number_stages(found: list[Found]) -> list[Block]:
             block = replace(block, removable=False, reason=f"{why}first block of stage {stage + 1}")
         blocks.append(block)
     return blocks
-
-
-def _nothing_to_remove(network: str, blocks: list[Block]) -> UserError:
-    hint = "consensus removes residual blocks with an identity shortcut, as in ResNet, MobileNetV2, ConvNeXt, ViT"
-    if not blocks:
-        return UserError(f"{network} has no residual blocks", hint)
-    first = f"{blocks[0].name} ({blocks[0].reason})"
-    return UserError(f"none of the {len(blocks)} residual blocks of {network} can be removed, e.g. {first}", hint)

@@ -9,7 +9,7 @@ from surgery_checks import check_removal, check_round_trip, flops
 from torch import nn
 
 from consensus_cli.errors import UserError
-from consensus_cli.pruning.blocks import candidates, find_blocks
+from consensus_cli.pruning.blocks import candidates, check_candidates, find_blocks
 from consensus_cli.pruning.costs import block_costs
 from consensus_cli.pruning.surgery import remove_blocks
 
@@ -160,8 +160,9 @@ def test_a_network_without_residual_blocks_is_an_error(name: str) -> None:
 
 
 def test_a_network_with_projections_only_is_an_error() -> None:
-    with pytest.raises(UserError, match="none of the 22 residual blocks of ByobNet can be removed"):
-        find_blocks(timm_network("repvgg_a0"), images(1))
+    blocks = find_blocks(timm_network("repvgg_a0"), images(1))
+    with pytest.raises(UserError, match="none of the 22 residual blocks of the network can be removed"):
+        check_candidates(blocks)
 
 
 def test_removing_every_candidate_keeps_the_names_and_the_class() -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 CANDIDATES = [*range(1, 9), *range(10, 18), *range(19, 27)]
 
 
