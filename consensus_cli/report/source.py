@@ -38,7 +38,7 @@ _OPTIONAL = frozenset({
     "aggregation", "precision", "energy_estimated", "error",
     "energy_baseline_kwh", "energy_score_kwh", "energy_finetune_kwh", "energy_evaluate_kwh",
 })  # fmt: skip
-_NUMBER_ENDINGS = ("_pct", "_pp", "_eps255", "_ci95_low", "_ci95_high", "_kwh", "_kg", "_ms", "_s")
+_NUMBER_ENDINGS = ("_pct", "_pp", "_eps255", "_ci95_low", "_ci95_high", "_kwh", "_kg", "_ms", "_s", "_mib", "_w")
 
 
 @dataclass(frozen=True)
