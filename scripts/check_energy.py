@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from consensus_cli.composition import compose_run
 from consensus_cli.evaluation.complexity import latency_ms
 from consensus_cli.evaluation.energy import Energy, EnergyMeter, compare_energy
+from consensus_cli.evaluation.statistics import paired_reduction_pct
 from consensus_cli.models.resnet import resnet
 
 LARGEST_ENERGY_DIFFERENCE_PCT = 5.0
@@ -50,10 +51,10 @@ def main(arguments: list[str]) -> int:
     differences_pct, ratios, latencies_pct = [], [], []
     for number in range(1, options.rounds + 1):
         energy = compare_energy(work, meter=meter, window_s=options.window_s, repeats=options.repeats)
-        differences_pct.append(apart_pct(energy["one"].kwh, energy["one again"].kwh))
-        ratios.append(2 * energy["two"].kwh / (energy["one"].kwh + energy["one again"].kwh))
+        differences_pct.append(abs(paired_reduction_pct(energy["one"].windows_kwh, energy["one again"].windows_kwh)))
+        ratios.append(1 - paired_reduction_pct(energy["one"].windows_kwh, energy["two"].windows_kwh) / 100)
         timed = latency_ms({"a": model, "b": again}, IMAGE_SHAPE, 1, "cpu", defaults.latency_min_run_s)
-        latencies_pct.append(apart_pct(timed["a"].median_ms, timed["b"].median_ms))
+        latencies_pct.append(abs(paired_reduction_pct(timed["a"].blocks_ms, timed["b"].blocks_ms)))
         print(
             f"round {number}: itself {differences_pct[-1]:.2f} %, two passes {ratios[-1]:.3f} times, latency "
             f"{latencies_pct[-1]:.2f} %; spread of the windows {', '.join(map(spread, energy.values()))}"
@@ -75,11 +76,6 @@ def passes(model: nn.Module, images: Tensor, count: int) -> Callable[[], None]:
             model(images)
 
     return run
-
-
-def apart_pct(first: float, second: float) -> float:
-    """Returns by how many percent the second is off the first, without sign."""
-    return 100 * abs(second / first - 1)
 
 
 def spread(energy: Energy) -> str:

@@ -57,9 +57,9 @@ class Latency:
     """Time of one forward pass.
 
     Attributes:
-        median_ms: median over the repeats, in milliseconds.
-        iqr_ms: interquartile range over the repeats, in milliseconds.
-        repeats: timed blocks of forward passes.
+        median_ms: median over the blocks, in milliseconds.
+        iqr_ms: interquartile range over the blocks, in milliseconds.
+        blocks_ms: time of a forward pass in each timed block, in the order in which they were timed.
         batch_size: images per forward pass.
         threads: threads the CPU operators may use.
         device: where it ran.
@@ -67,7 +67,7 @@ class Latency:
 
     median_ms: float
     iqr_ms: float
-    repeats: int
+    blocks_ms: tuple[float, ...]
     batch_size: int
     threads: int
     device: str
@@ -224,5 +224,6 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _latency(times_s: list[float], batch_size: int, threads: int, device: torch.device | str) -> Latency:
-    low, median, high = 1000 * np.percentile(times_s, [25, 50, 75])
-    return Latency(float(median), float(high - low), len(times_s), batch_size, threads, str(device))
+    blocks_ms = tuple(1000 * time_s for time_s in times_s)
+    low, median, high = np.percentile(blocks_ms, [25, 50, 75])
+    return Latency(float(median), float(high - low), blocks_ms, batch_size, threads, str(device))

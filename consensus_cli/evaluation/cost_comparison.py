@@ -13,6 +13,7 @@ from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.complexity import complexity, file_size_mib, latency_ms, peak_memory_mib
 from consensus_cli.evaluation.energy import EnergyMeter, compare_energy
 from consensus_cli.evaluation.mode import Progress, evaluation_mode
+from consensus_cli.evaluation.statistics import paired_reduction_pct
 
 #: energy of inference is given for so many images
 INFERENCE_IMAGES = 1000
@@ -41,7 +42,7 @@ def latency_columns(
     min_run_time_s: float,
     progress: Progress | None = None,
 ) -> Columns:
-    """Returns latency (median and interquartile range), throughput and peak memory of inference of both networks.
+    """Returns latency (median, interquartile range, reduction), throughput and peak memory of both networks.
 
     Args:
         base: the network before pruning.
@@ -55,13 +56,16 @@ def latency_columns(
     columns: Columns = {}
     models = {"base": base, "pruned": pruned}
     for done, size in enumerate(batch_sizes, start=1):
-        for network, latency in latency_ms(models, image_shape, size, device, min_run_time_s).items():
+        timed = latency_ms(models, image_shape, size, device, min_run_time_s)
+        for network, latency in timed.items():
             columns |= {
                 f"latency_b{size}_{network}_ms": latency.median_ms,
                 f"latency_b{size}_{network}_iqr_ms": latency.iqr_ms,
                 f"throughput_b{size}_{network}_images_per_s": latency.images_per_s,
                 f"peak_memory_b{size}_{network}_mib": peak_memory_mib(models[network], image_shape, size, device),
             }
+        blocks_ms = timed["base"].blocks_ms, timed["pruned"].blocks_ms
+        columns[f"latency_b{size}_reduction_pct"] = paired_reduction_pct(*blocks_ms)
         if progress is not None:
             progress("timing the networks", done, len(batch_sizes))
     return columns
@@ -111,7 +115,9 @@ def energy_columns(
             columns[f"energy_{what}_{name}_kwh"] = scale * energy.kwh
             columns[f"energy_{what}_{name}_iqr_kwh"] = scale * energy.kwh_iqr
             columns[f"co2_{what}_{name}_kg"] = scale * energy.co2_kg
-        columns[f"energy_{what}_reduction_pct"] = reduction_pct(measured["base"].kwh, measured["pruned"].kwh)
+        columns[f"energy_{what}_reduction_pct"] = paired_reduction_pct(
+            measured["base"].windows_kwh, measured["pruned"].windows_kwh
+        )
     return columns | {"energy_source": meter.source, "country": meter.country}
 
 

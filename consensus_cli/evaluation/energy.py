@@ -52,7 +52,7 @@ class Energy:
         kwh_iqr: interquartile range over the windows, in kWh per call.
         co2_kg: kg of CO2 equivalents per call.
         duration_s: wall-clock seconds per call.
-        windows: windows measured.
+        windows_kwh: kWh per call in each window, in the order in which they were measured.
         calls: calls in all windows together.
         source: where the readings come from.
         estimated: whether CPU power is an estimate and not a counter's reading.
@@ -62,7 +62,7 @@ class Energy:
     kwh_iqr: float
     co2_kg: float
     duration_s: float
-    windows: int
+    windows_kwh: tuple[float, ...]
     calls: int
     source: str
     estimated: bool
@@ -256,7 +256,7 @@ def _medians(windows: list[tuple[Consumption, int]], meter: EnergyMeter) -> Ener
         kwh_iqr=float(high - low),
         co2_kg=float(np.median([reading.co2_kg / calls for reading, calls in windows])),
         duration_s=float(np.median([reading.duration_s / calls for reading, calls in windows])),
-        windows=len(windows),
+        windows_kwh=tuple(kwh),
         calls=sum(calls for _, calls in windows),
         source=meter.source,
         estimated=meter.estimated,

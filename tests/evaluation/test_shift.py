@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from evaluation_networks import Brightness, Fixed
+from quick import QUICK
 from shift_archives import cifar_c, flat, imagenet_c
+from torchvision.io import write_png
 
+from consensus_cli.cli import main
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.comparison import shift_columns
 from consensus_cli.evaluation.shift import open_archive
@@ -134,3 +140,27 @@ def test_images_that_do_not_suit_the_network_are_refused(tmp_path):
             archive.check_fits(shape, classes)
     with pytest.raises(UserError, match="colour images of 2 classes"):
         files.check_fits((1, 64, 64), 2)
+
+
+def dark_and_bright(root: Path) -> Path:
+    """An image folder of two classes, 16×16 and grey."""
+    for part, count in (("train", 40), ("test", 10)):
+        for label, name in enumerate(("bright", "dark")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                level = (200, 40)[label] + number
+                write_png(torch.full((3, 16, 16), level, dtype=torch.uint8), str(folder / f"{number}.png"))
+    return root
+
+
+def test_a_run_has_columns_for_each_archive(tmp_path):
+    np.savez(tmp_path / "new.npz", images=flat(np.array([190, 30, 20, 210]), 16), labels=np.array([0, 1, 1, 0]))
+    words = ["dataset=imagefolder", f"dataset.root={dark_and_bright(tmp_path / 'images')}", "dataset.image_size=16"]
+    words += ["criterion=first", "finetune=none", "attacks=none", "ratio=0.17", "metrics.samples_per_class=8"]
+    words += [f"evaluate.shift.new={tmp_path / 'new.npz'}", f"output_dir={tmp_path / 'outputs'}"]
+    assert main(["run", *QUICK, *words]) == 0
+    row = pd.read_csv(tmp_path / "outputs" / "results.csv").iloc[-1]
+    assert row["new_images"] == 4
+    assert row["new_accuracy_delta_pp"] == row["new_accuracy_pruned_pct"] - row["new_accuracy_base_pct"]
+    assert row["new_accuracy_ci95_low"] <= row["new_accuracy_delta_pp"] <= row["new_accuracy_ci95_high"]
