@@ -24,7 +24,7 @@ from consensus_cli.config import AttackConfig, RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 
 #: dotted prefixes below which a user may name keys of their own
-_OPEN = ("model.kwargs.", "metrics.weights.", "attacks.suite.")
+_OPEN = ("model.kwargs.", "metrics.weights.", "attacks.suite.", "evaluate.shift.")
 
 
 def compose_run(words: Sequence[str]) -> RunConfig:

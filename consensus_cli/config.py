@@ -243,17 +243,23 @@ class EvaluateConfig:
     Attributes:
         country: ISO 3166 alpha-3 code whose carbon intensity turns energy into CO2.
         energy_window_s: length of one energy window; energy_repeats windows per network, alternating.
+        batch_sizes: images per forward pass at which latency, throughput and peak memory are measured.
         latency_min_run_s: measuring time per network and batch size.
         corruptions: names of the corruptions, each at five severities.
         corruption_images: test images that are corrupted, stratified.
+        shift: what columns begin with -> published test images: folder of CIFAR-10-C or ImageNet-C, `.npy` or `.npz`.
+        shift_images: images of each of their sets that are shown, stratified; null: all.
     """
 
     country: str = MISSING
     energy_window_s: float = MISSING
     energy_repeats: int = MISSING
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 128])
     latency_min_run_s: float = MISSING
     corruptions: list[str] = field(default_factory=list)
     corruption_images: int = 500
+    shift: dict[str, str] = field(default_factory=dict)
+    shift_images: int | None = None
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.evaluation.attacks import Attack, check_attacks
 from consensus_cli.evaluation.corruption import SEVERITIES, check_corruptions
 from consensus_cli.evaluation.energy import check_country
+from consensus_cli.evaluation.shift import Archive, open_archive
 from consensus_cli.evaluation.shortcut import check_cue
 from consensus_cli.models import pretrained, zoo
 from consensus_cli.results import check_writable
@@ -42,6 +43,8 @@ def check(config: RunConfig) -> None:
         lambda: check_corruptions(config.evaluate.corruptions, SEVERITIES),
     ):
         problems += _told_by(attempt)
+    for name, path in config.evaluate.shift.items():
+        problems += _told_by(lambda name=name, path=path: shift_archives({name: path}))  # type: ignore[misc]
     if problems:
         raise ConfigError(problems)
 
@@ -62,6 +65,15 @@ def dataset_arguments(config: RunConfig) -> dict[str, Any]:
         "hf_name": dataset.name if dataset.source == "hf" else None,
         "cache_dir": Path(config.output_dir) / "cache",
     }
+
+
+def shift_archives(paths: Mapping[str, str]) -> dict[str, Archive]:
+    """Opens the published test images of `evaluate.shift`, name -> path.
+
+    Raises:
+        UserError: a name that cannot be used, or files that are missing or have another form.
+    """
+    return {name: open_archive(name, Path(path).expanduser()) for name, path in paths.items()}
 
 
 def pick_device(name: str) -> torch.device:

@@ -17,6 +17,7 @@ from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.sampling import stratified_indices
 from consensus_cli.errors import ConfigError, UserError
 from consensus_cli.evaluation.complexity import complexity
+from consensus_cli.evaluation.shift import Archive
 from consensus_cli.evaluation.shortcut import Cue, CueKind, plant_training_cue
 from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.classifier import Classifier
@@ -43,6 +44,7 @@ class Prepared:
         blocks: every residual block of the unpruned network.
         votes: metric -> weight, for the metrics that the criterion reads.
         samples: the training images that the metrics see, the same in every step, class after class.
+        shift: name -> published test images that the networks are tested on besides.
     """
 
     config: RunConfig
@@ -54,6 +56,7 @@ class Prepared:
     blocks: list[Block]
     votes: dict[str, float]
     samples: data.Split
+    shift: dict[str, Archive]
 
     @property
     def candidates(self) -> int:
@@ -100,6 +103,7 @@ def prepare(config: RunConfig, screen: Screen) -> Prepared:
         samples=images.train.subset(
             stratified_indices(images.train.labels, config.metrics.samples_per_class, config.seed)
         ),
+        shift=preflight.shift_archives(config.evaluate.shift),
     )
     _check_fit(prepared)
     return prepared
@@ -173,10 +177,14 @@ def _check_fit(prepared: Prepared) -> None:
         features=AblationEngine(prepared.fresh.network, (), prepared.example()).features,
     )
     check_ratio: Callable[[Prepared], Any] = _check_blocks if config.prune.unit == "blocks" else _check_macs
-    try:
-        check_ratio(prepared)
-    except UserError as error:
-        problems.append(error)
+    checks = [functools.partial(check_ratio, prepared)]
+    shape, classes = prepared.images.test.image_shape, len(prepared.images.classes)
+    checks += [functools.partial(archive.check_fits, shape, classes) for archive in prepared.shift.values()]
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(error)
     if problems:
         raise ConfigError(problems)
 

@@ -19,6 +19,7 @@ import yaml
 from consensus_cli import __version__, checkpoint
 from consensus_cli.config import RunConfig
 from consensus_cli.evaluation.comparison import Columns
+from consensus_cli.evaluation.cost_comparison import file_size_columns
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.report.finish import write_summary
 from consensus_cli.results import COLUMNS, append_row
@@ -92,6 +93,7 @@ class Record:
         """Writes checkpoints, row and summary into the run directory, and appends the row, which it returns."""
         checkpoint.save(self.files, original, pruned, steps.prepared.spec, steps.removed)
         row = self._row(steps, measured)
+        row |= file_size_columns(self.files.baseline_checkpoint, self.files.pruned_checkpoint)
         self.files.write_row(row)
         write_summary(self.files, row, score_table(steps.scores))
         append_row(Path(self.config.output_dir) / RESULTS_NAME, row)

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from consensus_cli import data, training
 from consensus_cli.baseline import cached, fingerprint
 from consensus_cli.config import BaselineConfig, FinetuneConfig, RunConfig
-from consensus_cli.data.memory import ImageTensors
-from consensus_cli.evaluation import comparison
-from consensus_cli.evaluation.attacks import Attack
+from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.complexity import complexity
 from consensus_cli.evaluation.energy import EnergyMeter, StageMeter
+from consensus_cli.measure import Training, measure
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.prepare import Prepared, planted_cue
+from consensus_cli.prepare import Prepared
 from consensus_cli.pruning import schedule
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import remove_block
@@ -33,6 +32,9 @@ from consensus_cli.scoring.score import baseline_importance, collect_statistics
 from consensus_cli.screen import Screen
 
 SCORING_BATCH_SIZE = 256
+
+#: most updates of a network for one reading of the energy of training
+ENERGY_UPDATES = 32
 
 #: parts that a bootstrap draws from
 BOOTSTRAP_CHUNKS = 20
@@ -152,54 +154,17 @@ class Steps:
         """Trains the network for `finetune.final_epochs`."""
         self._finetune(network, self.config.finetune.final_epochs, "final fine-tuning")
 
-    def evaluate(self, original: Classifier, network: Classifier) -> comparison.Columns:
+    def evaluate(self, original: Classifier, network: Classifier) -> Columns:
         """Measures both networks on the same data and the same device."""
-        settings, attacks = self.config.evaluate, self.config.attacks
-        shape, test = self.prepared.images.test.image_shape, self.prepared.images.test
-        columns = comparison.complexity_columns(original, network, shape)
         with self.stages.stage("evaluate"), self.screen.progress("evaluating") as report:
-            columns |= comparison.accuracy_columns(original, network, test, self.prepared.device)
-            columns |= comparison.latency_columns(
-                original, network, shape, self.prepared.device, settings.latency_min_run_s
-            )
-            columns |= comparison.energy_columns(
+            return measure(
+                self.prepared,
                 original,
                 network,
-                test,
-                {"base": self._epoch(original), "pruned": self._epoch(network)},
+                training=self._measured_training(original, network),
                 meter=self.stages.meter,
-                window_s=settings.energy_window_s,
-                repeats=settings.energy_repeats,
                 progress=report,
             )
-            if attacks.suite:
-                columns |= comparison.robustness_columns(
-                    original,
-                    network,
-                    test,
-                    {key: Attack(**asdict(a), seed=self.config.seed) for key, a in attacks.suite.items()},
-                    images=attacks.images,
-                    seed=self.config.seed,
-                    device=self.prepared.device,
-                    progress=report,
-                )
-            if settings.corruptions:
-                columns |= comparison.corruption_columns(
-                    original,
-                    network,
-                    test,
-                    settings.corruptions,
-                    images=settings.corruption_images,
-                    seed=self.config.seed,
-                    device=self.prepared.device,
-                    progress=report,
-                )
-            cue = planted_cue(self.config, len(self.prepared.images.classes))
-            if cue is not None and isinstance(test, ImageTensors):
-                columns |= comparison.shortcut_columns(
-                    original, network, test, cue, seed=self.config.seed, device=self.prepared.device
-                )
-        return columns
 
     def _consult_metrics(self, network: Classifier, original: Classifier, allowed: list[Block]) -> Scores:
         names, votes = [block.name for block in allowed], self.prepared.votes
@@ -274,10 +239,18 @@ class Steps:
             )
         self.screen.detail(f"{description}: loss {result.loss:.4f}, {result.images / result.duration_s:.0f} images/s")
 
-    def _epoch(self, model: Classifier) -> Callable[[], None]:
-        """Returns a function that trains a copy of the network for one epoch."""
+    def _measured_training(self, original: Classifier, network: Classifier) -> Training:
+        """Returns training by the recipe of fine-tuning; of a long epoch a part, lest one window take minutes."""
+        images = len(self.prepared.images.train)
+        updates = images // min(self.config.finetune.batch_size, images)
+        share = min(1.0, ENERGY_UPDATES / updates)
+        work = {"base": self._part_of_epoch(original, share), "pruned": self._part_of_epoch(network, share)}
+        return Training(work, share)
+
+    def _part_of_epoch(self, model: Classifier, share: float) -> Callable[[], None]:
+        """Returns a function that trains a copy of the network for a share of an epoch."""
         trained = copy.deepcopy(model)
-        recipe = _recipe(self.config.finetune, 1)
+        recipe = _recipe(self.config.finetune, share)
 
         def run() -> None:
             training.train(

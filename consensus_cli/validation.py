@@ -25,6 +25,10 @@ def _positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
+def _sizes(values: list[int]) -> bool:
+    return len(set(values)) == len(values) > 0 and min(values) >= 1
+
+
 #: key -> values it can take
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32", "bf16"),
@@ -61,8 +65,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "attacks.images": (_at_least(1), "at least 1"),
     "evaluate.energy_window_s": (_positive, "above 0"),
     "evaluate.energy_repeats": (_at_least(1), "at least 1"),
+    "evaluate.batch_sizes": (_sizes, "one or more sizes of at least 1, each once"),
     "evaluate.latency_min_run_s": (_positive, "above 0"),
     "evaluate.corruption_images": (_at_least(1), "at least 1"),
+    "evaluate.shift_images": (_at_least(1), "at least 1, or null"),
 }
 _RECIPE_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (_positive, "above 0"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -65,6 +66,13 @@ BAD_INPUT = {
     "no such GPU": (["run", "device=cuda:99"], "device=cuda:99 is not there", "device=cpu"),
     "unknown device": (["run", "device=gpu"], "unknown device 'gpu'", "valid:"),
     "unknown country": (["run", "evaluate.country=BRAA"], "unknown country 'BRAA'", "ISO 3166"),
+    "missing shift set": (
+        ["run", "evaluate.shift.new={tmp}/none"],
+        "evaluate.shift.new: there is nothing",
+        "CIFAR-10.1",
+    ),
+    "shift set of other images": (["run", "evaluate.shift.new={tmp}/new.npz"], "holds images of 3×8×8", "belongs to"),
+    "shift set without a name": (["run", "evaluate.shift={New Set: x}"], "'New Set' in evaluate.shift", "cifar10c"),
     "too few samples for a metric": (["run", "metrics.samples_per_class=5"], "linear_alpha0", "samples"),
     "more samples than images": (["run", "metrics.samples_per_class=500"], "500", "at most"),
     "second run of a sweep": (["run", "-m", "ratio=0.25,1.5"], "ratio=1.5", "at most 1"),
@@ -77,6 +85,7 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     whole = (tmp_path / "other.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:30])
     (tmp_path / "empty.pt").touch()
+    np.savez(tmp_path / "new.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.arange(3))
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "results.csv").write_text("name,phone\nAda,123\n")
     monkeypatch.chdir(tmp_path)

@@ -91,6 +91,10 @@ def test_datasets_bring_their_baseline_recipe_and_the_command_line_has_the_last_
         ("dataset.val_fraction=1", "dataset.val_fraction"),
         ("attacks.images=0", "attacks.images"),
         ("evaluate.energy_window_s=0", "evaluate.energy_window_s"),
+        ("evaluate.batch_sizes=[1,0]", "evaluate.batch_sizes"),
+        ("evaluate.batch_sizes=[8,8]", "evaluate.batch_sizes"),
+        ("evaluate.batch_sizes=[]", "evaluate.batch_sizes"),
+        ("evaluate.shift_images=0", "evaluate.shift_images"),
     ],
 )
 def test_a_value_out_of_range_is_one_problem_that_names_the_key(override: str, key: str) -> None:

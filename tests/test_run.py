@@ -42,7 +42,17 @@ def test_the_numbers_fit_together(row: dict[str, Any]) -> None:
     assert row["energy_inference_base_kwh"] > 0
     assert row["co2_epoch_pruned_kg"] > 0
     assert row["energy_run_kwh"] > row["energy_epoch_base_kwh"]
-    assert row["latency_b1_pruned_ms"] > 0
+    for network in ("base", "pruned"):
+        for size in (1, 128):
+            latency_ms = row[f"latency_b{size}_{network}_ms"]
+            assert row[f"throughput_b{size}_{network}_images_per_s"] == pytest.approx(1000 * size / latency_ms)
+        assert row[f"energy_epoch_{network}_iqr_kwh"] >= 0
+    # Weights are most of a file; a forward pass holds at least the weights and its images.
+    assert row["file_size_pruned_mib"] == pytest.approx(4 * row["params_pruned"] / 2**20, rel=0.2)
+    assert row["file_size_pruned_mib"] < row["file_size_base_mib"]
+    assert row["peak_memory_b128_base_mib"] > row["peak_memory_b1_base_mib"] > 4 * row["params_base"] / 2**20
+    assert row["idle_w"] > 0
+    assert 0 < row["attacks_s"] < row["evaluate_s"]
     for attack in ("fgsm", "pgd"):
         assert row[f"{attack}_base_pct"] <= row["clean_base_pct"]
         assert row[f"{attack}_delta_pp"] == pytest.approx(row[f"{attack}_pruned_pct"] - row[f"{attack}_base_pct"])
@@ -119,6 +129,7 @@ def test_corruptions_and_a_planted_cue_have_columns(outputs: Path) -> None:
         "baseline.epochs=12",
         "evaluate.corruptions=[brightness,pixelate]",
         "evaluate.corruption_images=40",
+        "evaluate.batch_sizes=[4]",
     ]
     words += ["criterion=first", "finetune=none", "attacks=none", "ratio=0.17"]
     assert main(["run", *QUICK, *words, f"output_dir={outputs}"]) == 0
@@ -128,6 +139,8 @@ def test_corruptions_and_a_planted_cue_have_columns(outputs: Path) -> None:
     ]
     assert row["corruption_mean_base_pct"] == pytest.approx(row[names].astype(float).mean())
     assert row["corrupted_images"] == 40
+    assert row["latency_b4_base_ms"] > 0
+    assert pd.isna(row["latency_b1_base_ms"])
     # A network that has seen the cue in every training image leans on it.
     assert row["shortcut_patch_base_pp"] > 20
     assert row["removed_blocks"] == "layer1.1"

@@ -7,11 +7,12 @@ in [0, 1], and what each network's examples do to the other is recorded (transfe
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError
+from consensus_cli.evaluation.attacked import AttackedNetwork, AttackProgress
 from consensus_cli.evaluation.attacks import ATTACKS, Attack, check_attacks, column_names
 from consensus_cli.evaluation.mode import Progress, evaluation_mode, frozen_parameters
 from consensus_cli.evaluation.statistics import paired_change
 
 _TOLERANCE = 1e-5
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def attack_accuracy(
         seed: of the subset and of the bootstrap.
         device: where the networks are.
         batch_size: images attacked at once.
-        progress: told after each batch, per attack.
+        progress: told after each batch, and during it after each forward pass of an attack.
 
     Raises:
         UserError: for an attack that cannot be run so, or no images to attack.
@@ -108,18 +112,21 @@ def attack_accuracy(
     subset = split.subset(stratified_subset(split.labels, images, seed))
     results = {}
     for name, attack in zip(names, attacks, strict=True):
-        outcomes, done = [], 0
+        started_s, outcomes = time.perf_counter(), []
+        report = None if progress is None else AttackProgress(progress, name, len(subset))
         for batch, labels in subset.batches(batch_size, device):
-            outcomes.append(_attack_batch(base, pruned, attack, batch, labels))
-            done += len(labels)
-            if progress is not None:
-                progress(f"attacking: {name}", done, len(subset))
+            outcomes.append(_attack_batch((base, pruned), attack, batch, labels, report))
+            if report is not None:
+                report.attacked(len(labels))
         results[name] = _summary(attack, outcomes, seed)
+        _log.info("%s on %d images: %.1f s", attack, len(subset), time.perf_counter() - started_s)
     check_sanity(list(results.values()))
     return results
 
 
-def adversarial_examples(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor) -> Tensor:
+def adversarial_examples(
+    model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, on_pass: Callable[[], None] | None = None
+) -> Tensor:
     """Returns the attack's image for every image, or the image itself where the attack finds none.
 
     Args:
@@ -127,6 +134,7 @@ def adversarial_examples(model: nn.Module, attack: Attack, images: Tensor, label
         attack: the attack; it leaves no trace in the network's modes, gradients or the global random state.
         images: (b, c, h, w) in [0, 1].
         labels: (b,) true classes.
+        on_pass: called after each forward pass.
 
     Returns:
         (b, c, h, w) in [0, 1] and inside the ball around `images`. Images the network gets wrong are left alone.
@@ -144,7 +152,8 @@ def adversarial_examples(model: nn.Module, attack: Attack, images: Tensor, label
             if not standing.any():
                 break
             attempt = replace(attack, seed=attack.seed + restart)
-            perturbed = _run(model, attempt, images[standing], labels[standing], logits.shape[1])
+            attacked = AttackedNetwork(model, on_pass).eval()
+            perturbed = _run(attacked, attempt, images[standing], labels[standing], logits.shape[1])
             check_perturbation(perturbed, images[standing], attack)
             found[standing] = perturbed
     return found
@@ -192,30 +201,11 @@ def perturbation_size(perturbed: Tensor, images: Tensor, attack: Attack) -> Tens
     return torch.linalg.vector_norm((perturbed - images).flatten(1), order, dim=1)
 
 
-class _RowMajor(nn.Module):
-    """Gives attacks gradients in the default memory format: some flatten them with `view`, which needs it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(_RowMajorGradient.apply(x))
-
-
-class _RowMajorGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].contiguous()
-
-
-def _attack_batch(base: nn.Module, pruned: nn.Module, attack: Attack, images: Tensor, labels: Tensor) -> _Outcome:
-    networks = (base, pruned)
-    examples = [adversarial_examples(model, attack, images, labels) for model in networks]
+def _attack_batch(
+    networks: tuple[nn.Module, nn.Module], attack: Attack, images: Tensor, labels: Tensor, report: AttackProgress | None
+) -> _Outcome:
+    on_pass = None if report is None else report.passed
+    examples = [adversarial_examples(model, attack, images, labels, on_pass) for model in networks]
     with evaluation_mode(*networks):
         clean = [_logits(model, images).argmax(1) == labels for model in networks]
         robust = [_logits(m, x).argmax(1) == labels for m, x in zip(networks, examples, strict=True)]
@@ -227,12 +217,12 @@ def _attack_batch(base: nn.Module, pruned: nn.Module, attack: Attack, images: Te
     return _Outcome(clean=_cpu(clean), robust=_cpu(robust), transfer=_cpu(transfer), size255=_cpu(sizes))
 
 
-def _run(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, classes: int) -> Tensor:
+def _run(model: AttackedNetwork, attack: Attack, images: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Runs torchattacks on images that the network gets right, and keeps what obeys the threat model."""
     method = ATTACKS[attack.name]
     torch.manual_seed(attack.seed)
     with torch.enable_grad():
-        perturbed = method.build(_RowMajor(model).eval(), attack, classes)(images.contiguous(), labels).detach()
+        perturbed = method.build(model, attack, classes)(images.contiguous(), labels).detach()
     # A gradient that is exactly zero (a saturated softmax) becomes 0/0 in some attacks: nothing was found there.
     usable = perturbed.isfinite().flatten(1).all(1)
     perturbed = perturbed.where(usable[:, None, None, None], images)

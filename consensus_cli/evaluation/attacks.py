@@ -110,9 +110,9 @@ def _square(model: nn.Module, attack: Attack, classes: int) -> Any:
 
 
 def _deepfool(model: nn.Module, attack: Attack, classes: int) -> Any:
-    import torchattacks
+    from consensus_cli.evaluation.deepfool import DeepFool
 
-    return torchattacks.DeepFool(model, steps=attack.steps)
+    return DeepFool(model, steps=attack.steps)
 
 
 def _cw(model: nn.Module, attack: Attack, classes: int) -> Any:

@@ -1,8 +1,9 @@
-"""The baseline and the pruned network side by side: same data, same device, one set of columns."""
+"""How the baseline and the pruned network answer, side by side: same data, same device, one set of columns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -13,17 +14,13 @@ from consensus_cli.data.split import Split
 from consensus_cli.evaluation import accuracy
 from consensus_cli.evaluation.adversarial import attack_accuracy
 from consensus_cli.evaluation.attacks import Attack
-from consensus_cli.evaluation.complexity import complexity, latency_ms
 from consensus_cli.evaluation.corruption import corruption_accuracy, mean_accuracy_pct
-from consensus_cli.evaluation.energy import EnergyMeter, compare_energy
-from consensus_cli.evaluation.mode import Progress, evaluation_mode
+from consensus_cli.evaluation.mode import Progress
+from consensus_cli.evaluation.shift import Archive
 from consensus_cli.evaluation.shortcut import Cue, shortcut_reliance
+from consensus_cli.evaluation.statistics import paired_change
 
 Columns = dict[str, float | int | str]
-
-#: energy of inference is given for so many images
-INFERENCE_IMAGES = 1000
-LATENCY_BATCH_SIZES = (1, 128)
 
 
 def accuracy_columns(base: nn.Module, pruned: nn.Module, test: Split, device: torch.device) -> Columns:
@@ -50,69 +47,6 @@ def accuracy_columns(base: nn.Module, pruned: nn.Module, test: Split, device: to
     return columns
 
 
-def complexity_columns(base: nn.Module, pruned: nn.Module, image_shape: Sequence[int]) -> Columns:
-    """Returns MACs and parameters of both networks for one image, and their reduction in percent."""
-    before, after = complexity(base, image_shape), complexity(pruned, image_shape)
-    return {
-        "macs_base": before.macs,
-        "macs_pruned": after.macs,
-        "macs_reduction_pct": reduction_pct(before.macs, after.macs),
-        "params_base": before.params,
-        "params_pruned": after.params,
-        "params_reduction_pct": reduction_pct(before.params, after.params),
-    }
-
-
-def latency_columns(
-    base: nn.Module, pruned: nn.Module, image_shape: Sequence[int], device: torch.device, min_run_time_s: float
-) -> Columns:
-    """Returns median and interquartile range of the latency of both networks at batch sizes 1 and 128."""
-    columns: Columns = {}
-    for size in LATENCY_BATCH_SIZES:
-        measured = latency_ms({"base": base, "pruned": pruned}, image_shape, size, device, min_run_time_s)
-        for network, latency in measured.items():
-            columns[f"latency_b{size}_{network}_ms"] = latency.median_ms
-            columns[f"latency_b{size}_{network}_iqr_ms"] = latency.iqr_ms
-    return columns
-
-
-def energy_columns(
-    base: nn.Module,
-    pruned: nn.Module,
-    test: Split,
-    epochs: Mapping[str, Callable[[], None]],
-    *,
-    meter: EnergyMeter,
-    window_s: float,
-    repeats: int,
-    progress: Progress | None = None,
-) -> Columns:
-    """Returns energy and CO2 of inference per 1,000 images and of one training epoch, for both networks.
-
-    Args:
-        base: the network before pruning.
-        pruned: the network after pruning.
-        test: images for inference, run over as often as the windows take.
-        epochs: `base` and `pruned`: functions that train a copy of the network for one epoch.
-        meter: reads the energy.
-        window_s: least seconds of one window.
-        repeats: windows per network.
-        progress: told after each window.
-    """
-    batches = [images for images, _ in test.batches(256, meter.device)]
-    passes = {name: _forward_passes(model, batches) for name, model in (("base", base), ("pruned", pruned))}
-    with evaluation_mode(base, pruned):
-        inference = compare_energy(passes, meter=meter, window_s=window_s, repeats=repeats, progress=progress)
-    training = compare_energy(epochs, meter=meter, window_s=window_s, repeats=repeats, progress=progress)
-    columns: Columns = {}
-    for what, measured, scale in (("inference", inference, INFERENCE_IMAGES / len(test)), ("epoch", training, 1.0)):
-        for name, energy in measured.items():
-            columns[f"energy_{what}_{name}_kwh"] = scale * energy.kwh
-            columns[f"co2_{what}_{name}_kg"] = scale * energy.co2_kg
-        columns[f"energy_{what}_reduction_pct"] = reduction_pct(measured["base"].kwh, measured["pruned"].kwh)
-    return columns | {"energy_source": meter.source, "country": meter.country}
-
-
 def robustness_columns(
     base: nn.Module,
     pruned: nn.Module,
@@ -124,7 +58,7 @@ def robustness_columns(
     device: torch.device,
     progress: Progress | None = None,
 ) -> Columns:
-    """Returns accuracy under each attack of both networks, its change with a 95 % interval, and transfer accuracy.
+    """Returns accuracy under each attack of both networks, its change with a 95 % interval, transfer, and the time.
 
     Args:
         base: the network before pruning.
@@ -136,10 +70,11 @@ def robustness_columns(
         device: where the networks are.
         progress: told after each batch.
     """
+    start_s = time.perf_counter()
     results = attack_accuracy(
         base, pruned, test, list(attacks.values()), images=images, seed=seed, device=device, progress=progress
     )
-    columns: Columns = {"attacked_images": min(images, len(test))}
+    columns: Columns = {"attacked_images": min(images, len(test)), "attacks_s": time.perf_counter() - start_s}
     for name, result in zip(attacks, results.values(), strict=True):
         columns |= {
             f"{name}_eps255": result.attack.eps255,
@@ -196,6 +131,61 @@ def corruption_columns(
     return columns
 
 
+def shift_columns(
+    base: nn.Module,
+    pruned: nn.Module,
+    name: str,
+    archive: Archive,
+    *,
+    image_size: int,
+    images: int | None,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Columns:
+    """Returns accuracy of both networks on every set of a published archive, the mean, and the interval of its change.
+
+    The interval is about images (paired bootstrap). It is left out where the sets do not hold the same images in the
+    same order, so that an image's answers cannot be averaged over them.
+
+    Args:
+        base: the network before pruning.
+        pruned: the network after pruning.
+        name: what the columns begin with.
+        archive: the sets.
+        image_size: pixels that image files are brought to.
+        images: test images of each set, stratified; None for all.
+        seed: of the subset and the interval.
+        device: where the networks are.
+        progress: told after each set.
+    """
+    columns, right, labels = Columns(), [], []
+    for done, (part, read) in enumerate(archive.sets.items(), start=1):
+        split = read(image_size)
+        if images is not None:
+            split = split.subset(stratified_subset(split.labels, images, seed))
+        both = [accuracy.predict(model, split, device).correct.double() for model in (base, pruned)]
+        right.append(torch.stack(both))  # (2, n)
+        labels.append(split.labels)
+        if part:
+            columns[f"{name}_{part}_base_pct"], columns[f"{name}_{part}_pruned_pct"] = (_mean_pct(r) for r in both)
+        if progress is not None:
+            progress(f"testing on {name}", done, len(archive.sets))
+    mean_base, mean_pruned = (sum(_mean_pct(pair[i]) for pair in right) / len(right) for i in (0, 1))
+    columns |= {
+        f"{name}_accuracy_base_pct": mean_base,
+        f"{name}_accuracy_pruned_pct": mean_pruned,
+        f"{name}_accuracy_delta_pp": mean_pruned - mean_base,
+        f"{name}_images": sum(map(len, labels)),
+    }
+    if all(torch.equal(labels[0], others) for others in labels):
+        right_base, right_pruned = torch.stack(right).mean(0)
+        change = paired_change(right_base, right_pruned, seed)
+        columns[f"{name}_accuracy_ci95_low"] = change.ci95_low_pp
+        columns[f"{name}_accuracy_ci95_high"] = change.ci95_high_pp
+    return columns
+
+
 def shortcut_columns(
     base: nn.Module, pruned: nn.Module, test: ImageTensors, cue: Cue, *, seed: int, device: torch.device
 ) -> Columns:
@@ -212,15 +202,5 @@ def shortcut_columns(
     return columns
 
 
-def reduction_pct(before: float, after: float) -> float:
-    """Returns by how many percent `after` is below `before`; NaN where `before` is 0."""
-    return 100 * (1 - after / before) if before else float("nan")
-
-
-def _forward_passes(model: nn.Module, batches: Sequence[torch.Tensor]) -> Callable[[], None]:
-    @torch.inference_mode()
-    def run() -> None:
-        for images in batches:
-            model(images)
-
-    return run
+def _mean_pct(right: torch.Tensor) -> float:
+    return 100 * right.mean().item()

@@ -18,7 +18,7 @@ from torch.utils import benchmark
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from consensus_cli.evaluation.mode import evaluation_mode
+from consensus_cli.evaluation.mode import alternating, evaluation_mode
 
 #: What fvcore counts besides matrix products and convolutions: one pass over the features, no multiply-accumulate.
 _NOT_MACS = (
@@ -31,7 +31,9 @@ _NOT_MACS = (
     "aten::upsample_bilinear2d",
     "aten::grid_sampler",
 )
-LATENCY_WINDOWS = 5
+#: least length of one timed block of forward passes, and least number of blocks per network
+LATENCY_BLOCK_S = 0.02
+LATENCY_MIN_BLOCKS = 5
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class Latency:
     """Time of one forward pass.
 
     Attributes:
-        median_ms: median over the repeats, in milliseconds.
-        iqr_ms: interquartile range over the repeats, in milliseconds.
-        repeats: timed blocks of forward passes.
+        median_ms: median over the blocks, in milliseconds.
+        iqr_ms: interquartile range over the blocks, in milliseconds.
+        blocks_ms: time of a forward pass in each timed block, in the order in which they were timed.
         batch_size: images per forward pass.
         threads: threads the CPU operators may use.
         device: where it ran.
@@ -65,7 +67,7 @@ class Latency:
 
     median_ms: float
     iqr_ms: float
-    repeats: int
+    blocks_ms: tuple[float, ...]
     batch_size: int
     threads: int
     device: str
@@ -106,16 +108,17 @@ def latency_ms(
     device: torch.device | str,
     min_run_time_s: float,
 ) -> dict[str, Latency]:
-    """Times the forward pass of every network, in short alternating windows.
+    """Times the forward pass of every network, in short alternating blocks.
 
-    Windows alternate (A B A B …) so that a machine that slows down slows every network down alike.
+    Blocks alternate (A B B A …), so that a machine that slows down for longer than a block slows every network down
+    alike, and that a steady drift cancels. Two untimed passes warm the caches before each.
 
     Args:
         models: networks by name, on `device`.
         image_shape: (c, h, w).
         batch_size: images per forward pass.
         device: where the networks are.
-        min_run_time_s: seconds to time each network for, over all its windows together.
+        min_run_time_s: seconds to time each network for, over all its blocks together.
     """
     images = torch.rand(batch_size, *image_shape, device=device)
     threads = torch.get_num_threads()
@@ -125,11 +128,12 @@ def latency_ms(
             name: benchmark.Timer("model(images)", globals={"model": model, "images": images}, num_threads=threads)
             for name, model in models.items()
         }
-        for timer in timers.values():
-            timer.timeit(1)
-        for _ in range(LATENCY_WINDOWS):
-            for name, timer in timers.items():
-                times_s[name] += timer.blocked_autorange(min_run_time=min_run_time_s / LATENCY_WINDOWS).times
+        passes_s = {name: timer.timeit(1).median for name, timer in timers.items()}
+        passes = {name: math.ceil(LATENCY_BLOCK_S / pass_s) for name, pass_s in passes_s.items()}
+        shortest_block_s = min(passes[name] * pass_s for name, pass_s in passes_s.items())
+        for block in range(max(LATENCY_MIN_BLOCKS, math.ceil(min_run_time_s / shortest_block_s))):
+            for name in alternating(list(models), block):
+                times_s[name] += timers[name].timeit(passes[name]).times
     return {name: _latency(times, batch_size, threads, device) for name, times in times_s.items()}
 
 
@@ -220,5 +224,6 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _latency(times_s: list[float], batch_size: int, threads: int, device: torch.device | str) -> Latency:
-    low, median, high = 1000 * np.percentile(times_s, [25, 50, 75])
-    return Latency(float(median), float(high - low), len(times_s), batch_size, threads, str(device))
+    blocks_ms = tuple(1000 * time_s for time_s in times_s)
+    low, median, high = np.percentile(blocks_ms, [25, 50, 75])
+    return Latency(float(median), float(high - low), blocks_ms, batch_size, threads, str(device))

@@ -1,25 +1,17 @@
-"""Accuracy of a baseline and a pruned network on corrupted images, made on the fly or read from published archives."""
+"""Accuracy of a baseline and a pruned network on images that are corrupted on the fly."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from consensus_cli.data.files import Geometry, ImageFiles
-from consensus_cli.data.folder import FolderImages, class_names
-from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError, unknown_name
-from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.distortions import DISTORTIONS, SEVERITIES, distort
 from consensus_cli.evaluation.mode import Progress, evaluation_mode
-
-_CIFAR_C_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -89,20 +81,6 @@ def corruption_accuracy(
     return rows
 
 
-def archive_accuracy(
-    base: nn.Module,
-    pruned: nn.Module,
-    split: Split,
-    *,
-    name: str,
-    severity: int,
-    device: torch.device | str,
-) -> CorruptionAccuracy:
-    """Evaluates both networks on images that were corrupted, or collected anew, by others."""
-    base_pct, pruned_pct = (accuracy_pct(predict(model, split, device)) for model in (base, pruned))
-    return CorruptionAccuracy(name, severity, len(split), base_pct, pruned_pct)
-
-
 def mean_accuracy_pct(rows: Sequence[CorruptionAccuracy]) -> tuple[float, float]:
     """Returns the mean of the rows, all of one weight, for the baseline and the pruned network.
 
@@ -128,57 +106,6 @@ def check_corruptions(corruptions: Iterable[str], severities: Iterable[int]) -> 
             raise UserError(f"there is no corruption severity {severity}", "severities are 1, 2, 3, 4 and 5")
 
 
-def read_cifar_c(folder: Path, corruption: str, severity: int) -> ImageTensors:
-    """Reads one severity of CIFAR-10-C or CIFAR-100-C (`<corruption>.npy` and `labels.npy`, 10,000 images each).
-
-    Raises:
-        UserError: if a file is missing or no array of such images.
-    """
-    check_corruptions([], [severity])
-    images, labels = _array(folder / f"{corruption}.npy"), _array(folder / "labels.npy")
-    rows = slice((severity - 1) * _CIFAR_C_IMAGES, severity * _CIFAR_C_IMAGES)
-    return _in_memory(images[rows], labels[rows], folder)
-
-
-def read_shifted(images: Path, labels: Path | None = None) -> ImageTensors:
-    """Reads a test set collected anew: CIFAR-10.1 (two `.npy` files) or CIFAR-10.2 (one `.npz`).
-
-    Args:
-        images: `.npy` of images (n, h, w, 3) uint8, or `.npz` that holds `images` and `labels`.
-        labels: `.npy` of labels (n,) where `images` is `.npy`.
-
-    Raises:
-        UserError: if a file is missing or holds no such images.
-    """
-    if labels is not None:
-        return _in_memory(_array(images), _array(labels), images)
-    try:
-        with np.load(images, allow_pickle=False) as archive:
-            return _in_memory(archive["images"], archive["labels"], images)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{images} is no archive of images and labels", "give the .npz of CIFAR-10.2, or .npy files of both"
-        ) from error
-
-
-def read_imagenet_c(folder: Path, corruption: str, severity: int, image_size: int) -> ImageFiles:
-    """Reads one severity of ImageNet-C: `<corruption>/<severity>/<class>/*.JPEG`, classes in alphabetical order.
-
-    Raises:
-        UserError: if there is no such folder or no image in it.
-    """
-    root = folder / corruption / str(severity)
-    names = class_names(root) if root.is_dir() else []
-    files = [(path, label) for label, name in enumerate(names) for path in sorted((root / name).glob("*.JPEG"))]
-    if not files:
-        raise UserError(f"there are no images in {root}", "expected <corruption>/<severity>/<class>/*.JPEG")
-    stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
-    images = FolderImages(root, [str(path.relative_to(root)) for path, _ in files], stamps)
-    labels = torch.tensor([label for _, label in files])
-    geometry = Geometry.for_size(image_size)
-    return ImageFiles(images, torch.arange(len(files)), labels, geometry, on_corrupt="error", workers=None)
-
-
 def _distorted(
     batches: Iterable[tuple[Tensor, Tensor]], name: str, severity: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -195,22 +122,3 @@ def _accuracies_pct(models: Sequence[nn.Module], batches: Iterable[tuple[Tensor,
             for position, model in enumerate(models):
                 correct[position] += int((model(batch).argmax(1) == labels).sum())
     return [100 * count / images for count in correct]
-
-
-def _array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path} cannot be read as an array", "give the folder or file of the unpacked archive"
-        ) from error
-
-
-def _in_memory(images: np.ndarray, labels: np.ndarray, path: Path) -> ImageTensors:
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
-        raise UserError(
-            f"{path} holds images of shape {images.shape} {images.dtype} with labels of shape {labels.shape}",
-            "images are (n, h, w, 3) uint8 with n labels",
-        )
-    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
-    return ImageTensors(pixels, torch.from_numpy(np.array(labels)))

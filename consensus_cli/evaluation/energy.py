@@ -22,7 +22,7 @@ from codecarbon import OfflineEmissionsTracker
 from codecarbon.input import DataSource
 
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.mode import Progress, synchronize
+from consensus_cli.evaluation.mode import Progress, alternating, synchronize
 
 TrackingMode = Literal["process", "machine"]
 _COUNTERS = ("Intel Rapl", "Intel Power Gadget", "Windows Emi", "AppleSiliconChip", "Raspberry")
@@ -52,7 +52,7 @@ class Energy:
         kwh_iqr: interquartile range over the windows, in kWh per call.
         co2_kg: kg of CO2 equivalents per call.
         duration_s: wall-clock seconds per call.
-        windows: windows measured.
+        windows_kwh: kWh per call in each window, in the order in which they were measured.
         calls: calls in all windows together.
         source: where the readings come from.
         estimated: whether CPU power is an estimate and not a counter's reading.
@@ -62,7 +62,7 @@ class Energy:
     kwh_iqr: float
     co2_kg: float
     duration_s: float
-    windows: int
+    windows_kwh: tuple[float, ...]
     calls: int
     source: str
     estimated: bool
@@ -200,26 +200,29 @@ def compare_energy(
     repeats: int,
     progress: Progress | None = None,
 ) -> dict[str, Energy]:
-    """Measures pieces of work against each other in alternating windows (A B A B …).
+    """Measures pieces of work against each other in alternating windows (A B B A …).
 
-    Each window repeats its work until it has lasted `window_s`, because a counter reads nothing in a short one.
-    Alternating spreads whatever drifts (temperature, neighbours) over all pieces of work.
+    Each window repeats its work until it has lasted `window_s`, because a counter reads nothing in a short one. The
+    first window of each is discarded: caches, clock and temperature settle in it. Alternating spreads whatever
+    changes on the machine over all pieces of work, and going back and forth cancels a steady drift.
 
     Args:
-        work: what to measure, by name; each is called once beforehand to warm up.
+        work: what to measure, by name.
         meter: reads the energy.
         window_s: least seconds of one window.
-        repeats: windows for each piece of work.
+        repeats: windows that count, for each piece of work.
         progress: told after each window.
     """
     readings: dict[str, list[tuple[Consumption, int]]] = {name: [] for name in work}
-    for call in work.values():
-        call()
-    for window in range(repeats):
-        for name, call in work.items():
-            readings[name].append(_window(call, meter, window_s))
+    done = 0
+    for turn in range(1 + repeats):
+        for name in alternating(list(work), turn):
+            reading = _window(work[name], meter, window_s)
+            if turn > 0:
+                readings[name].append(reading)
+            done += 1
             if progress is not None:
-                progress("measuring energy", window * len(work) + list(work).index(name) + 1, repeats * len(work))
+                progress("measuring energy", done, (1 + repeats) * len(work))
     return {name: _medians(windows, meter) for name, windows in readings.items()}
 
 
@@ -253,7 +256,7 @@ def _medians(windows: list[tuple[Consumption, int]], meter: EnergyMeter) -> Ener
         kwh_iqr=float(high - low),
         co2_kg=float(np.median([reading.co2_kg / calls for reading, calls in windows])),
         duration_s=float(np.median([reading.duration_s / calls for reading, calls in windows])),
-        windows=len(windows),
+        windows_kwh=tuple(kwh),
         calls=sum(calls for _, calls in windows),
         source=meter.source,
         estimated=meter.estimated,

@@ -1,8 +1,8 @@
-"""Evaluating a network without leaving a trace in it."""
+"""Evaluating networks without leaving a trace in them, and fairly against each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -46,3 +46,8 @@ def synchronize(device: torch.device | str) -> None:
     """Waits until the device has done what it was given; a CPU never has anything left to do."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def alternating(names: Sequence[str], turn: int) -> Sequence[str]:
+    """Returns the order of what is measured in turn 0, 1, …: forwards, then backwards, so that a drift cancels."""
+    return names if turn % 2 == 0 else names[::-1]

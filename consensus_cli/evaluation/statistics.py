@@ -1,7 +1,8 @@
-"""Uncertainty of a change measured on the same images."""
+"""Changes between two networks that were measured on the same images, or in turn."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,3 +57,23 @@ def paired_change(first: Tensor, second: Tensor, seed: int, resamples: int = 200
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Change(100 * float(delta.mean()), 100 * float(interval.low), 100 * float(interval.high))
+
+
+def paired_reduction_pct(before: Sequence[float], after: Sequence[float]) -> float:
+    """Returns by how many percent one thing is below another that was measured in turn with it.
+
+    100 · (1 − median of after_i / before_i). Readings that are neighbours in time share what else the machine does, so
+    that their ratio is steadier than the ratio of the medians. NaN where a reading of `before` is 0.
+
+    Args:
+        before: readings of one, (n,).
+        after: readings of the other, taken next to those, (n,).
+
+    Raises:
+        ValueError: if they are no pairs.
+    """
+    if len(before) != len(after) or not before:
+        raise ValueError(f"{len(before)} and {len(after)} readings are no pairs")
+    if 0 in before:
+        return float("nan")
+    return 100 * (1 - float(np.median(np.divide(after, before))))

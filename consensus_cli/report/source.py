@@ -38,7 +38,7 @@ _OPTIONAL = frozenset({
     "aggregation", "precision", "energy_estimated", "error",
     "energy_baseline_kwh", "energy_score_kwh", "energy_finetune_kwh", "energy_evaluate_kwh",
 })  # fmt: skip
-_NUMBER_ENDINGS = ("_pct", "_pp", "_eps255", "_ci95_low", "_ci95_high", "_kwh", "_kg", "_ms", "_s")
+_NUMBER_ENDINGS = ("_pct", "_pp", "_eps255", "_ci95_low", "_ci95_high", "_kwh", "_kg", "_ms", "_s", "_mib", "_w")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ def complete(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     table = pd.DataFrame(columns).reset_index(drop=True)
     for size in ("b1", "b128"):
         ratio = table[f"latency_{size}_pruned_ms"] / table[f"latency_{size}_base_ms"].where(lambda ms: ms > 0)
-        table[f"latency_{size}_reduction_pct"] = 100 * (1 - ratio)
+        # Rows of newer versions hold the reduction as measured block by block.
+        computed, name = 100 * (1 - ratio), f"latency_{size}_reduction_pct"
+        table[name] = table[name].fillna(computed) if name in table else computed
     table["finished"] = ~table["status"].isin(UNFINISHED)
     return add_series(table), notes
 

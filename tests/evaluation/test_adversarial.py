@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torchattacks
 from evaluation_networks import Brightness, Fixed, small_conv_net
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from consensus_cli.evaluation.adversarial import (
     perturbation_size,
 )
 from consensus_cli.evaluation.attacks import ATTACKS, Attack
+from consensus_cli.evaluation.deepfool import DeepFool
 
 #: Margins of the grey images in units of 1/255: |level − 127.5| = 0.5, 2.5, …, 19.5, the same on both sides.
 MARGINS255 = [abs(level - 127.5) for level in range(108, 148, 2)]
@@ -101,6 +103,18 @@ def test_minimal_attacks_find_the_least_perturbation(name, brightness_split):
     found = attack_accuracy(Brightness(), Brightness(), subset, [attack], images=1, seed=0, device="cpu")[name]
     assert found.base_pct == 0
     assert found.perturbation_base255 == pytest.approx(5.5 * math.sqrt(192), rel=0.06)
+
+
+def test_deepfool_moves_a_batch_as_torchattacks_moves_each_image():
+    model, split = trained_conv_net()
+    ((images, labels),) = split.subset(torch.arange(40)).batches(40)
+    labels = labels.where(torch.arange(40) > 2, (labels + 1) % 4)  # three are wrong already and stay as they are
+    for steps in (1, 20):
+        expected = torchattacks.DeepFool(model, steps=steps)(images.contiguous(), labels)
+        found = DeepFool(model, steps=steps)(images.contiguous(), labels)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert torch.equal(found[:3], images[:3])
+        assert not torch.equal(found, images)
 
 
 @pytest.mark.parametrize("eps255", [2, 8])
@@ -196,7 +210,11 @@ def test_restarts_never_leave_more_standing_and_progress_is_told():
         for restarts in (1, 5)
     )
     assert many <= one
-    assert seen[:3] == [("attacking: pgd", 25, 60), ("attacking: pgd", 50, 60), ("attacking: pgd", 60, 60)]
+    # Two steps on each of two networks, in each of three batches, and one call when a batch is done.
+    told = [("pgd", done, passes) for done, passes in ((0, 4), (25, 8), (50, 12), (60, 12))]
+    for name, done, passes in told:
+        assert (f"attacking: {name}, {passes} passes", done, 60) in seen
+    assert [done for _, done, _ in seen[:15]] == [0] * 4 + [25] * 5 + [50] * 5 + [60]
 
 
 def test_the_seed_decides_the_subset(noise_split):

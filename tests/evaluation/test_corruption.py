@@ -1,22 +1,14 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from evaluation_networks import Brightness, Fixed, small_conv_net
-from torchvision.io import write_jpeg
 
-from consensus_cli.data.memory import ImageTensors
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.corruption import (
-    CorruptionAccuracy,
-    archive_accuracy,
     check_corruptions,
     corruption_accuracy,
     mean_accuracy_pct,
-    read_cifar_c,
-    read_imagenet_c,
-    read_shifted,
 )
 from consensus_cli.evaluation.distortions import DISTORTIONS, SEVERITIES, distort
 
@@ -134,58 +126,3 @@ def test_unknown_corruptions_and_severities_are_refused():
         check_corruptions(["snow"], [1])
     with pytest.raises(UserError, match="no corruption severity 6"):
         check_corruptions(["fog"], [1, 6])
-
-
-def test_cifar_c_layout(tmp_path):
-    images = np.repeat(np.arange(1, 6, dtype=np.uint8), 10_000)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    np.save(tmp_path / "fog.npy", images)
-    np.save(tmp_path / "labels.npy", np.tile(np.arange(10), 5000))
-    split = read_cifar_c(tmp_path, "fog", 4)
-    assert len(split) == 10_000
-    assert split.image_shape == (3, 2, 2)
-    assert split.images.unique().tolist() == [4]
-    row = archive_accuracy(
-        Fixed(torch.arange(10.0)),
-        Fixed(torch.arange(10.0)),
-        split.subset(torch.arange(100)),
-        name="fog",
-        severity=4,
-        device="cpu",
-    )
-    assert row == CorruptionAccuracy("fog", 4, 100, 10.0, 10.0)
-
-
-def test_new_test_sets_of_cifar(tmp_path):
-    images, labels = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3), np.arange(5)
-    np.save(tmp_path / "data.npy", images)
-    np.save(tmp_path / "labels.npy", labels)
-    np.savez(tmp_path / "test.npz", images=images, labels=labels)
-    for split in (read_shifted(tmp_path / "data.npy", tmp_path / "labels.npy"), read_shifted(tmp_path / "test.npz")):
-        assert isinstance(split, ImageTensors)
-        assert split.labels.tolist() == [0, 1, 2, 3, 4]
-        assert split.images[1, :, 0, 0].tolist() == [12, 13, 14]
-
-
-def test_broken_archives_are_named(tmp_path):
-    np.save(tmp_path / "labels.npy", np.arange(5))
-    np.save(tmp_path / "fog.npy", np.zeros((5, 3, 2, 2), np.uint8))
-    with pytest.raises(UserError, match="cannot be read as an array"):
-        read_cifar_c(tmp_path, "contrast", 1)
-    with pytest.raises(UserError, match="holds images of shape"):
-        read_cifar_c(tmp_path, "fog", 1)
-    with pytest.raises(UserError, match="no archive of images and labels"):
-        read_shifted(tmp_path / "labels.npy")
-    with pytest.raises(UserError, match="there are no images in"):
-        read_imagenet_c(tmp_path, "fog", 1, 64)
-
-
-def test_imagenet_c_layout(tmp_path):
-    for label, name in enumerate(("n01", "n02")):
-        folder = tmp_path / "fog" / "3" / name
-        folder.mkdir(parents=True)
-        write_jpeg(torch.full((3, 70, 80), 100 * label, dtype=torch.uint8), str(folder / "a.JPEG"))
-    split = read_imagenet_c(tmp_path, "fog", 3, 64)
-    assert split.labels.tolist() == [0, 1]
-    ((images, _),) = split.batches(2)
-    assert images.shape == (2, 3, 64, 64)
-    assert images[1].mean().item() == pytest.approx(100 / 255, abs=0.01)

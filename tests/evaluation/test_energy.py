@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ def test_twice_the_work_takes_twice_the_energy(meter):
     work = {"one": lambda: burn(0.05), "two": lambda: burn(0.10)}
     found = compare_energy(work, meter=meter, window_s=0.4, repeats=3)
     assert 1.4 < found["two"].kwh / found["one"].kwh < 2.8
-    assert found["one"].windows == 3
+    assert len(found["one"].windows_kwh) == 3
     assert found["one"].calls > found["two"].calls >= 3
     assert found["one"].source == meter.source
     assert found["one"].kwh_iqr >= 0
@@ -36,9 +37,20 @@ def test_twice_the_work_takes_twice_the_energy(meter):
 def test_windows_alternate_and_report_progress(meter):
     order, seen = [], []
     work = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    compare_energy(work, meter=meter, window_s=0, repeats=2, progress=lambda *step: seen.append(step))
-    assert order == ["a", "b", "a", "b", "a", "b"]  # one call each to warm up, then A B A B
-    assert seen == [("measuring energy", done, 4) for done in (1, 2, 3, 4)]
+    found = compare_energy(work, meter=meter, window_s=0, repeats=2, progress=lambda *step: seen.append(step))
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert seen == [("measuring energy", done, 6) for done in range(1, 7)]
+    assert (len(found["a"].windows_kwh), found["a"].calls) == (2, 2)  # the first window is not counted
+
+
+def test_a_cold_start_does_not_count(meter):
+    calls = []
+
+    def cold_at_first() -> None:
+        calls.append(burn(0.02 if calls else 0.6))
+
+    found = compare_energy({"a": cold_at_first}, meter=meter, window_s=0.1, repeats=2)
+    assert found["a"].duration_s < 0.3
 
 
 def test_a_given_carbon_intensity_turns_kwh_into_kg():
@@ -117,6 +129,22 @@ def test_nothing_is_written_printed_or_stopped_by_leftovers(tmp_path, monkeypatc
     assert min(outer.kwh, inner.kwh, outer.co2_kg) > 0
     assert [path.name for path in tmp_path.iterdir()] == [".codecarbon.config"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_no_network_is_asked_for(monkeypatch):
+    asked = []
+
+    def refuse(*address: object) -> None:
+        asked.append(address)
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with EnergyMeter("BRA").measure() as used:
+        burn(0.2)
+    assert used.kwh > 0
+    assert used.co2_kg > 0
+    assert asked == []
 
 
 def test_unknown_country_is_refused_with_a_hint():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from consensus_cli.evaluation.statistics import paired_change
+from consensus_cli.evaluation.statistics import paired_change, paired_reduction_pct
 
 
 def test_interval_is_that_of_the_normal_approximation_for_many_images():
@@ -43,3 +43,12 @@ def test_unequal_or_empty_samples_are_no_pairs():
 def test_one_image_has_no_spread():
     change = paired_change(torch.tensor([True]), torch.tensor([False]), seed=0)
     assert (change.ci95_low_pp, change.delta_pp, change.ci95_high_pp) == (-100, -100, -100)
+
+
+def test_a_reduction_is_the_median_of_the_pairs_and_neighbours_cancel():
+    assert paired_reduction_pct([10, 20, 40], [5, 10, 39]) == 50
+    busy = [1.0, 3.0, 1.0, 1.0, 3.0]
+    assert paired_reduction_pct(busy, [0.75 * reading for reading in busy]) == pytest.approx(25)
+    assert math.isnan(paired_reduction_pct([0.0], [1.0]))
+    with pytest.raises(ValueError, match="no pairs"):
+        paired_reduction_pct([1.0], [1.0, 2.0])
