@@ -60,7 +60,7 @@ def _sweep(flags: Namespace) -> int:
 
     `hydra.main` would keep the results to itself; they are the one way back from another process or machine.
     """
-    overrides = list(flags.overrides)
+    overrides = [*flags.overrides, "hydra.mode=MULTIRUN"]
     if flags.config_dir:
         overrides.append(f"hydra.searchpath=[file://{flags.config_dir}]")
     folder = Path(flags.config_path or config.config_dir()).resolve()

@@ -174,7 +174,7 @@ def test_in_another_process_a_failed_run_leaves_its_row_the_others_end_and_the_e
 def test_a_process_that_dies_is_told_in_one_line_and_the_exit_code_is_1(
     launcher: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model = ["model=custom", "model.target=test_launchers.DiesElsewhere", f"model.kwargs={{process: {os.getpid()}}}"]
+    model = ["model=custom", "model.target=test_launchers.DiesElsewhere", f"+model.kwargs.process={os.getpid()}"]
     retries = ["hydra.launcher.ray.remote.max_retries=0"] if "hydra/launcher=ray" in launcher else []
     words = [*launcher, *retries, *TINY[1:], *model, f"output_dir={tmp_path / 'out'}"]
     assert main(["run", "-m", *words]) == 1
