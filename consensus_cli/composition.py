@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from consensus_cli import config
+from consensus_cli import config, launchers
 from consensus_cli.config import AttackConfig, RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 
@@ -48,7 +48,7 @@ def compose_runs(words: Sequence[str], *, multirun: bool, searchpath: str | None
         UserError: unknown group option or key, a value of the wrong type, a missing value.
     """
     overrides = _parse(words)
-    problems = [problem for override in overrides for problem in _override_problems(override, searchpath)]
+    problems = [problem for override in overrides for problem in _override_problems(override, multirun, searchpath)]
     if not multirun:
         problems += [
             UserError(f"{o.input_line} names several values", "sweep over them with: consensus run -m …")
@@ -60,6 +60,7 @@ def compose_runs(words: Sequence[str], *, multirun: bool, searchpath: str | None
     jobs = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0] if multirun else [list(words)]
     path = [f"hydra.searchpath=[file://{searchpath}]"] if searchpath else []
     config.register()
+    launchers.register()
     with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
         return [_compose([*job, *path]) for job in jobs]
 
@@ -104,11 +105,11 @@ def _parse(words: Sequence[str]) -> list[Override]:
     return overrides
 
 
-def _override_problems(override: Override, searchpath: str | None) -> Iterator[UserError]:
+def _override_problems(override: Override, multirun: bool, searchpath: str | None) -> Iterator[UserError]:
     key = override.key_or_group
     if key.startswith("hydra"):
-        return
-    if override.is_delete() and key != "experiment":
+        yield from launchers.problems(override, multirun=multirun, own_configs=searchpath is not None)
+    elif override.is_delete() and key != "experiment":
         yield UserError(f"{override.input_line} would delete a setting", f"give it another value: {key}=…")
     elif key in config.GROUPS:
         # Options of the user's own folder are known to Hydra alone.
@@ -151,8 +152,10 @@ def _compose(words: list[str]) -> RunConfig:
     try:
         return to_run_config(compose("config", words))
     except (ConfigCompositionException, OmegaConfBaseException) as error:
-        # Hydra stops at the first override it cannot merge; each on its own shows the others.
-        alone = [problem for word in words if (problem := _composition_problem([word])) is not None]
+        # Hydra stops at the first override it cannot merge; each on its own shows the others. The launcher stays with
+        # them: which keys hydra.launcher has depends on it.
+        launcher = [word for word in words if word.startswith(f"{launchers.GROUP}=")]
+        alone = [problem for word in words if (problem := _composition_problem([*launcher, word])) is not None]
         raise ConfigError(alone or [_explain(error)]) from error
 
 

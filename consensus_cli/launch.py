@@ -1,23 +1,28 @@
-"""`consensus run`: checks every run that was asked for, then lets Hydra start them."""
+"""`consensus run`: checks every run that was asked for, then lets Hydra start them, here or where a launcher says."""
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
 import traceback
-from typing import Any
+from argparse import Namespace
+from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from consensus_cli import config
+from consensus_cli import config, launchers
 from consensus_cli.composition import compose_runs, to_run_config
 from consensus_cli.errors import UserError, tell
+
+#: packages whose exceptions, in a sweep, say that they lost a run's process
+_LAUNCHING = ("joblib", "submitit", "ray")
 
 
 def launch(words: list[str]) -> int:
@@ -34,27 +39,50 @@ def launch(words: list[str]) -> int:
 
         for run in runs:
             preflight.check(run)
-    # Hydra would print its own text and exit with 1; with this it lets exceptions through.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     config.register()
-    sys.argv = ["consensus run", *words]
-    failed: list[str] = []
-    start = hydra.main(config_path=str(config.config_dir()), config_name="config", version_base="1.3")
-
-    def job(composed: DictConfig) -> float:
-        return _job(composed, failed)
-
+    launchers.register()
     try:
-        start(job)()
+        return _sweep(flags) if flags.multirun and not only_shows else _run(words)
     except SystemExit as stop:
         return int(stop.code or 0)
-    for told in failed:
-        sys.stderr.write(f"failed: {told}\n")
+
+
+def _run(words: list[str]) -> int:
+    # Hydra would print its own text and exit with 1; with this it lets exceptions through.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["consensus run", *words]
+    hydra.main(config_path=str(config.config_dir()), config_name="config", version_base="1.3")(job)()
+    return 0
+
+
+def _sweep(flags: Namespace) -> int:
+    """Starts every run of a sweep and tells, at its end, which failed and why: exit code 1 if any did.
+
+    `hydra.main` would keep the results to itself; they are the one way back from another process or machine.
+    """
+    overrides = [*flags.overrides, "hydra.mode=MULTIRUN"]
+    if flags.config_dir:
+        overrides.append(f"hydra.searchpath=[file://{flags.config_dir}]")
+    folder = Path(flags.config_path or config.config_dir()).resolve()
+    with hydra.initialize_config_dir(str(folder), job_name="consensus", version_base="1.3"):
+        started = GlobalHydra.instance().hydra
+        assert started is not None
+        try:
+            batches: list[list[JobReturn]] = started.multirun(flags.config_name or "config", job, overrides)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in _LAUNCHING:
+                raise
+            sys.stderr.write(f"error: a run's process ended before the run did: {_one_line(error)}\n")
+            sys.stderr.write("hint: the same command again starts what is missing; results.csv has what is done\n")
+            return 1
+    failed = [result for batch in batches for result in batch if result.return_value is not None]
+    for result in failed:
+        sys.stderr.write(f"failed: {shlex.join(result.overrides or ())} ({result.return_value})\n")
     return 1 if failed else 0
 
 
-def _job(composed: DictConfig, failed: list[str]) -> float:
-    """One run; its result, the accuracy of the pruned network, is what a sweeper may optimise.
+def job(composed: DictConfig) -> str | None:
+    """One run, in whatever process a launcher starts it; returns why it failed, None if it did not.
 
     In a sweep a run that fails leaves its row, and the next one starts.
     """
@@ -64,17 +92,20 @@ def _job(composed: DictConfig, failed: list[str]) -> float:
     hydra_config = HydraConfig.get()
     overrides, sweeping = list(hydra_config.overrides.task), hydra_config.mode == RunMode.MULTIRUN
     try:
-        row: dict[str, Any] = pipeline.run(to_run_config(composed), overrides, Screen())
+        pipeline.run(to_run_config(composed), overrides, Screen())
     except UserError as error:
         # Told here: Hydra would put a text of its own before it.
         tell(error)
         if not sweeping:
             raise SystemExit(2) from error
-    except Exception:
+        return _one_line(error)
+    except Exception as error:
         if not sweeping:
             raise
         traceback.print_exc()
-    else:
-        return float(row["accuracy_pruned_pct"])
-    failed.append(shlex.join(overrides))
-    return math.nan
+        return f"{type(error).__name__}: {_one_line(error)}"
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

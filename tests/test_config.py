@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consensus_cli import config, data, validation
+from consensus_cli import config, data, launchers, validation
 from consensus_cli.composition import compose_run
 from consensus_cli.evaluation.attacks import ATTACKS, Attack, check_attacks
 from consensus_cli.models.zoo import SOURCES
@@ -12,11 +12,12 @@ from consensus_cli.scoring.baselines import BASELINES
 from consensus_cli.scoring.metrics import METRICS
 
 OPTIONS = [(group, option) for group in config.GROUPS for option in config.choices(group)]
+LAUNCHERS = [(launchers.GROUP, option) for option in launchers.PLUGINS]
 
 
 def test_every_file_is_an_option_of_a_known_group() -> None:
     files = [path for path in config.config_dir().rglob("*.yaml") if path.name != "config.yaml"]
-    assert len(files) == len(OPTIONS) >= 50
+    assert len(files) == len({*OPTIONS, *LAUNCHERS}) == 72
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
@@ -31,7 +32,7 @@ def test_every_option_composes_to_valid_values(group: str, option: str) -> None:
         check_attacks([Attack(attack.name, attack.norm, attack.eps255, attack.steps, attack.restarts)])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
+@pytest.mark.parametrize(("group", "option"), OPTIONS + LAUNCHERS, ids=str)
 def test_every_option_says_what_it_is(group: str, option: str) -> None:
     assert len(config.choices(group)[option]) > 10
 
