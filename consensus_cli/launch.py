@@ -20,8 +20,8 @@ from consensus_cli.composition import compose_runs, to_run_config
 from consensus_cli.errors import UserError, tell
 
 
-def launch(words: list[str]) -> int:
-    """Runs what the words of `consensus run` ask for, Hydra's own flags included.
+def launch(words: list[str], screen_kind: str) -> int:
+    """Runs what the words of `consensus run` ask for, Hydra's own flags included, on a screen of this kind.
 
     Raises:
         UserError: a mistake in any of the runs, before the first one starts.
@@ -42,7 +42,7 @@ def launch(words: list[str]) -> int:
     start = hydra.main(config_path=str(config.config_dir()), config_name="config", version_base="1.3")
 
     def job(composed: DictConfig) -> float:
-        return _job(composed, failed)
+        return _job(composed, failed, screen_kind)
 
     try:
         start(job)()
@@ -53,18 +53,21 @@ def launch(words: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _job(composed: DictConfig, failed: list[str]) -> float:
+def _job(composed: DictConfig, failed: list[str], screen_kind: str) -> float:
     """One run; its result, the accuracy of the pruned network, is what a sweeper may optimise.
 
     In a sweep a run that fails leaves its row, and the next one starts.
     """
     from consensus_cli import pipeline
-    from consensus_cli.screen import Screen
+    from consensus_cli.screen import open_screen
 
     hydra_config = HydraConfig.get()
     overrides, sweeping = list(hydra_config.overrides.task), hydra_config.mode == RunMode.MULTIRUN
+    # Launchers other than Hydra's own run several jobs at once.
+    alone = hydra_config.launcher._target_.endswith(".BasicLauncher")
     try:
-        row: dict[str, Any] = pipeline.run(to_run_config(composed), overrides, Screen())
+        with open_screen(screen_kind, alone=alone) as screen:
+            row: dict[str, Any] = pipeline.run(to_run_config(composed), overrides, screen)
     except UserError as error:
         # Told here: Hydra would put a text of its own before it.
         tell(error)
