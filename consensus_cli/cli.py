@@ -24,6 +24,8 @@ commands
       consensus run ratio=0.5 --cfg job                                    what would run
   score [key=value …]     rank the blocks without pruning: blocks × metrics, on screen and as CSV
       consensus score model=resnet56 scoring.bootstrap=100
+      run and score show a live view on a terminal and plain lines elsewhere; --quiet: only results and warnings,
+      --json: one JSON object per event and line
   list WHAT               models | datasets | metrics | criteria | attacks, or blocks [key=value …]
       consensus list blocks model=resnet56
   report [SOURCE]         one HTML page about results.csv, its folder or a run; --out FILE, --figures DIR,
@@ -80,17 +82,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(words: list[str]) -> int:
+    from consensus_cli.screen import take_kind
+
+    words, kind = take_kind(words)
     from consensus_cli.launch import launch
 
-    return launch(words)
+    return launch(words, kind)
 
 
 def _score(words: list[str]) -> int:
     from consensus_cli import pipeline
     from consensus_cli.composition import compose_run
-    from consensus_cli.screen import Screen
+    from consensus_cli.screen import open_screen, take_kind
 
-    pipeline.score(compose_run(words), Screen())
+    words, kind = take_kind(words)
+    config = compose_run(words)
+    with open_screen(kind) as screen:
+        pipeline.score(config, screen)
     return 0
 
 

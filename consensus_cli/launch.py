@@ -7,6 +7,7 @@ import shlex
 import sys
 import traceback
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -25,8 +26,8 @@ from consensus_cli.errors import UserError, tell
 _LAUNCHING = ("joblib", "submitit", "ray")
 
 
-def launch(words: list[str]) -> int:
-    """Runs what the words of `consensus run` ask for, Hydra's own flags included.
+def launch(words: list[str], screen_kind: str) -> int:
+    """Runs what the words of `consensus run` ask for, Hydra's own flags included, on a screen of this kind.
 
     Raises:
         UserError: a mistake in any of the runs, before the first one starts.
@@ -42,20 +43,20 @@ def launch(words: list[str]) -> int:
     config.register()
     launchers.register()
     try:
-        return _sweep(flags) if flags.multirun and not only_shows else _run(words)
+        return _sweep(flags, screen_kind) if flags.multirun and not only_shows else _run(words, screen_kind)
     except SystemExit as stop:
         return int(stop.code or 0)
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], screen_kind: str) -> int:
     # Hydra would print its own text and exit with 1; with this it lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["consensus run", *words]
-    hydra.main(config_path=str(config.config_dir()), config_name="config", version_base="1.3")(job)()
+    hydra.main(config_path=str(config.config_dir()), config_name="config", version_base="1.3")(_job_on(screen_kind))()
     return 0
 
 
-def _sweep(flags: Namespace) -> int:
+def _sweep(flags: Namespace, screen_kind: str) -> int:
     """Starts every run of a sweep and tells, at its end, which failed and why: exit code 1 if any did.
 
     `hydra.main` would keep the results to itself; they are the one way back from another process or machine.
@@ -68,6 +69,7 @@ def _sweep(flags: Namespace) -> int:
         started = GlobalHydra.instance().hydra
         assert started is not None
         try:
+            job = _job_on(screen_kind)
             batches: list[list[JobReturn]] = started.multirun(flags.config_name or "config", job, overrides)
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in _LAUNCHING:
@@ -81,18 +83,28 @@ def _sweep(flags: Namespace) -> int:
     return 1 if failed else 0
 
 
-def job(composed: DictConfig) -> str | None:
+def _job_on(screen_kind: str) -> Callable[[DictConfig], str | None]:
+    def start(composed: DictConfig) -> str | None:
+        return run_job(composed, screen_kind)
+
+    return start
+
+
+def run_job(composed: DictConfig, screen_kind: str) -> str | None:
     """One run, in whatever process a launcher starts it; returns why it failed, None if it did not.
 
     In a sweep a run that fails leaves its row, and the next one starts.
     """
     from consensus_cli import pipeline
-    from consensus_cli.screen import Screen
+    from consensus_cli.screen import open_screen
 
     hydra_config = HydraConfig.get()
     overrides, sweeping = list(hydra_config.overrides.task), hydra_config.mode == RunMode.MULTIRUN
+    # Launchers other than Hydra's own run several jobs at once.
+    alone = hydra_config.launcher._target_.endswith(".BasicLauncher")
     try:
-        pipeline.run(to_run_config(composed), overrides, Screen())
+        with open_screen(screen_kind, alone=alone) as screen:
+            pipeline.run(to_run_config(composed), overrides, screen)
     except UserError as error:
         # Told here: Hydra would put a text of its own before it.
         tell(error)

@@ -63,6 +63,7 @@ def score(config: RunConfig, screen: Screen) -> Path:
     steps = Steps.begin(prepared, screen)
     record = Record.open(config, (), datetime.now(UTC))
     with record.logging():
+        summary.show_score_header(screen, prepared, record.files.path)
         original = steps.baseline()
         steps.score(original, original)
         record.save_scores(steps.scores)

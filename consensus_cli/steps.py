@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from consensus_cli import data, training
 from consensus_cli.baseline import cached, fingerprint
 from consensus_cli.config import BaselineConfig, FinetuneConfig, RunConfig
+from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.complexity import complexity
 from consensus_cli.evaluation.energy import EnergyMeter, StageMeter
@@ -29,12 +30,15 @@ from consensus_cli.scoring.bootstrap import RankStability, bootstrap
 from consensus_cli.scoring.consensus import Ranking, decide
 from consensus_cli.scoring.moments import PairStatistics
 from consensus_cli.scoring.score import baseline_importance, collect_statistics
-from consensus_cli.screen import Screen
+from consensus_cli.screen import Screen, events
 
 SCORING_BATCH_SIZE = 256
 
 #: most updates of a network for one reading of the energy of training
 ENERGY_UPDATES = 32
+
+#: about so many images say how good the network is while the run goes on: a small share of a scoring's time
+CHECKED_IMAGES = 256
 
 #: parts that a bootstrap draws from
 BOOTSTRAP_CHUNKS = 20
@@ -75,7 +79,7 @@ class Steps:
     def begin(cls, prepared: Prepared, screen: Screen) -> Steps:
         """Returns a run that has not done anything yet."""
         meter = EnergyMeter(prepared.config.evaluate.country, device=prepared.device)
-        return cls(prepared, screen, StageMeter(meter))
+        return cls(prepared, screen, StageMeter(meter, watch=screen.stage))
 
     @property
     def config(self) -> RunConfig:
@@ -86,6 +90,7 @@ class Steps:
         """Returns the unpruned network with its weights: as given, from the cache, or trained now."""
         if self.config.model.weights is not None:
             self.screen.line(f"baseline: weights of {self.config.model.weights}")
+            self._show_accuracy(self.prepared.fresh)
             return self.prepared.fresh
         model = copy.deepcopy(self.prepared.fresh)
         recipe = _recipe(self.config.baseline, self.config.baseline.epochs)
@@ -101,6 +106,7 @@ class Steps:
             train = functools.partial(self._train, model, recipe, self.config.seed, "training the baseline")
             path, known = cached(model, determined_by, cache_dir, train)
         self.screen.line(f"baseline: {'reused' if known else 'trained, kept as'} {path}")
+        self._show_accuracy(model)
         return model
 
     def reached(self, network: nn.Module) -> bool:
@@ -119,6 +125,7 @@ class Steps:
             else:
                 scores = self._consult_baseline(network, allowed)
         self.scores.append(scores)
+        self.screen.show(_scored(len(self.scores), scores.ranking))
         return scores.ranking
 
     def prune(self, network: Classifier, ranking: Ranking) -> None:
@@ -133,7 +140,7 @@ class Steps:
                 remove_block(network.network, name)
                 self.removed.append(name)
                 gone += 1
-                self.screen.line(self._removal_line(ranking, int(position)))
+                self._show_removal(ranking, int(position))
 
     def finetune(self, network: Classifier) -> None:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
@@ -149,10 +156,12 @@ class Steps:
                     seed=self._seed(len(self.removed)),
                 )
         self._finetune(network, self.config.finetune.epochs_per_step, f"fine-tuning after {len(self.removed)} removals")
+        self._show_accuracy(network)
 
     def finetune_finally(self, network: Classifier) -> None:
         """Trains the network for `finetune.final_epochs`."""
         self._finetune(network, self.config.finetune.final_epochs, "final fine-tuning")
+        self._show_accuracy(network)
 
     def evaluate(self, original: Classifier, network: Classifier) -> Columns:
         """Measures both networks on the same data and the same device."""
@@ -227,6 +236,11 @@ class Steps:
 
     def _train(self, model: Classifier, recipe: training.Recipe, seed: int, description: str) -> None:
         with self.screen.progress(description) as report:
+
+            def told(progress: training.Progress) -> None:
+                report(description, progress.step, progress.steps)
+                self.screen.show(events.TrainingLoss(progress.loss, progress.step, progress.steps))
+
             result = training.train(
                 model,
                 self.prepared.images.train,
@@ -235,7 +249,7 @@ class Steps:
                 augmentation=self.prepared.images.augmentation,
                 seed=seed,
                 precision=self.prepared.precision,
-                report=lambda p: report(f"{description}, loss {p.loss:.3f}", p.step, p.steps),
+                report=told,
             )
         self.screen.detail(f"{description}: loss {result.loss:.4f}, {result.images / result.duration_s:.0f} images/s")
 
@@ -265,18 +279,46 @@ class Steps:
 
         return run
 
-    def _removal_line(self, ranking: Ranking, position: int) -> str:
-        name, importance = ranking.blocks[position], ranking.importance[position]
+    def _show_removal(self, ranking: Ranking, position: int) -> None:
         criterion = self.config.criterion
-        unit = "rank sum" if (criterion.name, criterion.aggregation) == ("consensus", "rank_sum") else "importance"
+        by_ranks = (criterion.name, criterion.aggregation) == ("consensus", "rank_sum")
         others = np.delete(ranking.importance, position)
-        next_best = f" (next {others.min():g})" if len(others) else ""
-        of = f" of {self.prepared.target_blocks}" if self.config.prune.unit == "blocks" else ""
-        return f"removed {len(self.removed):>2}{of}: {name:<12} {unit} {importance:g}{next_best}"
+        self.screen.show(
+            events.BlockRemoved(
+                block=ranking.blocks[position],
+                number=len(self.removed),
+                of=self.prepared.target_blocks if self.config.prune.unit == "blocks" else None,
+                importance=float(ranking.importance[position]),
+                unit="rank sum" if by_ranks else "importance",
+                next_importance=float(others.min()) if len(others) else None,
+            )
+        )
+
+    def _show_accuracy(self, network: Classifier) -> None:
+        """Shows how good the network is now; never on test images, which nobody should choose a network by."""
+        held_out = self.prepared.images.val
+        images = held_out if len(held_out) else self.prepared.samples
+        # Every n-th: the samples lie class after class.
+        few = images.subset(torch.arange(0, len(images), max(1, len(images) // CHECKED_IMAGES)))
+        correct_pct = accuracy_pct(predict(network, few, self.prepared.device))
+        self.screen.show(events.AccuracyChecked(correct_pct, len(few), "validation" if len(held_out) else "training"))
 
     def _seed(self, *where: int) -> int:
         """Returns a seed that differs from step to step and depends on nothing but the run's seed."""
         return int(np.random.SeedSequence([self.config.seed, *where]).generate_state(1)[0])
+
+
+def _scored(step: int, ranking: Ranking) -> events.Scored:
+    def by_block(values: Iterable[float]) -> dict[str, float]:
+        return {block: float(value) for block, value in zip(ranking.blocks, values, strict=True)}
+
+    return events.Scored(
+        step=step,
+        order=tuple(ranking.blocks[i] for i in ranking.order),
+        importance=by_block(ranking.importance),
+        distances={metric: by_block(values) for metric, values in ranking.distances.items()},
+        ranks={metric: by_block(values) for metric, values in ranking.ranks.items()},
+    )
 
 
 def _recipe(settings: BaselineConfig | FinetuneConfig, epochs: float) -> training.Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,46 +10,89 @@ from typing import Any
 import pandas as pd
 
 from consensus_cli import __version__
+from consensus_cli.config import EvaluateConfig
 from consensus_cli.prepare import Prepared
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.report.measures import changes
 from consensus_cli.report.source import complete
 from consensus_cli.scoring.consensus import kendall_tau
-from consensus_cli.screen import Screen
+from consensus_cli.screen import Screen, events
 from consensus_cli.steps import Scores
 
 
 def show_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
-    """Shows what will run."""
-    config, images = prepared.config, prepared.images
+    """Shows what will run, and how often each stage will."""
+    config = prepared.config
+    by_blocks = config.prune.unit == "blocks"
     goal = (
         f"{prepared.target_blocks} of {prepared.candidates} candidate blocks"
-        if config.prune.unit == "blocks"
+        if by_blocks
         else f"{config.ratio:.1%} of the MACs ({prepared.candidates} candidate blocks)"
     )
-    shape = "×".join(str(n) for n in images.train.image_shape)
-    votes = f": {', '.join(prepared.votes)}" if prepared.votes else ""
-    screen.line(f"consensus {__version__}: {config.model.name} on {config.dataset.name}, seed {config.seed}")
-    screen.line(
-        f"  images     {len(images.train)} train, {len(images.test)} test, {shape}, {len(images.classes)} classes"
+    planned = _planned(prepared) if by_blocks else {}
+    screen.show(_started(prepared, run_dir, goal=f"{goal}, {config.prune.step} per step", planned=planned))
+
+
+def show_score_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
+    """Shows what will be scored."""
+    screen.show(_started(prepared, run_dir, goal="", planned=_baseline_stage(prepared) | {"score": 1}))
+
+
+def _started(prepared: Prepared, run_dir: Path, *, goal: str, planned: Mapping[str, int]) -> events.Started:
+    config, images = prepared.config, prepared.images
+    return events.Started(
+        version=__version__,
+        run_dir=str(run_dir),
+        model=config.model.name,
+        dataset=config.dataset.name,
+        seed=config.seed,
+        criterion=config.criterion.name,
+        metrics=tuple(prepared.votes),
+        train_images=len(images.train),
+        test_images=len(images.test),
+        image_shape=images.train.image_shape,
+        classes=len(images.classes),
+        macs=prepared.macs_base,
+        blocks=tuple(block.name for block in prepared.blocks),
+        candidates=tuple(block.name for block in prepared.blocks if block.removable),
+        goal=goal,
+        device=str(prepared.device),
+        precision=prepared.precision,
+        planned=planned,
+        least_s={"evaluate": _least_evaluation_s(config.evaluate)} if "evaluate" in planned else {},
     )
-    screen.line(f"  network    {prepared.macs_base / 1e6:.2f} M MACs, {len(prepared.blocks)} residual blocks")
-    screen.line(f"  criterion  {config.criterion.name}{votes}")
-    screen.line(f"  removes    {goal}, {config.prune.step} per step")
-    screen.line(f"  device     {prepared.device}, training in {prepared.precision}")
-    screen.line(f"  directory  {run_dir}")
+
+
+def _planned(prepared: Prepared) -> dict[str, int]:
+    """Returns how often each stage of a run will run, where the number of blocks to remove is known."""
+    config = prepared.config
+    steps = math.ceil(prepared.target_blocks / config.prune.step)
+    per_step = (config.finetune.recalibration_images > 0) + (config.finetune.epochs_per_step > 0)
+    finetunings = steps * per_step + (config.finetune.final_epochs > 0)
+    return _baseline_stage(prepared) | {"score": steps, "finetune": finetunings, "evaluate": 1}
+
+
+def _baseline_stage(prepared: Prepared) -> dict[str, int]:
+    return {} if prepared.config.model.weights else {"baseline": 1}
+
+
+def _least_evaluation_s(settings: EvaluateConfig) -> float:
+    """Returns the seconds of all windows: energy of inference and training, and latency, of two networks each."""
+    energy_s = 2 * (1 + settings.energy_repeats) * settings.energy_window_s
+    return settings.energy_window_s + 2 * (energy_s + len(settings.batch_sizes) * settings.latency_min_run_s)
 
 
 def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
     """Shows baseline, pruned network and change, and where the row is."""
+    screen.show(events.RowWritten(row))
     title = f"{row['model']} without {row['blocks_removed']} of {row['blocks_candidates']} blocks"
     table, _ = complete(pd.DataFrame([dict(row)]))
     rows = [(c.label, c.before, c.after, c.change) for c in changes(table.iloc[0], table)]
     screen.table(title, ("", "baseline", "pruned", "change"), rows)
     if row["energy_estimated"]:
         screen.warning("energy is estimated from CPU time (no energy counter here): it says little more than time does")
-    screen.line(f"removed, in order: {row['removed_blocks'].replace(';', ' ')}")
-    screen.line(f"run {row['run_id']} took {row['duration_s']:.0f} s; its files: {row['run_dir']}")
+    screen.result(f"removed, in order: {row['removed_blocks'].replace(';', ' ')}")
+    screen.result(f"run {row['run_id']} took {row['duration_s']:.0f} s; its files: {row['run_dir']}")
 
 
 def show_scores(screen: Screen, scores: Scores, path: Path) -> None:
@@ -69,7 +113,7 @@ def show_scores(screen: Screen, scores: Scores, path: Path) -> None:
         tau = kendall_tau(ranking.distances)
         agreement = [[name, *(f"{tau.loc[name, other]:.2f}" for other in tau.columns)] for name in tau.index]
         screen.table("Kendall's tau between the metrics", ["", *tau.columns], agreement)
-    screen.line(f"scores: {path}")
+    screen.result(f"scores: {path}")
 
 
 def show_blocks(
@@ -89,4 +133,4 @@ def show_blocks(
     ]
     screen.table(f"residual blocks of {network}", ("block", "stage", "shape", "M MACs", "share", "removable"), rows)
     removable = sum(block.removable for block in blocks)
-    screen.line(f"{removable} of {len(blocks)} can be removed; {total_macs / 1e6:.2f} M MACs in all")
+    screen.result(f"{removable} of {len(blocks)} can be removed; {total_macs / 1e6:.2f} M MACs in all")

@@ -1,11 +1,11 @@
-"""Makes the figures of the README from real runs: prunes ResNet20 on digits by four criteria, in about ten minutes.
+"""Draws the figures of the README from the rows and scores of real runs.
 
-Usage: python scripts/make_figures.py [OUTPUT_DIR [FIGURES_DIR]]; runs that are already in OUTPUT_DIR are not repeated.
+Usage: python scripts/make_figures.py [SOURCE [FIGURES_DIR]], SOURCE as for `consensus report`. The default are the runs
+kept in docs/figures/sweep: their results.csv as the sweep wrote it, and scores.csv of the run whose order is drawn.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,21 +13,13 @@ from consensus_cli.report import figures, removal, tradeoff
 from consensus_cli.report.palette import styles
 from consensus_cli.report.source import Runs, load
 
-SWEEP = (
-    "experiment=smoke",
-    "criterion=consensus,cka,weight_norm,random",
-    "ratio=0.34,0.67",
-    "seed=0,1,2",
-)
+ROOT = Path(__file__).parents[1]
 
 
-def main(output_dir: Path, folder: Path) -> None:
-    """Runs the sweep unless its results are there, and draws the figures."""
-    if not (output_dir / "results.csv").is_file():
-        command = [sys.executable, "-m", "consensus_cli", "run", "-m", *SWEEP, f"output_dir={output_dir}"]
-        subprocess.run(command, check=True)
+def main(source: Path, folder: Path) -> None:
+    """Draws the figures into a folder and names the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in draw(load(output_dir), folder):
+    for path in draw(load(source), folder):
         print(path)
 
 
@@ -42,6 +34,6 @@ def draw(runs: Runs, folder: Path) -> list[Path]:
 
 if __name__ == "__main__":
     main(
-        Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/readme"),
-        Path(sys.argv[2] if len(sys.argv) > 2 else "docs/figures"),
+        Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "figures" / "sweep",
+        Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs" / "figures",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from consensus_cli.cli import main
 
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of two runs of one configuration, the second with the baseline of the first."""
+    """The folder of two runs of one configuration, the second with the baseline of the first, and what they printed."""
     folder = tmp_path_factory.mktemp("outputs")
-    for _ in range(2):
-        assert main(["run", *QUICK, "ratio=0.5", f"output_dir={folder}"]) == 0
+    for flag, name in (("--quiet", "quiet.txt"), ("--json", "events.jsonl")):
+        with (folder / name).open("w", encoding="utf-8") as printed, redirect_stdout(printed):
+            assert main(["run", flag, *QUICK, "ratio=0.5", f"output_dir={folder}"]) == 0
     return folder
 
 

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Literal
@@ -166,17 +166,19 @@ class StageMeter:
     Attributes:
         meter: reads the energy.
         stages: consumption by stage name, in the order in which the stages first ran.
+        watch: called with a stage's name, entered before it and left after it.
     """
 
     meter: EnergyMeter
     stages: dict[str, Consumption] = field(default_factory=dict)
+    watch: Callable[[str], AbstractContextManager[object]] = nullcontext
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Meters one stretch of the stage `name`; a stage that comes back adds to what it used before."""
         reading = Consumption()
         try:
-            with self.meter.measure() as reading:
+            with self.watch(name), self.meter.measure() as reading:
                 yield
         finally:
             total = self.stages.setdefault(name, Consumption())

@@ -21,6 +21,10 @@ from consensus_cli.report.tradeoff import Cost
 
 Chart = dict[str, Any]
 _ROW_HEIGHT_PX = 26
+_COLUMN_WIDTH_PX = 36
+_NUMBER_WIDTH_PX = 28
+#: a heat map with more columns gets a line of the page for itself, and scrolls where that is too narrow
+_MOST_NARROW_COLUMNS = 8
 #: the page sets the signal to the one series to show, or to null for all
 _ISOLATED = {"filter": "isolated === null || datum.s === isolated"}
 
@@ -78,7 +82,7 @@ def tradeoff_chart(
         # Below the points: a ring on top of one would keep the pointer from it.
         layers.append(_front_layer())
     # On top: seeds lie close to their mean, and each is to be found by the pointer.
-    layers += [*_mean_layers(outcome), _run_layer()]
+    layers += [*_mean_layers(outcome, (low, high)), _run_layer()]
     axis_x = {"field": cost.name, "title": f"saving in {cost.label} (%)", "scale": {"zero": False}}
     axis_y = {"field": outcome, "title": "accuracy (%)", "scale": {"domain": [low, high]}}
     axes = {name: axis | {"type": "quantitative"} for name, axis in (("x", axis_x), ("y", axis_y))}
@@ -137,8 +141,11 @@ def heat_chart(table: pd.DataFrame, unit: str) -> Chart:
     ]
     middle = (np.nanmin(table.to_numpy()) + np.nanmax(table.to_numpy())) / 2
     ink = {"condition": {"test": f"datum.z < {middle:.6g}", "value": "#ffffff"}, "value": "#000000"}
+    # On a phone numbers would cover one another; the tooltip has them.
+    readable = f"width / {table.shape[1]} >= {_NUMBER_WIDTH_PX} ? 1 : 0"
+    wide = table.shape[1] > _MOST_NARROW_COLUMNS
     return {
-        "width": "container",
+        "width": _COLUMN_WIDTH_PX * table.shape[1] if wide else "container",
         "height": _ROW_HEIGHT_PX * len(table),
         "data": {"values": values},
         "encoding": {
@@ -157,7 +164,10 @@ def heat_chart(table: pd.DataFrame, unit: str) -> Chart:
                     }
                 },
             },
-            {"mark": {"type": "text", "tooltip": True}, "encoding": {"text": {"field": "v"}, "color": ink}},
+            {
+                "mark": {"type": "text", "tooltip": True, "opacity": {"expr": readable}},
+                "encoding": {"text": {"field": "v"}, "color": ink},
+            },
         ],
     }
 
@@ -204,9 +214,12 @@ def _run_layer() -> Chart:
     }
 
 
-def _mean_layers(outcome: str) -> list[Chart]:
+def _mean_layers(outcome: str, shown_pct: tuple[float, float]) -> list[Chart]:
     own: Chart = {"data": {"name": "means"}}
-    with_interval = [_ISOLATED, {"filter": f"isValid(datum.{outcome}_low)"}]
+    # An interval beyond both ends of the axis (two seeds, mostly) would be a line through the whole chart.
+    low, high = shown_pct
+    fits = f"datum.{outcome}_low > {low:.6g} || datum.{outcome}_high < {high:.6g}"
+    with_interval = [_ISOLATED, {"filter": f"isValid(datum.{outcome}_low) && ({fits})"}]
     ends = {"y": {"field": f"{outcome}_low"}, "y2": {"field": f"{outcome}_high"}}
     return [
         own

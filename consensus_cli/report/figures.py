@@ -71,10 +71,10 @@ def tradeoff_figure(points: pd.DataFrame, cost: Cost, outcome: str, looks: dict[
     if shown.empty:
         return None
     figure, axes = blank(4.6, 3.2)
-    for series, group in shown.groupby("series"):
-        _draw_line(axes, str(series), group.sort_values("ratio"), (x, y), looks[str(series)])
     base = points[f"{outcome}_base_pct"].mean()
     axes.set_ylim(*tradeoff.accuracy_range([*shown[y], base]))
+    for series, group in shown.groupby("series"):
+        _draw_line(axes, str(series), group.sort_values("ratio"), (x, y), looks[str(series)])
     if np.isfinite(base):
         axes.axhline(base, color="0.45", linestyle=(0, (4, 3)), linewidth=1, label=f"baseline, {base:.2f} %")
     if outcome == "accuracy" and cost.name == "macs":
@@ -202,10 +202,14 @@ def _heat(axes: Axes, values: np.ndarray, label: str, limits: tuple[float, float
 
 def _draw_line(axes: Axes, series: str, group: pd.DataFrame, columns: tuple[str, str], style: Style) -> None:
     x, y = columns
+    low, high = axes.get_ylim()
+    half = group[f"{y}_ci95"]
+    # An interval beyond both ends of the axis (two seeds, mostly) would be a line through the whole figure.
+    fits = (group[y] - half > low) | (group[y] + half < high)
     axes.errorbar(
         group[x],
         group[y],
-        yerr=group[f"{y}_ci95"].fillna(0),
+        yerr=half.where(fits).fillna(0),
         color=style.colour,
         marker=style.marker,
         linestyle=style.line_style,

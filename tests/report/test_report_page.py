@@ -154,10 +154,32 @@ def test_trade_off_charts_are_valid_and_draw_every_run(outcome: str) -> None:
         assert "accuracy (%)" in svg
 
 
+def test_an_interval_beyond_both_ends_of_the_axis_is_not_drawn() -> None:
+    rows = chart_table()
+    rows = rows[rows["criterion"] == "consensus"]
+    points = tradeoff.points(rows)
+    looks = styles(points["series"])
+
+    def rules(half: float) -> int:
+        shown = points.assign(accuracy_pruned_pct_ci95=half)
+        chart = charts.tradeoff_chart(shown, rows, tradeoff.COSTS[0], "accuracy", looks)
+        assert chart is not None
+        svg = vl_convert.vegalite_to_svg({**chart, "datasets": charts.datasets(shown, rows, ["accuracy"])})
+        return svg.count('aria-roledescription="rule mark"')
+
+    assert rules(0.1) == rules(50.0) + 2
+
+
 def test_heat_and_stage_charts_are_valid() -> None:
     rows = chart_table(corruption_fog_s3_base_pct=80.0, corruption_fog_s3_pruned_pct=71.5, shortcut_patch_pruned_pp=3.0)
     svg = vl_convert.vegalite_to_svg(charts.heat_chart(robustness.corruptions(rows).droplevel("task"), "%"))
     assert svg.count("71.5") >= len(CRITERIA)
+    severities = {f"corruption_fog_s{s}_{network}_pct": 70.0 for s in range(1, 6) for network in ("base", "pruned")}
+    for count, width in ((1, "container"), (2, 10 * 36)):
+        names = ("fog", "rain")[:count]
+        columns = {key.replace("fog", name): value for key, value in severities.items() for name in names}
+        wide = charts.heat_chart(robustness.corruptions(chart_table(**columns)).droplevel("task"), "%")
+        assert wide["width"] == width
     stages = charts.stage_chart(energy.by_stage(rows).droplevel("task"))
     assert stages is not None
     assert "energy per run (Wh)" in vl_convert.vegalite_to_svg(stages)

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.container import ErrorbarContainer
 from report_runs import finished_row, scores, sweep, write_results, write_scores
 
 from consensus_cli.errors import UserError
-from consensus_cli.report import palette
+from consensus_cli.report import palette, tradeoff
 from consensus_cli.report.compare import compare_runs
-from consensus_cli.report.figures import FORMATS, removal_figure, save, slug
+from consensus_cli.report.figures import FORMATS, removal_figure, save, slug, tradeoff_figure
 from consensus_cli.report.finish import write_summary
 from consensus_cli.report.removal import removal
+from consensus_cli.report.source import complete
 from consensus_cli.report.text import latex, markdown, markdown_table
 from consensus_cli.report.write import write_report
 from consensus_cli.rundir import RunDir
@@ -116,6 +118,16 @@ def test_figures_have_axes_units_and_embedded_fonts(tmp_path: Path) -> None:
         if path.suffix == ".svg":
             assert b"<text" not in content
             assert b"<!-- saving in" in content or "tradeoff" not in path.name
+
+
+def test_a_figure_leaves_out_what_is_wider_than_its_axis() -> None:
+    rows = complete(pd.DataFrame(sweep(criteria=["consensus"])))[0]
+    points = tradeoff.points(rows).assign(accuracy_pruned_pct_ci95=[0.1, 50.0])
+    figure = tradeoff_figure(points, tradeoff.COSTS[0], "accuracy", palette.styles(points["series"]))
+    assert figure is not None
+    (drawn,) = (container for container in figure.axes[0].containers if isinstance(container, ErrorbarContainer))
+    lengths = [path.get_extents().height for path in drawn[2][0].get_paths()]
+    assert lengths == pytest.approx([0.2, 0.0])
 
 
 def test_the_same_figure_has_the_same_bytes(tmp_path: Path) -> None:

@@ -1,0 +1,232 @@
+"""What happens in a run, as values: each screen decides how to show them, and JSON lines carry them as they are.
+
+`docs/output.md` lists every event with its fields; a test compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        name: what JSON lines call it.
+    """
+
+    name: ClassVar[str]
+
+    def lines(self) -> list[str]:
+        """Returns the lines that tell a reader; none where nobody needs to read it."""
+        return []
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """A run begins: data, network and blocks are there.
+
+    Attributes:
+        version: of this package.
+        run_dir: where its files go.
+        model: name of the network.
+        dataset: name of the dataset.
+        seed: of everything random.
+        criterion: who decides.
+        metrics: who votes.
+        train_images: number of training images.
+        test_images: number of test images.
+        image_shape: (channels, height, width).
+        classes: number of classes.
+        macs: of the unpruned network, per image.
+        blocks: names of all residual blocks, in order of execution.
+        candidates: names of those that can go.
+        goal: what is to be removed; empty where nothing is.
+        device: what computes.
+        precision: of training.
+        planned: stage -> how often it will run; empty where that is open.
+        least_s: stage -> seconds that it takes at least, as far as they are known.
+    """
+
+    name = "started"
+    version: str
+    run_dir: str
+    model: str
+    dataset: str
+    seed: int
+    criterion: str
+    metrics: tuple[str, ...]
+    train_images: int
+    test_images: int
+    image_shape: tuple[int, ...]
+    classes: int
+    macs: int
+    blocks: tuple[str, ...]
+    candidates: tuple[str, ...]
+    goal: str
+    device: str
+    precision: str
+    planned: Mapping[str, int] = field(default_factory=dict)
+    least_s: Mapping[str, float] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Returns the header of a run."""
+        shape = "×".join(map(str, self.image_shape))
+        votes = f": {', '.join(self.metrics)}" if self.metrics else ""
+        return [
+            f"consensus {self.version}: {self.model} on {self.dataset}, seed {self.seed}",
+            f"  images     {self.train_images} train, {self.test_images} test, {shape}, {self.classes} classes",
+            f"  network    {self.macs / 1e6:.2f} M MACs, {len(self.blocks)} residual blocks",
+            f"  criterion  {self.criterion}{votes}",
+            *([f"  removes    {self.goal}"] if self.goal else []),
+            f"  device     {self.device}, training in {self.precision}",
+            f"  directory  {self.run_dir}",
+        ]
+
+
+@dataclass(frozen=True)
+class StageStarted(Event):
+    """A stage (`baseline`, `score`, `finetune`, `evaluate`) begins."""
+
+    name = "stage_started"
+    stage: str
+
+
+@dataclass(frozen=True)
+class StageEnded(Event):
+    """A stage is over, after `duration_s` seconds."""
+
+    name = "stage_ended"
+    stage: str
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Progressed(Event):
+    """`done` of `total` parts of some work are done."""
+
+    name = "progress"
+    doing: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class TrainingLoss(Event):
+    """The mean training loss since the one before, after `step` of `steps` updates."""
+
+    name = "loss"
+    loss: float
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class AccuracyChecked(Event):
+    """How many of a few images the network gets right at this point; no result, those are in the row.
+
+    Attributes:
+        accuracy_pct: in [0, 100].
+        images: how many images it is over.
+        split: `validation`, or `training` where no image is held out.
+    """
+
+    name = "accuracy"
+    accuracy_pct: float
+    images: int
+    split: str
+
+    def lines(self) -> list[str]:
+        """Returns the accuracy with what it is over."""
+        return [f"accuracy {self.accuracy_pct:.2f} % of {self.images} {self.split} images"]
+
+
+@dataclass(frozen=True)
+class Scored(Event):
+    """A criterion has ranked the blocks that may go now.
+
+    Attributes:
+        step: 1 for the first scoring.
+        order: block names, the least important first.
+        importance: block -> what the criterion decided by; the sum of ranks for the consensus.
+        distances: metric -> block -> distance; larger = the network changes more without the block.
+        ranks: metric -> block -> rank; 1 = least important.
+    """
+
+    name = "scores"
+    step: int
+    order: tuple[str, ...]
+    importance: Mapping[str, float]
+    distances: Mapping[str, Mapping[str, float]]
+    ranks: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class BlockRemoved(Event):
+    """A block is gone.
+
+    Attributes:
+        block: its name in the original network.
+        number: 1 for the first block to go.
+        of: how many will go; None where a share of the MACs decides.
+        importance: what the criterion said of it.
+        unit: what the importance is: `rank sum` or `importance`.
+        next_importance: the lowest importance among the others; None without others.
+    """
+
+    name = "removed"
+    block: str
+    number: int
+    of: int | None
+    importance: float
+    unit: str
+    next_importance: float | None
+
+    def lines(self) -> list[str]:
+        """Returns the block and how clear the decision was."""
+        of = "" if self.of is None else f" of {self.of}"
+        following = "" if self.next_importance is None else f" (next {self.next_importance:g})"
+        return [f"removed {self.number:>2}{of}: {self.block:<12} {self.unit} {self.importance:g}{following}"]
+
+
+@dataclass(frozen=True)
+class Noted(Event):
+    """A line for the reader that no other event carries."""
+
+    name = "note"
+    text: str
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """Something that the user should not overlook."""
+
+    name = "warning"
+    text: str
+
+
+@dataclass(frozen=True)
+class RowWritten(Event):
+    """The run has a result: its row of `results.csv`, column -> value."""
+
+    name = "row"
+    row: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ended(Event):
+    """Nothing more comes from this run.
+
+    Attributes:
+        status: `done`, `failed` or `interrupted`.
+        error: type and message of what ended it; None when it is done.
+        duration_s: seconds since the screen was opened.
+    """
+
+    name = "ended"
+    status: str
+    error: str | None
+    duration_s: float
