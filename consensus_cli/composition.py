@@ -148,7 +148,7 @@ def _is_open(key: str) -> bool:
 
 
 def _compose(words: list[str]) -> RunConfig:
-    words = [_opened(word) for word in words]
+    words = [opened(word) for word in words]
     try:
         return to_run_config(compose("config", words))
     except (ConfigCompositionException, OmegaConfBaseException) as error:
@@ -157,7 +157,7 @@ def _compose(words: list[str]) -> RunConfig:
         raise ConfigError(alone or [_explain(error)]) from error
 
 
-def _opened(word: str) -> str:
+def opened(word: str) -> str:
     """Returns an override as Hydra wants it: new keys of a dictionary that is open to them need a `++`."""
     key = word.partition("=")[0]
     return f"++{word}" if f"{key}.".startswith(_OPEN) else word

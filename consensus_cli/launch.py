@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from consensus_cli import config
-from consensus_cli.composition import compose_runs, to_run_config
+from consensus_cli.composition import compose_runs, opened, to_run_config
 from consensus_cli.errors import UserError, tell
 
 
@@ -37,7 +37,7 @@ def launch(words: list[str]) -> int:
     # Hydra would print its own text and exit with 1; with this it lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     config.register()
-    sys.argv = ["consensus run", *words]
+    sys.argv = ["consensus run", *map(opened, words)]
     failed: list[str] = []
     start = hydra.main(config_path=str(config.config_dir()), config_name="config", version_base="1.3")
 
