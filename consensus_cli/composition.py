@@ -149,6 +149,7 @@ def _is_open(key: str) -> bool:
 
 
 def _compose(words: list[str]) -> RunConfig:
+    words = [opened(word) for word in words]
     try:
         return to_run_config(compose("config", words))
     except (ConfigCompositionException, OmegaConfBaseException) as error:
@@ -157,6 +158,12 @@ def _compose(words: list[str]) -> RunConfig:
         launcher = [word for word in words if word.startswith(f"{launchers.GROUP}=")]
         alone = [problem for word in words if (problem := _composition_problem([*launcher, word])) is not None]
         raise ConfigError(alone or [_explain(error)]) from error
+
+
+def opened(word: str) -> str:
+    """Returns an override as Hydra wants it: new keys of a dictionary that is open to them need a `++`."""
+    key = word.partition("=")[0]
+    return f"++{word}" if f"{key}.".startswith(_OPEN) else word
 
 
 def _composition_problem(words: list[str]) -> UserError | None:
@@ -168,7 +175,7 @@ def _composition_problem(words: list[str]) -> UserError | None:
 
 
 def _explain(error: Exception) -> UserError:
-    message = str(error).removeprefix("Error merging override ").splitlines()[0]
+    message = str(error).removeprefix("Error merging override ").removeprefix("++").splitlines()[0]
     if isinstance(error.__cause__, OmegaConfBaseException) and "=" in message:
         return UserError(
             f"{message}: {str(error.__cause__).splitlines()[0]}", "consensus run --cfg job shows the types in use"

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from consensus_cli import config, launchers
-from consensus_cli.composition import compose_runs, to_run_config
+from consensus_cli.composition import compose_runs, opened, to_run_config
 from consensus_cli.errors import UserError, tell
 
 #: packages whose exceptions, in a sweep, say that they lost a run's process
@@ -51,7 +51,7 @@ def launch(words: list[str], screen_kind: str) -> int:
 def _run(words: list[str], screen_kind: str) -> int:
     # Hydra would print its own text and exit with 1; with this it lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["consensus run", *words]
+    sys.argv = ["consensus run", *map(opened, words)]
     hydra.main(config_path=str(config.config_dir()), config_name="config", version_base="1.3")(_job_on(screen_kind))()
     return 0
 
@@ -61,7 +61,7 @@ def _sweep(flags: Namespace, screen_kind: str) -> int:
 
     `hydra.main` would keep the results to itself; they are the one way back from another process or machine.
     """
-    overrides = [*flags.overrides, "hydra.mode=MULTIRUN"]
+    overrides = [*map(opened, flags.overrides), "hydra.mode=MULTIRUN"]
     if flags.config_dir:
         overrides.append(f"hydra.searchpath=[file://{flags.config_dir}]")
     folder = Path(flags.config_path or config.config_dir()).resolve()

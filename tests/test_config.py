@@ -112,3 +112,10 @@ def test_all_values_out_of_range_are_told_at_once() -> None:
 def test_a_consensus_of_nobody_is_a_problem() -> None:
     (problem,) = validation.problems(compose_run(["metrics=cka", "metrics.weights.cka=0"]))
     assert "no metric" in problem.message
+
+
+def test_dictionaries_that_are_open_take_new_keys() -> None:
+    run = compose_run(["model.kwargs={width: 64}", "metrics.weights.bures=2", "evaluate.shift.cifar101=data.npy"])
+    assert run.model.kwargs == {"width": 64}
+    assert run.metrics.weights["bures"] == 2
+    assert run.evaluate.shift == {"cifar101": "data.npy"}

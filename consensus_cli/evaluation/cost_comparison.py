@@ -15,7 +15,7 @@ from consensus_cli.evaluation.energy import EnergyMeter, compare_energy
 from consensus_cli.evaluation.mode import Progress, evaluation_mode
 from consensus_cli.evaluation.statistics import paired_reduction_pct
 
-#: energy of inference is given for so many images
+#: energy of inference is measured on at most so many images, and given for so many
 INFERENCE_IMAGES = 1000
 
 
@@ -93,7 +93,7 @@ def energy_columns(
     Args:
         base: the network before pruning.
         pruned: the network after pruning.
-        test: images for inference, run over as often as the windows take.
+        test: the first 1,000 of these images are classified, as often as the windows take.
         training: `base` and `pruned`: functions that train a copy of the network for a share of an epoch.
         epoch_share: that share, in (0, 1].
         meter: reads the energy.
@@ -101,14 +101,15 @@ def energy_columns(
         repeats: windows per network.
         progress: told after each window.
     """
-    batches = [images for images, _ in test.batches(256, meter.device)]
+    shown = test.subset(torch.arange(min(INFERENCE_IMAGES, len(test))))
+    batches = [images for images, _ in shown.batches(256, meter.device)]
     passes = {name: _forward_passes(model, batches) for name, model in (("base", base), ("pruned", pruned))}
     with evaluation_mode(base, pruned):
         inference = compare_energy(passes, meter=meter, window_s=window_s, repeats=repeats, progress=progress)
     epoch = compare_energy(training, meter=meter, window_s=window_s, repeats=repeats, progress=progress)
     columns: Columns = {}
     for what, measured, scale in (
-        ("inference", inference, INFERENCE_IMAGES / len(test)),
+        ("inference", inference, INFERENCE_IMAGES / len(shown)),
         ("epoch", epoch, 1 / epoch_share),
     ):
         for name, energy in measured.items():
