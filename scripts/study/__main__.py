@@ -75,15 +75,16 @@ def measure(options: argparse.Namespace) -> None:
 
 def show(options: argparse.Namespace) -> None:
     """Draws the figures, or writes the tables into the document."""
-    if options.word == "figures":
-        from study.figures import draw
+    from study.evidence import Evidence
+    from study.figures import draw
+    from study.tables import update
 
-        for path in draw(options.rows, options.rows):
-            print(path)
+    evidence = Evidence.of_resnet56(options.rows)
+    if options.word == "tables":
+        update(options.document, evidence)
     else:
-        from study.tables import update
-
-        update(options.document, options.rows)
+        for path in draw(evidence, options.rows):
+            print(path)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,9 @@ from study.bench import BATCH_SIZE, Bench
 from study.criteria import allowed_order, order_of
 from study.decisions import Decisions
 from study.oneshot import counts, measure_single_removals
-from study.plan import MAIN, VOTES
+from study.plan import MAIN, STEPWISE, VOTES
 from study.rows import Rows, joined, split
 
-STEPWISE_CRITERIA = ("consensus", "family_rank_sum", "cka")
 STEPWISE_DRAWS = 3
 ATTACKS = (Attack("fgsm", eps255=8.0), Attack("pgd", eps255=8.0, steps=10))
 ATTACKED_IMAGES = 500
@@ -56,7 +55,7 @@ def measure_stepwise(bench: Bench, folder: Path, screen: Screen) -> None:
     """
     accuracies, rows = Accuracies(bench, folder), Rows(folder, "paths")
     for draw in range(STEPWISE_DRAWS):
-        for criterion in STEPWISE_CRITERIA:
+        for criterion in STEPWISE:
             for against in ("current", "original"):
                 _follow_path(bench, rows, accuracies, criterion=criterion, against=against, draw=draw)
                 screen.line(f"followed {criterion} against the {against} network, draw {draw}")

@@ -34,6 +34,8 @@ BASELINES = ("random", "weight_norm", "first", "last")
 CRITERIA = (*VOTES, *BASELINES)
 #: those whose networks are also attacked, corrupted and timed
 MAIN = ("consensus", "family_rank_sum", "cka", "random", "first")
+#: those that also rank anew after every removal
+STEPWISE = ("consensus", "family_rank_sum", "cka")
 
 
 @dataclass(frozen=True)
