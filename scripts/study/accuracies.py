@@ -72,6 +72,8 @@ class Accuracies:
 def answers(rows: pd.DataFrame) -> dict[Key, np.ndarray]:
     """Returns the answers (n,) bool in rows of `accuracy.csv`."""
     return {
-        (row.treatment, row.part, split(row.removed)): unpack(row.right, row.images)
-        for row in rows.itertuples(index=False)
+        (treatment, part, split(removed)): unpack(right, images)
+        for treatment, part, removed, right, images in zip(
+            *(rows[column] for column in ("treatment", "part", "removed", "right", "images")), strict=True
+        )
     }

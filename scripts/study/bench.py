@@ -123,11 +123,12 @@ def right_answers(
     does the rest in fp32.
     """
     engine, answers = None, []
+    classifier = model.network.get_submodule("fc")
     for images, labels in split.batches(BATCH_SIZE, device):
         with torch.no_grad():
             normalized = model.normalize(images)
             engine = engine or AblationEngine(model.network, blocks, normalized, precision=precision)
-            logits = model.network.fc(engine.representations(normalized))
+            logits = classifier(engine.representations(normalized))
             answers.append((logits.argmax(-1) == labels).cpu().numpy())
     return np.concatenate(answers, axis=1)
 

@@ -108,8 +108,8 @@ def single_removals_table(evidence: Evidence) -> str:
 
 def agreement_table(evidence: Evidence) -> str:
     """Kendall's τ between the metrics on the unpruned network."""
-    taus = evidence.metric_taus()
-    rows = [[row, *(f"{taus.loc[row, column]:.2f}" for column in METRICS)] for row in METRICS]
+    taus = evidence.metric_taus().loc[list(METRICS), list(METRICS)].to_numpy()
+    rows = [[name, *(f"{tau:.2f}" for tau in row)] for name, row in zip(METRICS, taus, strict=True)]
     return markdown(["τ", *METRICS], rows)
 
 
