@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The study of docs/study.md: does the consensus decide better? Every word continues where it was stopped.
+#
+#   scripts/study.sh one-shot [--root DIR]     rank once, remove, recalibrate, no training: under 30 minutes on 2 cores
+#   scripts/study.sh tuned|stepwise|robustness|costs [--root DIR]   further measurements of the same networks
+#   scripts/study.sh iterative [OVERRIDE…]     the paper's protocol by `consensus run -m`; then: collect OUTPUT_DIR
+#   scripts/study.sh tables                    writes the tables of docs/study.md from the rows in docs/study/
+#   scripts/study.sh figures                   draws the figures from the same rows
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+setup
+if [ "${1:-}" = iterative ]; then
+  shift
+  exec "$VENV/bin/consensus" run -m experiment=study_cifar10 "$@"
+fi
+PYTHONPATH="$ROOT/scripts" exec "$VENV/bin/python" -m study "$@"

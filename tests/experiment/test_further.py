@@ -1,0 +1,95 @@
+"""The words of the study beside one-shot, on small sizes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from small_study import SMALL
+from study import __main__ as command
+from study import after
+from study.bench import load_bench, right_answers, unpacked
+from study.evidence import Evidence
+from study.iterative import iterative_table
+from study.tables import TABLES
+
+from consensus_cli.cli import main
+from consensus_cli.screen import Screen
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_archive_is_unpacked_once_and_the_study_loads_it(photographs, tmp_path):
+    root = unpacked(photographs, tmp_path)
+    assert sorted(path.name for path in root.iterdir()) == ["test", "train"]
+    stamp = root.stat().st_ctime_ns
+    assert unpacked(photographs, tmp_path).stat().st_ctime_ns == stamp
+    weights = ROOT.parent / "shared" / "data" / "resnet56_cifar10jpeg.safetensors"
+    bench = load_bench(root, weights, tmp_path, replace(SMALL, selection_images=10), "cpu")
+    assert len(bench.candidates) == 24
+    # Trained on them: nearly all of the training images are classified correctly.
+    assert right_answers(bench.model, bench.images.train, bench.device, "fp32")[0].mean() > 0.9
+
+
+@pytest.mark.slow
+def test_iterative_protocol_runs_and_its_rows_become_a_table(photographs, evidence, tmp_path):
+    root = unpacked(photographs, tmp_path)
+    words = [
+        "experiment=study_cifar10",
+        f"dataset.root={root}",
+        f"model.weights={ROOT.parent}/shared/data/resnet56_cifar10jpeg.safetensors",
+        f"output_dir={tmp_path / 'out'}",
+        "criterion=cka,first",
+        "ratio=0.08",
+        "metrics.samples_per_class=8",
+        "finetune.recalibration_images=32",
+        "finetune.batch_size=16",
+        "attacks.images=10",
+        "evaluate.corruptions=[contrast]",
+        "evaluate.corruption_images=10",
+        "evaluate.energy_window_s=0.1",
+        "evaluate.energy_repeats=1",
+        "evaluate.latency_min_run_s=0.02",
+    ]
+    assert main(["run", "-m", *words]) == 0
+    assert command.main(["collect", str(tmp_path / "out"), "--rows", str(tmp_path)]) == 0
+    rows = pd.read_csv(tmp_path / "iterative.csv")
+    assert rows["criterion"].tolist() == ["cka", "first"]
+    assert rows["removed_blocks"][1] == "layer1.1;layer1.2"
+    table = iterative_table(replace(evidence, iterative=rows))
+    assert "| first | 0.08 | 7.50 | 1 |" in table
+
+
+@pytest.mark.slow
+def test_everything_beside_accuracy_is_measured_once(bench, measured, tmp_path, monkeypatch):
+    for name, small in {
+        "STEPWISE_DRAWS": 1,
+        "ATTACKED_IMAGES": 10,
+        "CORRUPTED_IMAGES": 10,
+        "LATENCY_RUN_S": 0.02,
+        "ENERGY_WINDOW_S": 0.1,
+        "ENERGY_IMAGES": 20,
+    }.items():
+        monkeypatch.setattr(after, name, small)
+    rows = shutil.copytree(measured, tmp_path / "rows")
+    for measure in (after.measure_tuned, after.measure_stepwise, after.measure_robustness, after.measure_costs):
+        measure(bench, rows, Screen())
+    before = {path.name: path.read_text() for path in rows.glob("*.csv")}
+    for measure in (after.measure_tuned, after.measure_stepwise, after.measure_robustness, after.measure_costs):
+        measure(bench, rows, Screen())
+    assert {path.name: path.read_text() for path in rows.glob("*.csv")} == before
+    found = Evidence.read(rows, SMALL, bench.blocks)
+    assert len(found.path("cka", "original")[0]) == 3
+    # The first step has nothing to compare but the original network.
+    assert found.path("consensus", "current")[0][0] == found.path("consensus", "original")[0][0]
+    assert found.path("consensus", "current")[0][0] == found.removed("consensus", 1)[0][0]
+    assert set(found.robustness["measure"]) == {"fgsm", "pgd", "corruption"}
+    assert (found.costs["macs_reduction_pct"] > 0).all()
+    assert "Not measured yet" not in "".join(
+        TABLES[name](found) for name in ("stepwise", "step_agreement", "robustness", "costs")
+    )
+    assert "tuned" in TABLES["first_choice"](found)
