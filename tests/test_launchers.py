@@ -19,8 +19,9 @@ from consensus_cli import config, launchers
 from consensus_cli.cli import main
 from consensus_cli.models.resnet import ResNet
 
-#: a run of a few seconds: no metric, no attack, no fine-tuning
-TINY = (*QUICK, "criterion=first", "attacks=none", "finetune=none", "ratio=0.17")
+#: a run of a few seconds: one epoch on few images, no metric, no attack, no fine-tuning
+TINY = (*QUICK, "baseline.epochs=1", "dataset.limit_train=200", "criterion=first", "attacks=none", "ratio=0.17")
+TINY += ("finetune.epochs_per_step=0", "finetune.final_epochs=0")
 
 #: in the sweeps, how many runs go on at once
 PARALLEL = {
@@ -149,6 +150,8 @@ def test_a_sweep_in_other_processes_gives_a_row_per_run_and_one_baseline_per_see
     assert set(rows["status"]) == {"done"}
     assert rows.groupby("seed")["accuracy_base_pct"].nunique().tolist() == [1, 1]
     assert len(list((out / "baselines").glob("*.safetensors"))) == 2
+    # Runs that go on at once must not each take every core.
+    assert set(rows["threads"]) == {max(1, (os.cpu_count() or 1) // 2) if "hydra/launcher=joblib" in launcher else 1}
     # No progress bar: several would overwrite each other.
     assert "\x1b[?25l" not in capfd.readouterr().out
 
