@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from consensus_cli import config
 from consensus_cli.composition import compose_runs, to_run_config
-from consensus_cli.errors import UserError, tell
+from consensus_cli.errors import RunFailedError, UserError, tell
 
 
 def launch(words: list[str]) -> int:
@@ -64,12 +64,14 @@ def _job(composed: DictConfig, failed: list[str]) -> float:
     hydra_config = HydraConfig.get()
     overrides, sweeping = list(hydra_config.overrides.task), hydra_config.mode == RunMode.MULTIRUN
     try:
-        row: dict[str, Any] = pipeline.run(to_run_config(composed), overrides, Screen())
-    except UserError as error:
+        run_config = to_run_config(composed)
+        run_config.if_done = run_config.if_done or ("skip" if sweeping else "rerun")
+        row: dict[str, Any] = pipeline.run(run_config, overrides, Screen())
+    except (UserError, RunFailedError) as error:
         # Told here: Hydra would put a text of its own before it.
         tell(error)
         if not sweeping:
-            raise SystemExit(2) from error
+            raise SystemExit(2 if isinstance(error, UserError) else 1) from error
     except Exception:
         if not sweeping:
             raise

@@ -24,7 +24,7 @@ def show_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
     goal = (
         f"{prepared.target_blocks} of {prepared.candidates} candidate blocks"
         if config.prune.unit == "blocks"
-        else f"{config.ratio:.1%} of the MACs ({prepared.candidates} candidate blocks)"
+        else f"{config.ratios[-1]:.1%} of the MACs ({prepared.candidates} candidate blocks)"
     )
     shape = "×".join(str(n) for n in images.train.image_shape)
     votes = f": {', '.join(prepared.votes)}" if prepared.votes else ""
@@ -34,7 +34,8 @@ def show_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
     )
     screen.line(f"  network    {prepared.macs_base / 1e6:.2f} M MACs, {len(prepared.blocks)} residual blocks")
     screen.line(f"  criterion  {config.criterion.name}{votes}")
-    screen.line(f"  removes    {goal}, {config.prune.step} per step")
+    stops = f", a row at each of {', '.join(f'{ratio:g}' for ratio in config.ratios)}" if len(config.ratios) > 1 else ""
+    screen.line(f"  removes    {goal}, {config.prune.step} per step{stops}")
     screen.line(f"  device     {prepared.device}, training in {prepared.precision}")
     screen.line(f"  directory  {run_dir}")
 
