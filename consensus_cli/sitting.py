@@ -141,13 +141,14 @@ class Sitting:
 
     @contextmanager
     def row_on_failure(self) -> Iterator[None]:
-        """Leaves a row with the error if the body fails, and lets it through."""
+        """Leaves a row with the error if the body fails before the run is done, and lets it through."""
         try:
             yield
         except BaseException as error:
             # On a full disk the row cannot be written either; what failed is told all the same.
             with suppress(OSError):
-                self.record(self.config.ratios[-1]).save_failure(error, self.duration_s)
+                if not is_done(self.files):
+                    self.record(self.config.ratios[-1]).save_failure(error, self.duration_s)
             raise
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ import consensus_cli
 from consensus_cli import steps, training
 from consensus_cli.cli import main
 from consensus_cli.errors import UserError
+from consensus_cli.record import Record
 from consensus_cli.results import read_rows
 from consensus_cli.rundir import RunDir
 from consensus_cli.sitting import reopen
@@ -44,6 +46,16 @@ def stop_after(removals: int, monkeypatch: pytest.MonkeyPatch, number: signal.Si
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(steps.Steps, "finetune", finetune_and_stop)
+
+
+def stop_in_the_last_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Record.save
+
+    def save_and_stop(self: Record, *words: Any) -> dict[str, object]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save(self, *words)
+
+    monkeypatch.setattr(Record, "save", save_and_stop)
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +129,20 @@ def test_a_changed_configuration_is_not_continued(stopped_run: Path, tmp_path: P
 
 
 def test_a_resumed_run_a_single_run_and_a_list_of_ratios_agree(
-    stopped: Path, stopped_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stopped: Path,
+    stopped_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before_s = float(read_rows(stopped / "results.csv")["duration_s"][0])
-    assert main(["resume", str(stopped_run)]) == 0
+    with monkeypatch.context() as patch:
+        stop_in_the_last_save(patch)
+        assert main(["resume", str(stopped_run)]) == 128 + signal.SIGTERM
     assert "resumed: 1 blocks are gone" in capsys.readouterr().out
     assert not RunDir(stopped_run).state.exists()
+    assert main(["resume", str(stopped_run)]) == 0
+    assert "is done already" in capsys.readouterr().out
     resumed = read_rows(stopped / "results.csv")
     assert list(resumed["status"]) == ["done"]
     assert resumed["duration_s"][0] > before_s * 0.5
