@@ -33,7 +33,7 @@ WORDS = (*QUICK, "attacks=none", "metrics=[cka,wasserstein]", "evaluate.energy_w
 
 
 def run(output_dir: Path, *words: str) -> int:
-    return main(["run", *WORDS, f"output_dir={output_dir}", *words])
+    return main(["run", *words, *WORDS, f"output_dir={output_dir}"])
 
 
 def stop_after(removals: int, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
