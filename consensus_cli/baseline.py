@@ -14,7 +14,7 @@ from consensus_cli.data.memory import ImageTensors
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.weights import load_into, read_state_dict, serialize
-from consensus_cli.rundir import config_hash, write_atomic
+from consensus_cli.rundir import config_hash, remove_partial_files, write_atomic
 
 #: a change in any of these changes what a baseline is
 _SOURCES = ("models", "data", "training.py")
@@ -40,6 +40,7 @@ def cached(
     key = config_hash({**determined_by, "code": _code_hash()})
     path = cache_dir / f"{key[:16]}.safetensors"
     with FileLock(path.with_suffix(".lock")):
+        remove_partial_files(path)
         if path.is_file():
             try:
                 load_into(model.network, read_state_dict(path), str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,11 +18,24 @@ from consensus_cli.rundir import RunDir, write_atomic
 FORMAT = 1
 
 
-def save(
-    run_dir: RunDir, original: Classifier, pruned: Classifier, spec: zoo.ModelSpec, removed: Sequence[str]
-) -> None:
-    """Writes both networks (safetensors) and how to rebuild the pruned one (JSON) into a run directory."""
+def save_baseline(run_dir: RunDir, original: Classifier) -> None:
+    """Writes the unpruned network (safetensors) into a run directory."""
     write_atomic(run_dir.baseline_checkpoint, serialize(original.network, {}))
+
+
+def load_baseline(run_dir: RunDir, fresh: Classifier) -> Classifier:
+    """Returns a copy of `fresh`, the unpruned network, with the weights that a run has saved.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another network.
+    """
+    path, original = run_dir.baseline_checkpoint, copy.deepcopy(fresh)
+    load_into(original.network, read_state_dict(path), str(path))
+    return original
+
+
+def save_pruned(run_dir: RunDir, pruned: Classifier, spec: zoo.ModelSpec, removed: Sequence[str]) -> None:
+    """Writes the pruned network (safetensors) and how to rebuild it (JSON) into a run directory."""
     write_atomic(run_dir.pruned_checkpoint, serialize(pruned.network, {"removed_blocks": ";".join(removed)}))
     structure = {"format": FORMAT, "model": asdict(spec), "removed_blocks": list(removed)}
     write_atomic(run_dir.pruned_structure, json.dumps(structure, indent=2) + "\n")
@@ -52,5 +66,6 @@ def _read_structure(path: Path) -> tuple[zoo.ModelSpec, list[str]]:
         return zoo.ModelSpec(**content["model"]), list(content["removed_blocks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"'{path}' does not say how to rebuild the network: {error}", "did the run end? its row says status=done"
+            f"'{path}' does not say how to rebuild the network: {error}",
+            "did the run come to its final fine-tuning? its log tells",
         ) from error

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from consensus_cli import __version__
-from consensus_cli.errors import UserError, tell, unknown_name
+from consensus_cli.errors import RunFailedError, UserError, tell, unknown_name
+from consensus_cli.signals import InterruptedRunError
 
 HELP = """\
 consensus: layer pruning by the consensus of similarity metrics
@@ -22,9 +24,11 @@ commands
       consensus run model=resnet56 ratio=0.5
       consensus run -m model=resnet32,resnet56 ratio=0.25,0.5 seed=0,1     a sweep
       consensus run ratio=0.5 --cfg job                                    what would run
+      consensus run ratio=[0.25,0.5]                                       a row at each of them
+  resume RUN              continue a run that was stopped or failed at its last finished step
   score [key=value …]     rank the blocks without pruning: blocks × metrics, on screen and as CSV
       consensus score model=resnet56 scoring.bootstrap=100
-      run and score show a live view on a terminal and plain lines elsewhere; --quiet: only results and warnings,
+      run, resume and score show a live view on a terminal and plain lines elsewhere; --quiet: only results and warnings,
       --json: one JSON object per event and line
   list WHAT               models | datasets | metrics | criteria | attacks, or blocks [key=value …]
       consensus list blocks model=resnet56
@@ -41,7 +45,7 @@ options
   --help     this text
   --version  the version
 
-exit codes: 0 done, 1 a bug or a failed run, 2 a mistake in what was asked for
+exit codes: 0 done, 1 a bug or a failed run, 2 a mistake in what was asked for, 130 and 143 interrupted
 """
 
 #: what `consensus list` shows -> the config group that holds it
@@ -69,9 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[0] not in COMMANDS:
             raise unknown_name("command", words[0], COMMANDS)
         return COMMANDS[words[0]](words[1:])
-    except UserError as error:
+    except (UserError, RunFailedError) as error:
         tell(error)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
+    except InterruptedRunError as stop:
+        sys.stderr.write(f"interrupted by {stop}; continue with: consensus resume {stop.run_dir}\n")
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 128 + signal.SIGINT
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,6 +98,20 @@ def _run(words: list[str]) -> int:
     from consensus_cli.launch import launch
 
     return launch(words, kind)
+
+
+def _resume(words: list[str]) -> int:
+    from consensus_cli.screen import open_screen, take_kind
+
+    words, kind = take_kind(words)
+    parser = _Parser(prog="consensus resume", add_help=False)
+    parser.add_argument("run", type=Path)
+    asked = parser.parse_args(words)
+    from consensus_cli import pipeline
+
+    with open_screen(kind) as screen:
+        pipeline.resume(asked.run, screen)
+    return 0
 
 
 def _score(words: list[str]) -> int:
@@ -187,6 +211,7 @@ def _collect(words: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
+    "resume": _resume,
     "score": _score,
     "list": _list,
     "report": _report,

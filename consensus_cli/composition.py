@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -76,6 +77,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         raise ConfigError([UserError(f"{key} is missing", f"give it: {key}=…") for key in missing])
     run_config = OmegaConf.to_object(composed)
     assert isinstance(run_config, RunConfig)
+    run_config.ratio = _ratio(run_config.ratio)
     return run_config
 
 
@@ -91,6 +93,17 @@ def read_config(path: Path) -> RunConfig:
         raise UserError(
             f"'{path}' is no configuration of a run: {error}", "name a run directory below runs/"
         ) from error
+
+
+def _ratio(value: Any) -> float | list[float]:
+    """Returns a number as float and a list of them as such, a list of one as the number: they hash alike."""
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(share, (int, float)) and not isinstance(share, bool) for share in values):
+        raise UserError(
+            f"ratio={value!r} is no number and no list of numbers",
+            "write ratio=0.5, or ratio=[0.25,0.5]; consensus run --cfg job shows the types in use",
+        )
+    return [float(share) for share in values] if len(values) > 1 else float(values[0])
 
 
 def _parse(words: Sequence[str]) -> list[Override]:

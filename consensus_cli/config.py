@@ -267,20 +267,25 @@ class RunConfig:
     """Everything that determines a run.
 
     Attributes:
-        ratio: share of the candidates, or of the MACs, that goes.
+        ratio: share of the candidates, or of the MACs, that goes: a float, or a list of them in increasing order. A
+            list gives a row at each: the pruning passes through the smaller ones.
         seed: the one seed of baseline training, sampling, augmentation, criteria and attacks.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: of training: `auto` is bf16 autocast where the device has it, else fp32.
         threads: CPU threads of PyTorch; null: its own choice.
         output_dir: folder of `results.csv`, run directories and cached baselines.
+        if_done: where there is a run of the same configuration already: `skip` it if it is finished, or continue it;
+            or `rerun`, start another one. null: skip in a sweep, else rerun.
     """
 
-    ratio: float = MISSING
+    # OmegaConf has no union with a list; `composition.to_run_config` checks the type.
+    ratio: Any = MISSING
     seed: int = MISSING
     device: str = MISSING
     precision: str = "auto"
     threads: int | None = None
     output_dir: str = MISSING
+    if_done: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
@@ -291,6 +296,11 @@ class RunConfig:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     attacks: AttacksConfig = field(default_factory=AttacksConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    @property
+    def ratios(self) -> list[float]:
+        """The ratios at which the run leaves a row, in increasing order."""
+        return list(self.ratio) if isinstance(self.ratio, list) else [self.ratio]
 
 
 def register() -> None:

@@ -1,7 +1,7 @@
 """What a user did wrong, told in one line with a hint.
 
-Anything raised from here ends the command with exit code 2 and no traceback; every other exception is a bug
-in this package and keeps its traceback.
+A `UserError` ends the command with exit code 2, a `RunFailedError` with 1, both without a traceback; every other
+exception is a bug in this package and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -31,6 +31,15 @@ class ConfigError(UserError):
         super().__init__("; ".join(p.message for p in self.problems), "; ".join(p.hint for p in self.problems))
 
 
+class RunFailedError(Exception):
+    """A run that could not go on, through no mistake in what was asked for: one line that says why, and a hint."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Returns the error for a name that no registry or config group holds, with the nearest valid one."""
     names = sorted(valid)
@@ -40,7 +49,7 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{name}'", f"{suggestion}valid: {', '.join(names[:_LISTED])}{more}")
 
 
-def tell(error: UserError) -> None:
+def tell(error: UserError | RunFailedError) -> None:
     """Prints each mistake in one line with its hint, on standard error."""
     for problem in error.problems if isinstance(error, ConfigError) else [error]:
         sys.stderr.write(f"error: {_one_line(problem.message)}\nhint: {_one_line(problem.hint)}\n")

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from consensus_cli import config, launchers
 from consensus_cli.composition import compose_runs, opened, to_run_config
-from consensus_cli.errors import UserError, tell
+from consensus_cli.errors import RunFailedError, UserError, tell
 
 #: packages whose exceptions, in a sweep, say that they lost a run's process
 _LAUNCHING = ("joblib", "submitit", "ray")
@@ -103,13 +103,15 @@ def run_job(composed: DictConfig, screen_kind: str) -> str | None:
     # Launchers other than Hydra's own run several jobs at once.
     alone = hydra_config.launcher._target_.endswith(".BasicLauncher")
     try:
+        run_config = to_run_config(composed)
+        run_config.if_done = run_config.if_done or ("skip" if sweeping else "rerun")
         with open_screen(screen_kind, alone=alone) as screen:
-            pipeline.run(to_run_config(composed), overrides, screen)
-    except UserError as error:
+            pipeline.run(run_config, overrides, screen)
+    except (UserError, RunFailedError) as error:
         # Told here: Hydra would put a text of its own before it.
         tell(error)
         if not sweeping:
-            raise SystemExit(2) from error
+            raise SystemExit(2 if isinstance(error, UserError) else 1) from error
         return _one_line(error)
     except Exception as error:
         if not sweeping:

@@ -70,8 +70,8 @@ class Prepared:
 
     @functools.cached_property
     def target_blocks(self) -> int:
-        """How many blocks go where `prune.unit` is `blocks`."""
-        return schedule.blocks_to_remove(self.config.ratio, self.candidates)
+        """How many blocks go in all where `prune.unit` is `blocks`."""
+        return schedule.blocks_to_remove(self.config.ratios[-1], self.candidates)
 
     def example(self) -> Tensor:
         """Returns two test images as the network takes them."""
@@ -191,15 +191,17 @@ def _check_fit(prepared: Prepared) -> None:
 
 def _check_blocks(prepared: Prepared) -> None:
     config = prepared.config
-    schedule.check_enough_blocks(config.ratio, prepared.blocks, config.prune.min_blocks_per_stage)
+    for ratio in config.ratios:
+        schedule.check_enough_blocks(ratio, prepared.blocks, config.prune.min_blocks_per_stage)
 
 
 def _check_macs(prepared: Prepared) -> None:
     config = prepared.config
     costs = block_costs(prepared.fresh.network, prepared.example(), prepared.blocks)
     most = schedule.most_macs_removable(prepared.blocks, costs, config.prune.min_blocks_per_stage) / prepared.macs_base
-    if config.ratio > most:
+    ratio = config.ratios[-1]
+    if ratio > most:
         raise UserError(
-            f"ratio={config.ratio} asks for {config.ratio:.1%} fewer MACs; at most {most:.1%} can go",
+            f"ratio={ratio} asks for {ratio:.1%} fewer MACs; at most {most:.1%} can go",
             f"lower the ratio to {most:.3f} or prune.min_blocks_per_stage",
         )

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
 import torch
-import yaml
 
-from consensus_cli import __version__, checkpoint
+from consensus_cli import __version__
 from consensus_cli.config import RunConfig
+from consensus_cli.errors import UserError
 from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.cost_comparison import file_size_columns
-from consensus_cli.models.classifier import Classifier
 from consensus_cli.report.finish import write_summary
 from consensus_cli.results import COLUMNS, append_row
 from consensus_cli.rundir import RESULTS_NAME, RunDir, config_hash, write_atomic
-from consensus_cli.steps import Scores, Steps
+from consensus_cli.signals import InterruptedRunError
+from consensus_cli.steps import SCORING_BATCH_SIZE, Scores, Steps
 
 #: what does not change the result: where things lie and on what they are computed
-_NOT_IN_HASH = ("output_dir", "device", "threads", "dataset.root", "dataset.download")
+_NOT_IN_HASH = ("output_dir", "device", "threads", "dataset.root", "dataset.download", "if_done")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run's directory and its beginnings.
+    """One row of a run and the directory with everything behind it.
 
     Attributes:
-        config: everything that determines the run.
+        config: everything that determines the run, with the ratio of this row alone.
         overrides: the words that led to it.
         started: when the run began, UTC.
         files: the run directory.
@@ -46,66 +44,37 @@ class Record:
     started: datetime
     files: RunDir
 
-    @classmethod
-    def open(cls, config: RunConfig, overrides: Sequence[str], started: datetime) -> Record:
-        """Makes the run directory and writes the resolved configuration into it."""
-        files = RunDir.create(Path(config.output_dir), run_hash(config), started)
-        write_atomic(files.config, yaml.safe_dump(asdict(config), sort_keys=False))
-        return cls(config, tuple(overrides), started, files)
-
-    @contextmanager
-    def logging(self) -> Iterator[None]:
-        """Writes the package's log into the run directory while the body runs, and the traceback if it fails."""
-        logger = logging.getLogger("consensus_cli")
-        handler = logging.FileHandler(self.files.log, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        try:
-            yield
-        except BaseException:
-            logger.exception("the run did not end")
-            raise
-        finally:
-            logger.removeHandler(handler)
-            handler.close()
-
-    @contextmanager
-    def row_on_failure(self) -> Iterator[None]:
-        """Leaves a row with `status=failed` (or `interrupted`) and the error if the body fails, and lets it through."""
-        try:
-            yield
-        except BaseException as error:
-            row = self._identity() | {
-                "status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
-                "error": f"{type(error).__name__}: {_one_line(str(error))}",
-            }
-            self.files.write_row(row)
-            append_row(Path(self.config.output_dir) / RESULTS_NAME, row)
-            raise
-
     def save_scores(self, scores: Sequence[Scores]) -> None:
         """Writes the scores of every step so far: step, block, metric, distance, rank, sum."""
         write_atomic(self.files.scores, score_table(scores).to_csv(index=False))
 
-    def save(self, steps: Steps, original: Classifier, pruned: Classifier, measured: Columns) -> dict[str, object]:
-        """Writes checkpoints, row and summary into the run directory, and appends the row, which it returns."""
-        checkpoint.save(self.files, original, pruned, steps.prepared.spec, steps.removed)
-        row = self._row(steps, measured)
+    def save(self, steps: Steps, measured: Columns, duration_s: float) -> dict[str, object]:
+        """Writes scores, summary and row into the run directory, and appends the row, which it returns."""
+        row = self._row(steps, measured, duration_s)
         row |= file_size_columns(self.files.baseline_checkpoint, self.files.pruned_checkpoint)
-        self.files.write_row(row)
+        self.save_scores(steps.scores)
         write_summary(self.files, row, score_table(steps.scores))
+        self.files.write_row(row)
         append_row(Path(self.config.output_dir) / RESULTS_NAME, row)
         return row
 
-    def _identity(self) -> dict[str, object]:
+    def save_failure(self, error: BaseException, duration_s: float) -> None:
+        """Leaves a row with `status=failed` (or `interrupted`) and the error."""
+        stopped = isinstance(error, (KeyboardInterrupt, InterruptedRunError))
+        row = self._identity(duration_s) | {
+            "status": "interrupted" if stopped else "failed",
+            "error": f"{type(error).__name__}: {_one_line(str(error))}",
+        }
+        self.files.write_row(row)
+        append_row(Path(self.config.output_dir) / RESULTS_NAME, row)
+
+    def _identity(self, duration_s: float) -> dict[str, object]:
         """Returns what is known of the run before it has done anything."""
         config = self.config
         return {
             "run_id": self.files.path.name,
             "started_at": self.started.isoformat(timespec="seconds"),
-            "duration_s": (datetime.now(UTC) - self.started).total_seconds(),
+            "duration_s": duration_s,
             "version": __version__,
             "git_commit": git_commit(),
             "overrides": shlex.join(self.overrides),
@@ -115,14 +84,14 @@ class Record:
             "dataset": config.dataset.name,
             "criterion": config.criterion.name,
             "samples_per_class": config.metrics.samples_per_class,
-            "ratio": config.ratio,
+            "ratio": config.ratios[-1],
             "ratio_unit": config.prune.unit,
             "run_dir": str(self.files.path),
         }
 
-    def _row(self, steps: Steps, measured: Columns) -> dict[str, object]:
+    def _row(self, steps: Steps, measured: Columns, duration_s: float) -> dict[str, object]:
         total = steps.stages.total()
-        row = self._identity() | {
+        row = self._identity(duration_s) | {
             "status": "done",
             "device": _device_name(steps.prepared.device),
             "threads": torch.get_num_threads(),
@@ -135,6 +104,8 @@ class Record:
             "aggregation": self.config.criterion.aggregation,
             "precision": steps.prepared.precision,
             "energy_estimated": steps.stages.meter.estimated,
+            "finetune_batch_size": steps.fitting("training", self.config.finetune.batch_size),
+            "scoring_batch_size": steps.fitting("scoring", SCORING_BATCH_SIZE),
         }
         for stage in ("baseline", "score", "finetune", "evaluate"):
             used = steps.stages.stages.get(stage)
@@ -144,11 +115,26 @@ class Record:
 
 
 def run_hash(config: RunConfig) -> str:
-    """Returns the hash of everything that changes a run's result; weights count by content, not by path."""
+    """Returns the hash of everything that changes a run's result; a file of weights counts by content, not by path."""
     plain = asdict(config)
-    if config.model.weights is not None:
-        plain["model"]["weights"] = sha256(Path(config.model.weights).expanduser().read_bytes()).hexdigest()
+    if config.model.weights is not None and (file := Path(config.model.weights).expanduser()).is_file():
+        plain["model"]["weights"] = sha256(file.read_bytes()).hexdigest()
     return config_hash(plain, exclude=_NOT_IN_HASH)
+
+
+def settle(run_dir: RunDir, output_dir: Path) -> dict[str, object]:
+    """Returns the row of a finished run, having made sure that the results file has it and no state is left.
+
+    Raises:
+        UserError: the directory's row is not one that a results file can take.
+    """
+    row = dict.fromkeys(COLUMNS) | (run_dir.read_row() or {})
+    try:
+        append_row(output_dir / RESULTS_NAME, row)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"'{run_dir.row}' holds no row: {error}", "repeat the run with if_done=rerun") from error
+    run_dir.state.unlink(missing_ok=True)
+    return row
 
 
 def score_table(scores: Sequence[Scores]) -> pd.DataFrame:

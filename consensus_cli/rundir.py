@@ -91,9 +91,19 @@ class RunDir:
 
     def files(self) -> Iterator[Path]:
         """Yields every path that a run may write in its directory, whether it exists or not."""
-        yield from (self.config, self.scores, self.log, self.row, self.state, self.summary)
-        yield from (self.baseline_checkpoint, self.pruned_checkpoint, self.pruned_structure)
+        yield from (self.identity, self.config, self.scores, self.log, self.row, self.summary, self.lock)
+        yield from (self.state, self.baseline_checkpoint, self.pruned_checkpoint, self.pruned_structure)
         yield from (self.comparison_figure, self.removal_figure)
+
+    @property
+    def identity(self) -> Path:
+        """Which run this is (JSON): the hash of its configuration, its beginning, the words that led to it."""
+        return self.path / "identity.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works on the run."""
+        return self.path / ".lock"
 
     @property
     def config(self) -> Path:
@@ -117,8 +127,8 @@ class RunDir:
 
     @property
     def state(self) -> Path:
-        """What an interrupted run needs to continue at its last finished step (JSON)."""
-        return self.path / "state.json"
+        """What an unfinished run needs to continue at its last finished step (safetensors); gone when it is done."""
+        return self.checkpoints / "state.safetensors"
 
     @property
     def summary(self) -> Path:
@@ -155,6 +165,31 @@ class RunDir:
         """How to rebuild the pruned network that `pruned_checkpoint` fits (JSON)."""
         return self.checkpoints / "pruned.json"
 
+    def sibling(self, run_hash: str) -> RunDir:
+        """Returns the directory beside this one for another row of the same run.
+
+        Args:
+            run_hash: of the configuration that would give that row alone; the directory is named after it, too.
+
+        Example:
+            >>> RunDir(Path("runs/20250131T120000Z-0123abcd")).sibling("89abcdef0000").path.name
+            '20250131T120000Z-89abcdef-of-0123abcd'
+        """
+        stamp, _, rest = self.path.name.partition("-")
+        return RunDir(self.path.with_name(f"{stamp}-{run_hash[:8]}-of-{rest}"))
+
+    def make(self) -> None:
+        """Makes the directory if it is not there."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def read_row(self) -> dict[str, Any] | None:
+        """Returns the row of this run; None where there is none yet, or where the file holds something else."""
+        try:
+            row = json.loads(self.row.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return row if isinstance(row, dict) else None
+
     def write_row(self, row: Mapping[str, object]) -> None:
         """Writes the row of this run atomically; floats keep every digit, NaN and infinities included."""
         write_atomic(self.row, json.dumps(dict(row), indent=2) + "\n")
@@ -163,6 +198,25 @@ class RunDir:
 def row_files(output_dir: Path) -> list[Path]:
     """Returns the `row.json` of every run below `output_dir`, in the order of the directories' names."""
     return sorted((output_dir / _RUNS).glob(f"*/{_ROW}"))
+
+
+def run_dirs(output_dir: Path, run_hash: str) -> list[RunDir]:
+    """Returns the run directories below `output_dir` that are named after a hash, in the order in which they began."""
+    return [RunDir(path) for path in sorted((output_dir / _RUNS).glob(f"*-{run_hash[:8]}*")) if path.is_dir()]
+
+
+def output_dir_of(run_dir: RunDir) -> Path:
+    """Returns the folder of `results.csv` that a run directory belongs to.
+
+    Raises:
+        UserError: the directory does not lie in a folder `runs`.
+    """
+    runs = run_dir.path.absolute().parent
+    if runs.name != _RUNS:
+        raise UserError(
+            f"'{run_dir.path}' does not lie in a folder '{_RUNS}'", f"move it to OUTPUT_DIR/{_RUNS}/{run_dir.path.name}"
+        )
+    return runs.parent
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from consensus_cli import data, training
+from consensus_cli import data, limits, training
 from consensus_cli.baseline import cached, fingerprint
 from consensus_cli.config import BaselineConfig, FinetuneConfig, RunConfig
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
@@ -31,6 +32,8 @@ from consensus_cli.scoring.consensus import Ranking, decide
 from consensus_cli.scoring.moments import PairStatistics
 from consensus_cli.scoring.score import baseline_importance, collect_statistics
 from consensus_cli.screen import Screen, events
+
+Result = TypeVar("Result")
 
 SCORING_BATCH_SIZE = 256
 
@@ -67,6 +70,7 @@ class Steps:
         stages: energy and time of each stage.
         removed: names of the blocks that are gone, in order of removal.
         scores: what the criterion said before each step.
+        batch_sizes: `training` or `scoring` -> largest batch that fits into memory, where that was found out.
     """
 
     prepared: Prepared
@@ -74,6 +78,7 @@ class Steps:
     stages: StageMeter
     removed: list[str] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
+    batch_sizes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, prepared: Prepared, screen: Screen) -> Steps:
@@ -81,10 +86,19 @@ class Steps:
         meter = EnergyMeter(prepared.config.evaluate.country, device=prepared.device)
         return cls(prepared, screen, StageMeter(meter, watch=screen.stage))
 
+    def branch(self) -> Steps:
+        """Returns a copy that goes its own way from here, with its own account of time and energy."""
+        stages = StageMeter(self.stages.meter, copy.deepcopy(self.stages.stages))
+        return Steps(self.prepared, self.screen, stages, list(self.removed), list(self.scores), dict(self.batch_sizes))
+
     @property
     def config(self) -> RunConfig:
         """Everything that determines the run."""
         return self.prepared.config
+
+    def fitting(self, purpose: str, batch_size: int) -> int:
+        """Returns the batch size, or what is left of it where memory ran out before."""
+        return min(batch_size, self.batch_sizes.get(purpose, batch_size))
 
     def baseline(self) -> Classifier:
         """Returns the unpruned network with its weights: as given, from the cache, or trained now."""
@@ -109,12 +123,12 @@ class Steps:
         self._show_accuracy(model)
         return model
 
-    def reached(self, network: nn.Module) -> bool:
-        """Says whether enough blocks are gone."""
+    def reached(self, network: nn.Module, ratio: float) -> bool:
+        """Says whether enough blocks are gone for a ratio."""
         if self.config.prune.unit == "blocks":
-            return len(self.removed) >= self.prepared.target_blocks
+            return len(self.removed) >= schedule.blocks_to_remove(ratio, self.prepared.candidates)
         macs = complexity(network, self.prepared.images.test.image_shape).macs
-        return macs <= (1 - self.config.ratio) * self.prepared.macs_base
+        return macs <= (1 - ratio) * self.prepared.macs_base
 
     def score(self, network: Classifier, original: Classifier) -> Ranking:
         """Ranks the candidates that may go now, the least important first."""
@@ -128,12 +142,12 @@ class Steps:
         self.screen.show(_scored(len(self.scores), scores.ranking))
         return scores.ranking
 
-    def prune(self, network: Classifier, ranking: Ranking) -> None:
+    def prune(self, network: Classifier, ranking: Ranking, ratio: float) -> None:
         """Removes the least important blocks of a ranking, up to `prune.step`, or until the ratio is reached."""
         gone = 0
         for position in ranking.order:
             allowed = schedule.allowed(self.prepared.blocks, self.removed, self.config.prune.min_blocks_per_stage)
-            if gone == self.config.prune.step or (gone and self.reached(network)):
+            if gone == self.config.prune.step or (gone and self.reached(network, ratio)):
                 break
             name = ranking.blocks[position]
             if name in {block.name for block in allowed}:
@@ -146,15 +160,16 @@ class Steps:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
         settings = self.config.finetune
         if settings.recalibration_images:
+            recalibrate = functools.partial(
+                training.recalibrate_batch_norm,
+                network,
+                self.prepared.images.train,
+                images=settings.recalibration_images,
+                device=self.prepared.device,
+                seed=self._seed(len(self.removed)),
+            )
             with self.stages.stage("finetune"):
-                training.recalibrate_batch_norm(
-                    network,
-                    self.prepared.images.train,
-                    images=settings.recalibration_images,
-                    batch_size=settings.batch_size,
-                    device=self.prepared.device,
-                    seed=self._seed(len(self.removed)),
-                )
+                self._in_memory("training", settings.batch_size, lambda size: recalibrate(batch_size=size))
         self._finetune(network, self.config.finetune.epochs_per_step, f"fine-tuning after {len(self.removed)} removals")
         self._show_accuracy(network)
 
@@ -178,8 +193,13 @@ class Steps:
     def _consult_metrics(self, network: Classifier, original: Classifier, allowed: list[Block]) -> Scores:
         names, votes = [block.name for block in allowed], self.prepared.votes
         resamples, aggregation = self.config.scoring.bootstrap, self.config.criterion.aggregation
+        chunks = BOOTSTRAP_CHUNKS if resamples else 1
         with self.screen.progress(f"scoring {len(allowed)} blocks") as report:
-            parts = self._statistics(network, original, allowed, report, BOOTSTRAP_CHUNKS if resamples else 1)
+            parts = self._in_memory(
+                "scoring",
+                SCORING_BATCH_SIZE,
+                lambda size: self._statistics(network, original, allowed, report, chunks=chunks, batch_size=size),
+            )
             whole = PairStatistics.combine(parts, [1] * len(parts)) if resamples else parts[0]
             ranking = decide(
                 names,
@@ -213,18 +233,20 @@ class Steps:
         original: Classifier,
         allowed: list[Block],
         report: Callable[[str, int, int], None],
+        *,
         chunks: int,
+        batch_size: int,
     ) -> list[PairStatistics]:
         scoring, prepared = self.config.scoring, self.prepared
         return collect_statistics(
             network.network,
             allowed,
-            _normalized(network, prepared.samples, prepared.device, report),
+            _normalized(network, prepared.samples, batch_size, prepared.device, report),
             list(prepared.votes),
             original=original.network if scoring.against == "original" else None,
             num_classes=len(prepared.images.classes),
             precision=scoring.precision,
-            memory_gb=scoring.memory_gb,
+            memory_gb=scoring.memory_gb * batch_size / SCORING_BATCH_SIZE,
             chunks=chunks,
         )
 
@@ -235,23 +257,43 @@ class Steps:
                 self._train(network, recipe, self._seed(len(self.removed), int(epochs * 1000)), description)
 
     def _train(self, model: Classifier, recipe: training.Recipe, seed: int, description: str) -> None:
-        with self.screen.progress(description) as report:
+        before = copy.deepcopy(model.state_dict())
 
-            def told(progress: training.Progress) -> None:
-                report(description, progress.step, progress.steps)
-                self.screen.show(events.TrainingLoss(progress.loss, progress.step, progress.steps))
+        def told(progress: training.Progress) -> None:
+            report(description, progress.step, progress.steps)
+            self.screen.show(events.TrainingLoss(progress.loss, progress.step, progress.steps))
 
-            result = training.train(
+        def attempt(batch_size: int) -> training.TrainingResult:
+            model.load_state_dict(before)
+            # Dropout draws from the global generator: a step must not depend on what earlier ones drew.
+            torch.manual_seed(seed)
+            return training.train(
                 model,
                 self.prepared.images.train,
-                recipe,
+                replace(recipe, batch_size=batch_size),
                 device=self.prepared.device,
                 augmentation=self.prepared.images.augmentation,
                 seed=seed,
                 precision=self.prepared.precision,
                 report=told,
             )
+
+        with self.screen.progress(description) as report:
+            try:
+                result = self._in_memory("training", recipe.batch_size, attempt)
+            except training.TrainingDivergedError as error:
+                raise training.TrainingDivergedError(f"{description}: {error}") from error
         self.screen.detail(f"{description}: loss {result.loss:.4f}, {result.images / result.duration_s:.0f} images/s")
+
+    def _in_memory(self, purpose: str, batch_size: int, attempt: Callable[[int], Result]) -> Result:
+        """Does work in batches, in smaller ones from the moment on that memory runs out."""
+
+        def note(size: int) -> None:
+            self.screen.warning(f"out of memory: {purpose} goes on with batches of {size} images")
+            self.batch_sizes[purpose] = size
+
+        smallest = 2 if purpose == "training" else 1  # batch norm needs two images
+        return limits.halving(attempt, self.fitting(purpose, batch_size), note, smallest=smallest)
 
     def _measured_training(self, original: Classifier, network: Classifier) -> Training:
         """Returns training by the recipe of fine-tuning; of a long epoch a part, lest one window take minutes."""
@@ -265,6 +307,7 @@ class Steps:
         """Returns a function that trains a copy of the network for a share of an epoch."""
         trained = copy.deepcopy(model)
         recipe = _recipe(self.config.finetune, share)
+        recipe = replace(recipe, batch_size=self.fitting("training", recipe.batch_size))
 
         def run() -> None:
             training.train(
@@ -335,10 +378,14 @@ def _recipe(settings: BaselineConfig | FinetuneConfig, epochs: float) -> trainin
 
 
 def _normalized(
-    model: Classifier, samples: data.Split, device: torch.device, report: Callable[[str, int, int], None]
+    model: Classifier,
+    samples: data.Split,
+    batch_size: int,
+    device: torch.device,
+    report: Callable[[str, int, int], None],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     done = 0
-    for images, labels in samples.batches(SCORING_BATCH_SIZE, device):
+    for images, labels in samples.batches(batch_size, device):
         with torch.no_grad():
             yield model.normalize(images), labels
         done += len(labels)

@@ -20,25 +20,29 @@ from consensus_cli.screen import Screen, events
 from consensus_cli.steps import Scores
 
 
-def show_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
-    """Shows what will run, and how often each stage will."""
+def show_header(screen: Screen, prepared: Prepared, run_dir: Path, removed: Sequence[str]) -> None:
+    """Shows what will run, and how often each stage will; `removed` went in an earlier sitting."""
     config = prepared.config
     by_blocks = config.prune.unit == "blocks"
     goal = (
         f"{prepared.target_blocks} of {prepared.candidates} candidate blocks"
         if by_blocks
-        else f"{config.ratio:.1%} of the MACs ({prepared.candidates} candidate blocks)"
+        else f"{config.ratios[-1]:.1%} of the MACs ({prepared.candidates} candidate blocks)"
     )
-    planned = _planned(prepared) if by_blocks else {}
-    screen.show(_started(prepared, run_dir, goal=f"{goal}, {config.prune.step} per step", planned=planned))
+    stops = f", a row at each of {', '.join(f'{ratio:g}' for ratio in config.ratios)}" if len(config.ratios) > 1 else ""
+    goal = f"{goal}, {config.prune.step} per step{stops}"
+    planned = _planned(prepared, removed) if by_blocks else {}
+    screen.show(_started(prepared, run_dir, goal=goal, removed=removed, planned=planned))
 
 
 def show_score_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
     """Shows what will be scored."""
-    screen.show(_started(prepared, run_dir, goal="", planned=_baseline_stage(prepared) | {"score": 1}))
+    screen.show(_started(prepared, run_dir, goal="", removed=(), planned=_baseline_stage(prepared) | {"score": 1}))
 
 
-def _started(prepared: Prepared, run_dir: Path, *, goal: str, planned: Mapping[str, int]) -> events.Started:
+def _started(
+    prepared: Prepared, run_dir: Path, *, goal: str, removed: Sequence[str], planned: Mapping[str, int]
+) -> events.Started:
     config, images = prepared.config, prepared.images
     return events.Started(
         version=__version__,
@@ -55,6 +59,7 @@ def _started(prepared: Prepared, run_dir: Path, *, goal: str, planned: Mapping[s
         macs=prepared.macs_base,
         blocks=tuple(block.name for block in prepared.blocks),
         candidates=tuple(block.name for block in prepared.blocks if block.removable),
+        removed=tuple(removed),
         goal=goal,
         device=str(prepared.device),
         precision=prepared.precision,
@@ -63,13 +68,16 @@ def _started(prepared: Prepared, run_dir: Path, *, goal: str, planned: Mapping[s
     )
 
 
-def _planned(prepared: Prepared) -> dict[str, int]:
+def _planned(prepared: Prepared, removed: Sequence[str]) -> dict[str, int]:
     """Returns how often each stage of a run will run, where the number of blocks to remove is known."""
     config = prepared.config
-    steps = math.ceil(prepared.target_blocks / config.prune.step)
+    steps = math.ceil((prepared.target_blocks - len(removed)) / config.prune.step)
     per_step = (config.finetune.recalibration_images > 0) + (config.finetune.epochs_per_step > 0)
-    finetunings = steps * per_step + (config.finetune.final_epochs > 0)
-    return _baseline_stage(prepared) | {"score": steps, "finetune": finetunings, "evaluate": 1}
+    rows = len(config.ratios)
+    finetunings = steps * per_step + rows * (config.finetune.final_epochs > 0)
+    # A run that is resumed has its baseline.
+    baseline = {} if removed else _baseline_stage(prepared)
+    return baseline | {"score": steps, "finetune": finetunings, "evaluate": rows}
 
 
 def _baseline_stage(prepared: Prepared) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,10 @@ def _at_least(low: float) -> Callable[[float], bool]:
     return lambda value: low <= value < math.inf
 
 
+def _increasing(shares: list[float]) -> bool:
+    return bool(shares) and all(low < high for low, high in itertools.pairwise([0.0, *shares])) and shares[-1] <= 1
+
+
 def _positive(value: float) -> bool:
     return 0 < value < math.inf
 
@@ -29,7 +34,7 @@ def _sizes(values: list[int]) -> bool:
     return len(set(values)) == len(values) > 0 and min(values) >= 1
 
 
-#: key -> values it can take
+#: key -> values it can take; null passes where the type allows it
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32", "bf16"),
     "dataset.on_corrupt": ("error", "skip"),
@@ -39,11 +44,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "scoring.precision": ("fp32", "bf16"),
     "prune.unit": ("blocks", "macs"),
     "prune.granularity": ("block", "branch"),
+    "if_done": ("skip", "rerun"),
 }
 
 #: key -> (what a value must satisfy, the same in words); null passes where the type allows it
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "ratio": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "ratio": (
+        lambda value: _increasing(value if isinstance(value, list) else [value]),
+        "above 0 and at most 1, or a list of such shares in increasing order",
+    ),
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
     "threads": (_at_least(1), "at least 1, or null"),
     "model.num_classes": (_at_least(2), "at least 2, or null"),
@@ -84,7 +93,9 @@ RANGES |= {f"{node}.{key}": rule for node in ("baseline", "finetune") for key, r
 def problems(config: RunConfig) -> list[UserError]:
     """Returns every value that is out of range, without touching a file, the data or a device."""
     found = [
-        unknown_name(key, value, valid) for key, valid in CHOICES.items() if (value := _value(config, key)) not in valid
+        unknown_name(key, value, valid)
+        for key, valid in CHOICES.items()
+        if (value := _value(config, key)) is not None and value not in valid
     ]
     for key, (allowed, in_words) in RANGES.items():
         value = _value(config, key)

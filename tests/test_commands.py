@@ -102,6 +102,8 @@ def test_collect_rebuilds_the_results_from_run_directories(
     ("words", "message"),
     [
         (["export"], "required"),
+        (["resume"], "required"),
+        (["resume", "nowhere"], "not a run directory"),
         (["export", "nowhere"], "not a run directory"),
         (["report", "nowhere"], "nowhere"),
         (["report", "--colour", "red"], "unrecognized"),

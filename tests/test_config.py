@@ -109,6 +109,14 @@ def test_all_values_out_of_range_are_told_at_once() -> None:
     assert [problem.message.split("=")[0] for problem in validation.problems(run)] == ["ratio", "seed", "prune.step"]
 
 
+def test_a_ratio_is_a_number_or_an_increasing_list() -> None:
+    assert compose_run(["ratio=[0.25,0.5]"]).ratios == [0.25, 0.5]
+    assert compose_run(["ratio=1"]).ratios == [1.0]
+    assert compose_run(["ratio=[0.5]"]).ratio == compose_run(["ratio=0.5"]).ratio == 0.5
+    for ratio in ("[0.5,0.5]", "[0.5,1.5]", "[0,0.5]", "[nan,0.5]"):
+        assert "ratio" in validation.problems(compose_run([f"ratio={ratio}"]))[0].message
+
+
 def test_a_consensus_of_nobody_is_a_problem() -> None:
     (problem,) = validation.problems(compose_run(["metrics=cka", "metrics.weights.cka=0"]))
     assert "no metric" in problem.message

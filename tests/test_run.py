@@ -152,7 +152,11 @@ def test_in_a_sweep_a_failed_run_leaves_its_row_and_the_next_one_starts(
     words = ["criterion=first", "attacks=none", "ratio=0.17", "baseline.learning_rate=0.1,1e30"]
     assert main(["run", "-m", *QUICK, *words[::-1], f"output_dir={tmp_path}"]) == 1
     rows = pd.read_csv(tmp_path / "results.csv").set_index("status")
-    assert "baseline.learning_rate=1e+30" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "baseline.learning_rate=1e+30" in told
+    assert "error: training diverged: training the baseline: the training loss is" in told
+    assert "at update" in told
+    assert "hint: lower finetune.learning_rate (for a baseline, baseline.learning_rate)" in told
     assert sorted(rows.index) == ["done", "failed"]
     assert "TrainingDivergedError" in rows.loc["failed", "error"]
     assert "baseline.learning_rate=1e+30" in rows.loc["failed", "overrides"]

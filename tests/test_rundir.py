@@ -56,12 +56,14 @@ def test_every_file_has_its_own_name_inside_the_directory(tmp_path: Path) -> Non
     run_dir = RunDir(tmp_path)
     names = [str(file.relative_to(tmp_path)) for file in run_dir.files()]
     assert names == [
+        "identity.json",
         "config.yaml",
         "scores.csv",
         "run.log",
         "row.json",
-        "state.json",
         "summary.md",
+        ".lock",
+        "checkpoints/state.safetensors",
         "checkpoints/baseline.safetensors",
         "checkpoints/pruned.safetensors",
         "checkpoints/pruned.json",

@@ -44,6 +44,7 @@ class Started(Event):
         macs: of the unpruned network, per image.
         blocks: names of all residual blocks, in order of execution.
         candidates: names of those that can go.
+        removed: names of those that went before the run was resumed.
         goal: what is to be removed; empty where nothing is.
         device: what computes.
         precision: of training.
@@ -66,6 +67,7 @@ class Started(Event):
     macs: int
     blocks: tuple[str, ...]
     candidates: tuple[str, ...]
+    removed: tuple[str, ...]
     goal: str
     device: str
     precision: str

@@ -16,6 +16,7 @@ from typing import Any, Self, TextIO
 
 from consensus_cli.screen.events import Ended, Event, Noted, Progressed, Started, TrainingLoss, Warned
 from consensus_cli.screen.plain import Screen
+from consensus_cli.signals import InterruptedRunError
 
 logger = logging.getLogger("consensus_cli")
 
@@ -48,7 +49,8 @@ class JsonScreen(Screen):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Writes how it ended."""
-        status = "done" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        interrupted = isinstance(error, (KeyboardInterrupt, InterruptedRunError))
+        status = "done" if error is None else "interrupted" if interrupted else "failed"
         told = None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
         self._write(Ended(status, told, time.perf_counter() - self._opened_s))
 

@@ -96,7 +96,8 @@ class View:
     def take(self, event: Event) -> None:
         """Changes the view by what happened."""
         if isinstance(event, Started):
-            self._started, self._plan = event, TimePlan(event.planned, event.least_s)
+            self._started, self._removed = event, event.removed
+            self._plan = TimePlan(event.planned, event.least_s)
         elif isinstance(event, StageStarted):
             self._plan.start(event.stage, time.perf_counter())
         elif isinstance(event, StageEnded):

@@ -22,6 +22,9 @@ Report = Callable[[str, int, int], None]
 #: work that takes less is not worth a line
 _WORTH_A_LINE_S = 2
 
+#: work that takes longer says from time to time how far it is
+_SIGN_OF_LIFE_S = 60
+
 
 class Screen:
     """Prints lines and tables, and logs what it prints. Open it with `with`: some screens have something to put back.
@@ -32,6 +35,7 @@ class Screen:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(soft_wrap=True, highlight=False)
+        self._last_sign_s = time.perf_counter()
 
     def __enter__(self) -> Self:
         return self
@@ -86,14 +90,18 @@ class Screen:
     @contextmanager
     def progress(self, description: str) -> Iterator[Report]:
         """Yields what to tell the progress of the body to; the end of work that took long is worth a line."""
-        started_s = time.perf_counter()
+        started_s = self._last_sign_s = time.perf_counter()
         yield self._moved
         duration_s = time.perf_counter() - started_s
         logger.info("%s: %.1f s", description, duration_s)
         self._finished(description, duration_s)
 
     def _moved(self, doing: str, done: int, total: int) -> None:
-        """Takes note of progress; plain lines would scroll away under it."""
+        """Takes note of progress; a line for each step would bury what matters."""
+        now_s = time.perf_counter()
+        if now_s - self._last_sign_s > _SIGN_OF_LIFE_S:
+            self._last_sign_s = now_s
+            self._print(f"  {doing}: {done} of {total}")
 
     def _finished(self, description: str, duration_s: float) -> None:
         if duration_s > _WORTH_A_LINE_S:
@@ -111,4 +119,7 @@ class QuietScreen(Screen):
         logger.info(text)
 
     def _finished(self, description: str, duration_s: float) -> None:
+        """Stays quiet."""
+
+    def _moved(self, doing: str, done: int, total: int) -> None:
         """Stays quiet."""

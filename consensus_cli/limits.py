@@ -1,0 +1,93 @@
+"""Where a machine ends: memory that runs out, a disk that is full, a loss that is no number any more."""
+
+from __future__ import annotations
+
+import errno
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from consensus_cli.errors import RunFailedError
+from consensus_cli.training import TrainingDivergedError
+
+Result = TypeVar("Result")
+
+#: what the operating system says when nothing more can be written: no space, a file-size limit, a quota
+_FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+
+#: PyTorch's allocator on the CPU raises a plain RuntimeError
+_CPU_ALLOCATOR = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Says whether an exception means that the device or the machine has no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_ALLOCATOR)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Says whether an exception means that nothing more can be written."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def halving(
+    attempt: Callable[[int], Result], size: int, on_halved: Callable[[int], None], *, smallest: int = 1
+) -> Result:
+    """Returns what `attempt(size)` returns, with half the size as long as memory runs out.
+
+    Args:
+        attempt: does the work with a batch size; must be able to start over.
+        size: the batch size to begin with.
+        on_halved: told each new size before it is tried.
+        smallest: the size below which the error is let through.
+    """
+    while True:
+        try:
+            return attempt(size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or size // 2 < smallest:
+                raise
+        # Behind the handler: the error holds the frames, and they hold the tensors that did not fit.
+        size //= 2
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        on_halved(size)
+
+
+@contextmanager
+def explained(run_dir: Path) -> Iterator[None]:
+    """Turns the errors that no program can mend into one line and a hint.
+
+    Args:
+        run_dir: the directory of the run, for the hint.
+
+    Raises:
+        RunFailedError: instead of a full disk, exhausted memory or a diverged training.
+    """
+    try:
+        yield
+    except TrainingDivergedError as error:
+        raise RunFailedError(
+            f"training diverged: {error}",
+            "lower finetune.learning_rate (for a baseline, baseline.learning_rate); "
+            f"the last good network is kept in {run_dir}",
+        ) from error
+    except (OSError, RuntimeError, MemoryError) as error:
+        if is_disk_full(error):
+            what = error.strerror if isinstance(error, OSError) else error
+            raise RunFailedError(
+                f"cannot write any more: {what}", f"make room, then continue with: consensus resume {run_dir}"
+            ) from error
+        if is_out_of_memory(error):
+            raise RunFailedError(
+                "out of memory, even with the smallest batch size",
+                "use a machine with more memory, smaller images, or lower scoring.memory_gb and attacks.images; "
+                f"then: consensus resume {run_dir}",
+            ) from error
+        raise

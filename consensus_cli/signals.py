@@ -1,0 +1,74 @@
+"""SIGTERM and SIGINT end a run where it can be taken up again."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+
+class InterruptedRunError(BaseException):
+    """A signal asked the run to stop; no `Exception`, so that nothing on the way takes it for a failure.
+
+    Attributes:
+        signal_number: which signal, such as 15 for SIGTERM.
+        run_dir: where the run can be taken up again.
+    """
+
+    def __init__(self, signal_number: int, run_dir: Path) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+        self.run_dir = run_dir
+
+
+@dataclass
+class Stopper:
+    """Lets a signal stop the run, but not between the parts of what it is saving.
+
+    Attributes:
+        run_dir: the run's directory.
+        asked: the signal that came, None before.
+        saving: whether files that belong together are being written.
+    """
+
+    run_dir: Path
+    asked: int | None = None
+    saving: bool = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Raises `InterruptedRunError` in the body when SIGTERM or SIGINT comes; a second SIGINT stops at once.
+
+        Only the main thread can receive signals; in another one they stay what they were.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held_off(self) -> Iterator[None]:
+        """Lets the body end before a signal stops the run."""
+        self.saving = True
+        try:
+            yield
+        finally:
+            self.saving = False
+        if self.asked is not None:
+            raise InterruptedRunError(self.asked, self.run_dir)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.asked = number
+        if not self.saving:
+            raise InterruptedRunError(number, self.run_dir)

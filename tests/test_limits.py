@@ -1,0 +1,109 @@
+"""Signals, memory and disk: what stops a run, and how it is told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from consensus_cli.errors import RunFailedError
+from consensus_cli.limits import explained, halving, is_disk_full, is_out_of_memory
+from consensus_cli.signals import InterruptedRunError, Stopper
+from consensus_cli.training import TrainingDivergedError
+
+RUN = Path("outputs/runs/a")
+
+
+def send_while_saving(stopper: Stopper, done: list[str], *numbers: int) -> None:
+    with stopper.listening():
+        with stopper.held_off():
+            for number in numbers:
+                os.kill(os.getpid(), number)
+            done.append("saved")
+        done.append("went on")
+
+
+def send(stopper: Stopper, number: int) -> None:
+    with stopper.listening():
+        os.kill(os.getpid(), number)
+        pytest.fail("the signal was lost")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_at_once_but_lets_a_save_end(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(InterruptedRunError, match=number.name) as stopped:
+        send(Stopper(RUN), number)
+    assert (stopped.value.signal_number, stopped.value.run_dir) == (number, RUN)
+    done: list[str] = []
+    with pytest.raises(InterruptedRunError, match=number.name):
+        send_while_saving(Stopper(RUN), done, number)
+    assert done == ["saved"]
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_interrupt_does_not_wait_for_a_save() -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        send_while_saving(Stopper(RUN), done, signal.SIGINT, signal.SIGTERM, signal.SIGINT)
+    assert done == []
+
+
+def test_what_means_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(2**58)
+    assert is_out_of_memory(real.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert is_disk_full(OSError(errno.ENOSPC, "no space"))
+    assert not is_disk_full(OSError(errno.EACCES, "denied"))
+
+
+def test_the_size_halves_until_it_fits() -> None:
+    told: list[int] = []
+
+    def attempt(size: int) -> int:
+        if size > 30:
+            torch.empty(2**58)
+        return size
+
+    assert halving(attempt, 200, told.append) == 25
+    assert told == [100, 50, 25]
+    with pytest.raises(RuntimeError, match="allocate"):
+        halving(lambda _: torch.empty(2**58), 8, told.append, smallest=4)
+    assert told[3:] == [4]
+
+
+def test_another_error_is_let_through_at_once() -> None:
+    def attempt(size: int) -> int:
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        halving(attempt, 8, lambda _: pytest.fail("halved"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device", f"consensus resume {RUN}"),
+        (OSError(errno.EDQUOT, "Quota exceeded"), "Quota exceeded", "make room"),
+        (torch.OutOfMemoryError("CUDA"), "smallest batch size", f"consensus resume {RUN}"),
+        (TrainingDivergedError("the loss is nan at update 3 of 9"), "at update 3 of 9", "lower finetune.learning_rate"),
+    ],
+)
+def test_limits_are_told_with_a_hint(error: Exception, message: str, hint: str) -> None:
+    with pytest.raises(RunFailedError) as told, explained(RUN):
+        raise error
+    assert message in told.value.message
+    assert hint in told.value.hint
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "denied"), RuntimeError("a bug"), ValueError("a bug")])
+def test_bugs_stay_bugs(error: Exception) -> None:
+    with pytest.raises(type(error)) as same, explained(RUN):
+        raise error
+    assert same.value is error

@@ -1,0 +1,288 @@
+"""A run that stops goes on where it stopped, a finished one is not repeated, and several ratios share one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+from quick import QUICK
+from safetensors.torch import load_file
+
+import consensus_cli
+from consensus_cli import steps, training
+from consensus_cli.cli import main
+from consensus_cli.errors import UserError
+from consensus_cli.record import Record
+from consensus_cli.results import read_rows
+from consensus_cli.rundir import RunDir
+from consensus_cli.sitting import reopen
+
+ROOT = Path(__file__).parents[1]
+
+WORDS = (*QUICK, "attacks=none", "metrics=[cka,wasserstein]", "evaluate.energy_window_s=0.05")
+
+
+def run(output_dir: Path, *words: str) -> int:
+    return main(["run", *words, *WORDS, f"output_dir={output_dir}"])
+
+
+def stop_after(removals: int, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    """Lets a signal come right before the state with so many removals is saved."""
+    finetune = steps.Steps.finetune
+
+    def finetune_and_stop(self: steps.Steps, network: object) -> None:
+        finetune(self, network)  # type: ignore[arg-type]
+        if len(self.removed) == removals:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(steps.Steps, "finetune", finetune_and_stop)
+
+
+def stop_in_the_last_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Record.save
+
+    def save_and_stop(self: Record, *words: Any) -> dict[str, object]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save(self, *words)
+
+    monkeypatch.setattr(Record, "save", save_and_stop)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that SIGTERM stopped after the first of its two removals was saved."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(2, patch, signal.SIGTERM)
+        assert run(folder, "ratio=0.34") == 128 + signal.SIGTERM
+    return folder
+
+
+@pytest.fixture
+def stopped_run(stopped: Path) -> Path:
+    return next((stopped / "runs").iterdir())
+
+
+def test_a_stopped_run_says_so_and_how_to_go_on(stopped: Path, stopped_run: Path) -> None:
+    row = read_rows(stopped / "results.csv").iloc[0]
+    assert (row["status"], row["error"]) == ("interrupted", "InterruptedRunError: SIGTERM")
+    assert RunDir(stopped_run).state.is_file()
+    assert len(pd.read_csv(stopped_run / "scores.csv")["step"].unique()) == 1
+
+
+def test_two_processes_do_not_work_on_one_run(stopped_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FileLock(RunDir(stopped_run).lock):
+        assert main(["resume", str(stopped_run)]) == 2
+    assert "another process works on run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("identity.json", "{}", "does not say which run this is"),
+        ("identity.json", None, "does not say which run this is"),
+        ("config.yaml", "seed: 1\n", "is missing"),
+        ("checkpoints/state.safetensors", "torn", "is no state of a run"),
+        ("checkpoints/baseline.safetensors", "torn", "cannot be read"),
+    ],
+)
+def test_a_damaged_run_directory_cannot_be_resumed(
+    file: str,
+    content: str | None,
+    message: str,
+    *,
+    stopped_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = tmp_path / "runs" / stopped_run.name
+    shutil.copytree(stopped_run, copy)
+    (copy / file).unlink()
+    if content is not None:
+        (copy / file).write_text(content)
+    assert main(["resume", str(copy)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_changed_configuration_is_not_continued(stopped_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "runs" / "run"
+    copy.mkdir(parents=True)
+    (copy / "identity.json").write_bytes((stopped_run / "identity.json").read_bytes())
+    config = (stopped_run / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config)
+    assert reopen(copy)[0].output_dir == str(tmp_path)
+    (copy / "config.yaml").write_text(config.replace("seed: 0", "seed: 1"))
+    with pytest.raises(UserError, match="not what the run began with"):
+        reopen(copy)
+    with pytest.raises(UserError, match="does not lie in a folder 'runs'"):
+        reopen(copy.rename(tmp_path / "run"))
+
+
+def test_a_resumed_run_a_single_run_and_a_list_of_ratios_agree(
+    stopped: Path,
+    stopped_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before_s = float(read_rows(stopped / "results.csv")["duration_s"][0])
+    with monkeypatch.context() as patch:
+        stop_in_the_last_save(patch)
+        assert main(["resume", str(stopped_run)]) == 128 + signal.SIGTERM
+    assert "resumed: 1 blocks are gone" in capsys.readouterr().out
+    assert not RunDir(stopped_run).state.exists()
+    assert main(["resume", str(stopped_run)]) == 0
+    assert "is done already" in capsys.readouterr().out
+    resumed = read_rows(stopped / "results.csv")
+    assert list(resumed["status"]) == ["done"]
+    assert resumed["duration_s"][0] > before_s * 0.5
+
+    assert run(tmp_path, "ratio=[0.34,0.5]") == 0
+    both = read_rows(tmp_path / "results.csv")
+    assert list(both["ratio"]) == [0.34, 0.5]
+    assert list(both["blocks_removed"]) == [2, 3]
+    assert both["evaluate_s"][1] < both["evaluate_s"].sum()
+    for column in ("removed_blocks", "accuracy_base_pct", "accuracy_pruned_pct", "macs_pruned"):
+        assert both[column][0] == resumed[column][0]
+    smaller, larger = (Path(folder) for folder in both["run_dir"])
+    assert (smaller / "scores.csv").read_bytes() == (stopped_run / "scores.csv").read_bytes()
+    tuned, expected = (load_file(RunDir(folder).pruned_checkpoint) for folder in (smaller, stopped_run))
+    assert all(torch.equal(tuned[key], expected[key]) for key in expected)
+    for folder, row in zip((smaller, larger), both.itertuples(), strict=True):
+        model = consensus_cli.load_pruned(folder)
+        assert sum(p.numel() for p in model.network.parameters()) == row.params_pruned
+        assert json.loads((folder / "row.json").read_text())["run_id"] == folder.name
+
+    capsys.readouterr()
+    assert run(tmp_path, "ratio=[0.34,0.5]", "if_done=skip") == 0
+    assert run(tmp_path, "-m", "ratio=0.34,[0.34,0.5]") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("is done already") == 3
+    assert "baseline" not in shown
+    assert len(read_rows(tmp_path / "results.csv")) == 2
+
+
+def test_a_row_that_a_kill_kept_from_the_results_is_added_by_skipping(
+    outputs: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(outputs / "runs", tmp_path / "runs")
+    state = RunDir(tmp_path / "runs" / finished_run.name).state
+    state.touch()
+    assert main(["run", *QUICK, "ratio=0.5", "if_done=skip", f"output_dir={tmp_path}"]) == 0
+    assert len(read_rows(tmp_path / "results.csv")) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_repeated_goes_on_with_the_run_that_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(3, patch, signal.SIGINT)
+        assert run(tmp_path, "-m", "ratio=0.17,0.5", "seed=0") == 128 + signal.SIGINT
+    assert sorted(read_rows(tmp_path / "results.csv")["status"]) == ["done", "interrupted"]
+    assert run(tmp_path, "-m", "ratio=0.17,0.5", "seed=0") == 0
+    rows = read_rows(tmp_path / "results.csv")
+    assert list(rows["status"]) == ["done", "done"]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_stop_during_the_evaluation_of_the_first_ratio_repeats_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.Steps, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert run(tmp_path, "ratio=[0.17,0.34]", "finetune.epochs_per_step=0") == 143
+    folder = next(path for path in (tmp_path / "runs").iterdir() if RunDir(path).state.exists())
+    assert main(["resume", str(folder)]) == 0
+    assert len(read_rows(tmp_path / "results.csv")) == 2
+    assert (folder / "run.log").read_text().count("final fine-tuning: loss") == 2
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_halves_the_batches_for_the_rest_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, collect = training.train, steps.collect_statistics
+
+    def small_train(*words: object, **more: object) -> training.TrainingResult:
+        if words[2].batch_size > 16:  # type: ignore[attr-defined]
+            torch.empty(2**58)
+        return train(*words, **more)  # type: ignore[arg-type]
+
+    def small_collect(*words: object, **more: object) -> object:
+        if more["memory_gb"] > 1.5:  # type: ignore[operator]
+            torch.empty(2**58)
+        return collect(*words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "train", small_train)
+    monkeypatch.setattr(steps, "collect_statistics", small_collect)
+    assert run(tmp_path, "ratio=0.34") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("out of memory: training goes on with batches of 16 images") == 1
+    assert shown.count("out of memory: scoring goes on with batches of 128 images") == 1
+    row = read_rows(tmp_path / "results.csv").iloc[0]
+    assert (row["finetune_batch_size"], row["scoring_batch_size"]) == (16, 128)
+
+
+FULL_DISK = """
+import resource, sys
+from consensus_cli.cli import main
+from consensus_cli.steps import Steps
+
+stage, *words = sys.argv[1:]
+method = getattr(Steps, stage)
+
+def limited(self, *arguments):
+    if stage != "finetune" or len(self.removed) == 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    return method(self, *arguments)
+
+setattr(Steps, stage, limited)
+sys.exit(main(words))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["baseline", "finetune", "evaluate"])
+def test_a_full_disk_leaves_earlier_files_whole_and_the_run_resumable(stage: str, tmp_path: Path) -> None:
+    assert run(tmp_path, "ratio=0.17", "criterion=first") == 0
+    earlier = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    words = [*WORDS, "ratio=0.34", "baseline.epochs=3", f"output_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, stage, "run", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 1, done.stderr
+    error, hint = done.stderr.splitlines()
+    assert error == "error: cannot write any more: File too large"
+    assert hint.startswith("hint: make room, then continue with: consensus resume ")
+    assert {file: file.read_bytes() for file in earlier} == earlier
+    assert not list(tmp_path.rglob("*.part"))
+    assert main(["resume", hint.split()[-1]]) == 0
+    assert list(read_rows(tmp_path / "results.csv")["status"]) == ["done", "done"]
+
+
+@pytest.mark.slow
+def test_killed_runs_end_as_if_nothing_had_happened() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "chaos_run.py"), "--kills", "3", "metrics=cka"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills, 0 faults" in done.stdout
