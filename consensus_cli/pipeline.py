@@ -33,7 +33,7 @@ def run(config: RunConfig, overrides: Sequence[str], screen: Screen) -> dict[str
     prepared = prepare(config, screen)
     steps = Steps.begin(prepared, screen)
     record = Record.open(config, overrides, started)
-    with record.logging(), record.row_on_failure():
+    with record.logging(), record.row_on_failure(), steps.tracking(record.files.path):
         summary.show_header(screen, prepared, record.files.path)
         original = steps.baseline()
         network = copy.deepcopy(original)
@@ -41,10 +41,11 @@ def run(config: RunConfig, overrides: Sequence[str], screen: Screen) -> dict[str
             ranking = steps.score(network, original)
             steps.prune(network, ranking)
             record.save_scores(steps.scores)
-            steps.finetune(network)
-        steps.finetune_finally(network)
+            steps.finetune(network, original)
+        steps.finetune_finally(network, original)
         measured = steps.evaluate(original, network)
         row = record.save(steps, original, network, measured)
+        steps.tracker.row(row, len(steps.removed))
         summary.show_comparison(screen, row)
     return row
 

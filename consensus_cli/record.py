@@ -26,7 +26,7 @@ from consensus_cli.rundir import RESULTS_NAME, RunDir, config_hash, write_atomic
 from consensus_cli.steps import Scores, Steps
 
 #: what does not change the result: where things lie and on what they are computed
-_NOT_IN_HASH = ("output_dir", "device", "threads", "dataset.root", "dataset.download")
+_NOT_IN_HASH = ("output_dir", "device", "threads", "compile", "tracker", "dataset.root", "dataset.download")
 
 
 @dataclass(frozen=True)

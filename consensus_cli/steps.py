@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from consensus_cli import data, training
+from consensus_cli import joint, recipes, training
 from consensus_cli.baseline import cached, fingerprint
-from consensus_cli.config import BaselineConfig, FinetuneConfig, RunConfig
+from consensus_cli.config import RunConfig
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.evaluation import comparison
 from consensus_cli.evaluation.attacks import Attack
@@ -22,6 +22,7 @@ from consensus_cli.evaluation.complexity import complexity
 from consensus_cli.evaluation.energy import EnergyMeter, StageMeter
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.prepare import Prepared, planted_cue
+from consensus_cli.processes import Team, team
 from consensus_cli.pruning import schedule
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import remove_block
@@ -29,10 +30,9 @@ from consensus_cli.scoring import metrics
 from consensus_cli.scoring.bootstrap import RankStability, bootstrap
 from consensus_cli.scoring.consensus import Ranking, decide
 from consensus_cli.scoring.moments import PairStatistics
-from consensus_cli.scoring.score import baseline_importance, collect_statistics
+from consensus_cli.scoring.score import baseline_importance
 from consensus_cli.screen import Screen
-
-SCORING_BATCH_SIZE = 256
+from consensus_cli.tracking import Tracker
 
 #: parts that a bootstrap draws from
 BOOTSTRAP_CHUNKS = 20
@@ -57,6 +57,7 @@ class Steps:
 
     Attributes:
         prepared: what the run works on.
+        team: the processes that work on it.
         screen: where progress is shown.
         stages: energy and time of each stage.
         removed: names of the blocks that are gone, in order of removal.
@@ -64,16 +65,29 @@ class Steps:
     """
 
     prepared: Prepared
+    team: Team
     screen: Screen
     stages: StageMeter
+    tracker: Tracker = field(default_factory=Tracker.none)
     removed: list[str] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
 
     @classmethod
     def begin(cls, prepared: Prepared, screen: Screen) -> Steps:
-        """Returns a run that has not done anything yet."""
+        """Returns a run that has not done anything yet, once all processes of the job are ready for it."""
+        members = team()
+        joint.begin(members, prepared)
         meter = EnergyMeter(prepared.config.evaluate.country, device=prepared.device)
-        return cls(prepared, screen, StageMeter(meter))
+        return cls(prepared, members, screen, StageMeter(meter))
+
+    @contextmanager
+    def tracking(self, run_dir: Path) -> Iterator[None]:
+        """Logs losses and scores to the configured tracker while the body runs."""
+        self.tracker = Tracker(self.config.tracker, run_dir, asdict(self.config))
+        try:
+            yield
+        finally:
+            self.tracker.finish()
 
     @property
     def config(self) -> RunConfig:
@@ -86,7 +100,7 @@ class Steps:
             self.screen.line(f"baseline: weights of {self.config.model.weights}")
             return self.prepared.fresh
         model = copy.deepcopy(self.prepared.fresh)
-        recipe = _recipe(self.config.baseline, self.config.baseline.epochs)
+        recipe = recipes.training_baseline(self.config)
         determined_by = {
             "model": asdict(self.prepared.spec),
             "images": fingerprint(self.prepared.images),
@@ -117,6 +131,8 @@ class Steps:
             else:
                 scores = self._consult_baseline(network, allowed)
         self.scores.append(scores)
+        importance = scores.ranking.importance
+        self.tracker.scores(dict(zip(scores.ranking.blocks, importance, strict=True)), len(self.removed))
         return scores.ranking
 
     def prune(self, network: Classifier, ranking: Ranking) -> None:
@@ -133,7 +149,7 @@ class Steps:
                 gone += 1
                 self.screen.line(self._removal_line(ranking, int(position)))
 
-    def finetune(self, network: Classifier) -> None:
+    def finetune(self, network: Classifier, original: Classifier) -> None:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
         settings = self.config.finetune
         if settings.recalibration_images:
@@ -146,11 +162,13 @@ class Steps:
                     device=self.prepared.device,
                     seed=self._seed(len(self.removed)),
                 )
-        self._finetune(network, self.config.finetune.epochs_per_step, f"fine-tuning after {len(self.removed)} removals")
+        recipe = recipes.after_removal(self.config, len(self.removed), self.prepared.target_blocks)
+        self._finetune(network, original, recipe, f"fine-tuning after {len(self.removed)} removals")
 
-    def finetune_finally(self, network: Classifier) -> None:
+    def finetune_finally(self, network: Classifier, original: Classifier) -> None:
         """Trains the network for `finetune.final_epochs`."""
-        self._finetune(network, self.config.finetune.final_epochs, "final fine-tuning")
+        recipe = recipes.at_the_end(self.config, len(self.removed), self.prepared.target_blocks)
+        self._finetune(network, original, recipe, "final fine-tuning")
 
     def evaluate(self, original: Classifier, network: Classifier) -> comparison.Columns:
         """Measures both networks on the same data and the same device."""
@@ -158,7 +176,10 @@ class Steps:
         shape, test = self.prepared.images.test.image_shape, self.prepared.images.test
         columns = comparison.complexity_columns(original, network, shape)
         with self.stages.stage("evaluate"), self.screen.progress("evaluating") as report:
-            columns |= comparison.accuracy_columns(original, network, test, self.prepared.device)
+            columns |= comparison.accuracy_columns(
+                joint.predict(self.team, self.prepared, original, []),
+                joint.predict(self.team, self.prepared, network, self.removed),
+            )
             columns |= comparison.latency_columns(
                 original, network, shape, self.prepared.device, settings.latency_min_run_s
             )
@@ -205,7 +226,16 @@ class Steps:
         names, votes = [block.name for block in allowed], self.prepared.votes
         resamples, aggregation = self.config.scoring.bootstrap, self.config.criterion.aggregation
         with self.screen.progress(f"scoring {len(allowed)} blocks") as report:
-            parts = self._statistics(network, original, allowed, report, BOOTSTRAP_CHUNKS if resamples else 1)
+            parts = joint.statistics(
+                self.team,
+                self.prepared,
+                network,
+                original if self.config.scoring.against == "original" else None,
+                removed=self.removed,
+                candidates=names,
+                chunks=BOOTSTRAP_CHUNKS if resamples else 1,
+                report=report,
+            )
             whole = PairStatistics.combine(parts, [1] * len(parts)) if resamples else parts[0]
             ranking = decide(
                 names,
@@ -233,51 +263,46 @@ class Steps:
         names, distances = [block.name for block in allowed], {criterion: importance}
         return Scores(decide(names, distances, families={criterion: criterion}, weights={criterion: 1.0}), None)
 
-    def _statistics(
-        self,
-        network: Classifier,
-        original: Classifier,
-        allowed: list[Block],
-        report: Callable[[str, int, int], None],
-        chunks: int,
-    ) -> list[PairStatistics]:
-        scoring, prepared = self.config.scoring, self.prepared
-        return collect_statistics(
-            network.network,
-            allowed,
-            _normalized(network, prepared.samples, prepared.device, report),
-            list(prepared.votes),
-            original=original.network if scoring.against == "original" else None,
-            num_classes=len(prepared.images.classes),
-            precision=scoring.precision,
-            memory_gb=scoring.memory_gb,
-            chunks=chunks,
-        )
-
-    def _finetune(self, network: Classifier, epochs: float, description: str) -> None:
-        if epochs > 0:
+    def _finetune(self, network: Classifier, original: Classifier, recipe: training.Recipe, description: str) -> None:
+        if recipe.epochs > 0:
             with self.stages.stage("finetune"):
-                recipe = _recipe(self.config.finetune, epochs)
-                self._train(network, recipe, self._seed(len(self.removed), int(epochs * 1000)), description)
+                seed = self._seed(len(self.removed), int(recipe.epochs * 1000))
+                self._train(network, recipe, seed, description, original)
 
-    def _train(self, model: Classifier, recipe: training.Recipe, seed: int, description: str) -> None:
+    def _train(
+        self,
+        model: Classifier,
+        recipe: training.Recipe,
+        seed: int,
+        description: str,
+        teacher: Classifier | None = None,
+    ) -> None:
+        updates = 0
+
         with self.screen.progress(description) as report:
-            result = training.train(
+
+            def tell(progress: training.Progress) -> None:
+                nonlocal updates
+                report(f"{description}, loss {progress.loss:.3f}", progress.step, progress.steps)
+                self.tracker.loss(progress.loss, progress.step - updates)
+                updates = progress.step
+
+            result = joint.train(
+                self.team,
+                self.prepared,
                 model,
-                self.prepared.images.train,
                 recipe,
-                device=self.prepared.device,
-                augmentation=self.prepared.images.augmentation,
+                removed=self.removed,
                 seed=seed,
-                precision=self.prepared.precision,
-                report=lambda p: report(f"{description}, loss {p.loss:.3f}", p.step, p.steps),
+                teacher=teacher if recipe.distill else None,
+                report=tell,
             )
         self.screen.detail(f"{description}: loss {result.loss:.4f}, {result.images / result.duration_s:.0f} images/s")
 
     def _epoch(self, model: Classifier) -> Callable[[], None]:
         """Returns a function that trains a copy of the network for one epoch."""
         trained = copy.deepcopy(model)
-        recipe = _recipe(self.config.finetune, 1)
+        recipe = recipes.one_epoch(self.config)
 
         def run() -> None:
             training.train(
@@ -304,27 +329,3 @@ class Steps:
     def _seed(self, *where: int) -> int:
         """Returns a seed that differs from step to step and depends on nothing but the run's seed."""
         return int(np.random.SeedSequence([self.config.seed, *where]).generate_state(1)[0])
-
-
-def _recipe(settings: BaselineConfig | FinetuneConfig, epochs: float) -> training.Recipe:
-    return training.Recipe(
-        epochs=epochs,
-        learning_rate=settings.learning_rate,
-        schedule=settings.schedule,
-        milestones=tuple(settings.milestones),
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        batch_size=settings.batch_size,
-        label_smoothing=settings.label_smoothing,
-    )
-
-
-def _normalized(
-    model: Classifier, samples: data.Split, device: torch.device, report: Callable[[str, int, int], None]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    done = 0
-    for images, labels in samples.batches(SCORING_BATCH_SIZE, device):
-        with torch.no_grad():
-            yield model.normalize(images), labels
-        done += len(labels)
-        report("scoring", done, len(samples))
