@@ -39,7 +39,8 @@ def main() -> None:
     print(f"peak memory {usage.ru_maxrss / 2**10:.0f} MiB")
     print(
         f"accuracy {row['accuracy_base_pct']:.2f} % → {row['accuracy_pruned_pct']:.2f} %, "
-        f"{row['blocks_removed']} blocks removed, {row['device']}, {row['threads']} threads, torch {row['torch_version']}"
+        f"{row['blocks_removed']} blocks removed, {row['device']}, {row['threads']} threads, "
+        f"torch {row['torch_version']}"
     )
 
 

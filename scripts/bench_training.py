@@ -1,9 +1,9 @@
 """Times training: a plain PyTorch loop against this package's, in one process, on the same network and images.
 
-The plain loop is what a tutorial writes: torchvision's CIFAR10, its transforms image by image, a DataLoader with worker
-processes, fp32, SGD. Ours keeps the images in memory as uint8, augments them a batch at a time and trains in bf16
-autocast where the device has it. Both do random crops with 4 pixels of padding and flips. The two are timed in turns, so
-that what else the machine does falls on both.
+The plain loop is what a tutorial writes: torchvision's CIFAR10, its transforms image by image, a DataLoader with
+worker processes, fp32, SGD. Ours keeps the images in memory as uint8, augments them a batch at a time and trains in
+bf16 autocast where the device has it. Both do random crops with 4 pixels of padding and flips. The two are timed in
+turns, so that what else the machine does falls on both.
 
     python scripts/bench_training.py                                   # ResNet56, batch 128, random images
     python scripts/bench_training.py --cifar-root FOLDER               # the folder of cifar-10-batches-py
@@ -31,6 +31,7 @@ from torchvision.transforms import v2
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation
+from consensus_cli.evaluation.complexity import complexity
 from consensus_cli.models import zoo
 from consensus_cli.pruning.blocks import candidates, find_blocks
 from consensus_cli.pruning.surgery import remove_block
@@ -226,19 +227,14 @@ def main() -> None:
     slow = report_rate("plain loop", seconds["plain"][1:], used)
     fast = report_rate("ours", seconds["ours"][1:], used)
     print(f"ours / plain loop: {fast / slow:.2f}; ours, first epoch: {seconds['ours'][0]:.2f} s")
-    print(
-        f"one prune step (removal, batch norm, one epoch): {timed(lambda: prune_step(ours, split, asked, device), device):.2f} s"
-    )
+    step_s = timed(lambda: prune_step(ours, split, asked, device), device)
+    print(f"one prune step (removal, batch norm, one epoch): {step_s:.2f} s")
     print(f"peak memory: {memory_mib(device):.0f} MiB")
     if device.type == "cuda":
-        from consensus_cli.evaluation.complexity import complexity
-
         # Backward costs two forward passes; a MAC is two operations.
         used_tflops = fast * 6 * complexity(ours, split.image_shape).macs / 1e12
         rate = matrix_rate_tflops(device)
-        print(
-            f"arithmetic: {used_tflops:.1f} of {rate:.0f} TFLOP/s of a bf16 matrix product, {100 * used_tflops / rate:.1f} %"
-        )
+        print(f"arithmetic: {used_tflops:.1f} TFLOP/s, {100 * used_tflops / rate:.1f} % of bf16 products ({rate:.0f})")
     if asked.profile:
         profile(ours, split, asked, device)
 

@@ -69,6 +69,7 @@ def prepared(accelerator: Accelerator, model: nn.Module, *, joint: bool, compile
         compiled: compile the repeated blocks.
     """
     blocks = repeated_modules(model) if compiled else []
+    own_forward = "forward" in vars(model)
     try:
         for block in blocks:
             # Instances of one class share their code: what is compiled for one serves all of its shape, also in the
@@ -77,6 +78,9 @@ def prepared(accelerator: Accelerator, model: nn.Module, *, joint: bool, compile
         yield accelerator.prepare_model(model, evaluation_mode=not joint)
     finally:
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        if not own_forward:
+            # Accelerate puts the method back as an attribute of the instance.
+            vars(model).pop("forward", None)
         for block in blocks:
             block._compiled_call_impl = None
 
