@@ -27,7 +27,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def resolve_compile(compiled: str | bool, device: torch.device) -> bool:
     """Returns whether to compile for `auto`, True or False: `auto` compiles on a GPU only.
 
-    On a CPU a training of these sizes ends before the compilation has paid (docs/performance.md).
+    On a CPU compiling takes tens of seconds, as long as a small network trains between two removals; where epochs take
+    minutes, True may pay.
     """
     return device.type == "cuda" if compiled == "auto" else bool(compiled)
 
