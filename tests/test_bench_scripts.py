@@ -71,6 +71,7 @@ def test_the_deep_cifar_experiment_in_small(tmp_path: Path) -> None:
     """What is meant for a GPU, on a CPU: five of the six blocks of a ResNet20, one epoch after each."""
     small = ["model=resnet20", "dataset=digits", "dataset.limit_train=300", "dataset.limit_test=100", "attacks=none"]
     small += [
+        "metrics.samples_per_class=16",
         "baseline.epochs=2",
         "finetune.final_epochs=1",
         "evaluate.energy_window_s=0.2",
