@@ -17,7 +17,7 @@ from consensus_cli.models.weights import load_into, read_state_dict, serialize
 from consensus_cli.rundir import config_hash, remove_partial_files, write_atomic
 
 #: a change in any of these changes what a baseline is
-_SOURCES = ("models", "data", "training.py")
+_SOURCES = ("models", "data", "training")
 
 
 def cached(
@@ -67,6 +67,6 @@ def _code_hash() -> str:
     package = Path(__file__).parent
     digest = hashlib.sha256()
     for name in _SOURCES:
-        for file in sorted((package / name).rglob("*.py")) or [package / name]:
+        for file in sorted((package / name).rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

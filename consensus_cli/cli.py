@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in COMMANDS:
             raise unknown_name("command", words[0], COMMANDS)
-        return COMMANDS[words[0]](words[1:])
+        return _start(COMMANDS[words[0]], words[1:])
     except (UserError, RunFailedError) as error:
         tell(error)
         return 2 if isinstance(error, UserError) else 1
@@ -82,6 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 128 + signal.SIGINT
+
+
+def _start(command: Callable[[list[str]], int], words: list[str]) -> int:
+    """Runs a command, in a job of several processes in the first of them."""
+    # Asked here: what the answer is read with imports PyTorch.
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return command(words)
+    from consensus_cli import joint
+
+    return joint.lead(lambda: command(words))
 
 
 class _Parser(argparse.ArgumentParser):

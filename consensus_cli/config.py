@@ -109,6 +109,8 @@ class RecipeConfig:
         schedule: `constant`, `cosine`, `onecycle` or `step` (divided by 10 at `milestones`).
         milestones: shares of the training after which `step` divides the rate.
         weight_decay: L2 factor on convolutions and linear layers; biases and norms are spared.
+        batch_size: images per update, over all processes and micro-batches.
+        accumulate_batches: micro-batches that an update is made of, where a whole batch does not fit into memory.
     """
 
     learning_rate: float = MISSING
@@ -117,6 +119,7 @@ class RecipeConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 128
+    accumulate_batches: int = 1
     label_smoothing: float = 0.0
 
 
@@ -135,11 +138,19 @@ class FinetuneConfig(RecipeConfig):
         epochs_per_step, final_epochs: passes over the training images; fractions are allowed.
         recalibration_images: training images on which the statistics of batch norm are measured anew right after
             each removal; 0: they are not.
+        distill: share of the loss that compares with the unpruned network (answers and classifier's input) instead of
+            with the labels.
+        ema_decay: decay of an exponential moving average of the weights, with which each fine-tuning ends; 0: none.
+        span: `step`: every fine-tuning walks through the whole schedule; `run`: all of them together walk through it
+            once.
     """
 
     epochs_per_step: float = MISSING
     final_epochs: float = MISSING
     recalibration_images: int = 0
+    distill: float = 0.0
+    ema_decay: float = 0.0
+    span: str = "step"
 
 
 @dataclass
@@ -272,6 +283,9 @@ class RunConfig:
         seed: the one seed of baseline training, sampling, augmentation, criteria and attacks.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: of training: `auto` is bf16 autocast where the device has it, else fp32.
+        compile: compile the repeated blocks for training with torch.compile: true, false, or `auto`: on a GPU.
+        tracker: where losses, accuracies and scores are logged beside the run directory's own files: `none`,
+            `tensorboard`, `mlflow` or `wandb`.
         threads: CPU threads of PyTorch; null: its own choice.
         output_dir: folder of `results.csv`, run directories and cached baselines.
         if_done: where there is a run of the same configuration already: `skip` it if it is finished, or continue it;
@@ -283,6 +297,8 @@ class RunConfig:
     seed: int = MISSING
     device: str = MISSING
     precision: str = "auto"
+    compile: Any = "auto"
+    tracker: str = "none"
     threads: int | None = None
     output_dir: str = MISSING
     if_done: str | None = None

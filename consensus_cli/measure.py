@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.evaluation import comparison, cost_comparison
+from consensus_cli.evaluation.accuracy import Predictions
 from consensus_cli.evaluation.attacks import Attack
 from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.energy import EnergyMeter
@@ -33,6 +34,7 @@ def measure(
     original: Classifier,
     network: Classifier,
     *,
+    answers: tuple[Predictions, Predictions],
     training: Training,
     meter: EnergyMeter,
     progress: Progress,
@@ -43,12 +45,13 @@ def measure(
         prepared: what the run works on.
         original: the network before pruning.
         network: the network after pruning.
+        answers: what they answer to the test images.
         training: trains copies of them.
         meter: reads the energy.
         progress: told what is being measured.
     """
     test = prepared.images.test
-    columns = comparison.accuracy_columns(original, network, test, prepared.device)
+    columns = comparison.accuracy_columns(*answers)
     columns |= _cost_columns(prepared, original, network, training, meter=meter, progress=progress)
     columns |= _robustness_columns(prepared, original, network, progress)
     columns |= _shift_columns(prepared, original, network, progress)

@@ -50,14 +50,14 @@ def _run(config: RunConfig, overrides: tuple[str, ...], earlier: RunDir | None, 
         return settle(earlier, Path(config.output_dir))
     prepared = prepare(config, screen)
     steps = Steps.begin(prepared, screen)
-    with sit(config, overrides, earlier) as sitting:
+    with sit(config, overrides, earlier) as sitting, steps.tracking(sitting.files.path):
         summary.show_header(screen, prepared, sitting.files.path, sitting.state.removed)
         original, network = sitting.networks(steps)
         for ratio in config.ratios:
             while not steps.reached(network, ratio):
                 ranking = steps.score(network, original)
                 steps.prune(network, ranking, ratio)
-                steps.finetune(network)
+                steps.finetune(network, original)
                 sitting.save(steps, network)
             row = sitting.finished(ratio) or _finish(sitting, ratio, steps.branch(), original, network)
             summary.show_comparison(screen, row)
@@ -71,10 +71,12 @@ def _finish(
     tuned = sitting.tuned(ratio, steps, original)
     if tuned is None:
         tuned = copy.deepcopy(network)
-        steps.finetune_finally(tuned)
+        steps.finetune_finally(tuned, original)
         sitting.save_tuned(ratio, steps, original, network, tuned)
     measured = steps.evaluate(original, tuned)
-    return sitting.finish(ratio, steps, measured)
+    row = sitting.finish(ratio, steps, measured)
+    steps.tracker.row(row, len(steps.removed))
+    return row
 
 
 def score(config: RunConfig, screen: Screen) -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from consensus_cli import data, validation
-from consensus_cli.config import CueConfig, DatasetConfig, ModelConfig, RunConfig
+from consensus_cli import data, processes, validation
+from consensus_cli.config import CueConfig, DatasetConfig, ModelConfig, RecipeConfig, RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.evaluation.attacks import Attack, check_attacks
 from consensus_cli.evaluation.corruption import SEVERITIES, check_corruptions
@@ -23,6 +23,7 @@ from consensus_cli.rundir import RESULTS_NAME
 from consensus_cli.scoring.consensus import AGGREGATIONS
 from consensus_cli.scoring.metrics import METRICS
 from consensus_cli.scoring.score import metrics_needed
+from consensus_cli.tracking import check_tracker
 
 
 def check(config: RunConfig) -> None:
@@ -39,6 +40,8 @@ def check(config: RunConfig) -> None:
         lambda: check_country(config.evaluate.country),
         lambda: pick_device(config.device),
         lambda: _check_model(config.model),
+        lambda: check_tracker(config.tracker),
+        lambda: _check_processes(config),
         lambda: _check_cue(config.dataset.cue),
         lambda: check_corruptions(config.evaluate.corruptions, SEVERITIES),
     ):
@@ -77,13 +80,16 @@ def shift_archives(paths: Mapping[str, str]) -> dict[str, Archive]:
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns the device of a name; `auto` is the first GPU where there is one.
+    """Returns the device of a name; `auto` is the first GPU where there is one, or this process's own of several.
 
     Raises:
         UserError: no such device here.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        # One process per GPU: each takes the one of its number.
+        return torch.device("cuda", processes.local_rank()) if processes.launched() else torch.device("cuda")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -112,6 +118,17 @@ def _check_model(model: ModelConfig) -> None:
         raise unknown_name("model.source", model.source, zoo.SOURCES)
     if model.weights is not None:
         pretrained.check_weights(model.source, model.name, model.weights)
+
+
+def _check_processes(config: RunConfig) -> None:
+    world = processes.world()
+    for node in ("baseline", "finetune"):
+        recipe: RecipeConfig = getattr(config, node)
+        if recipe.batch_size < 2 * recipe.accumulate_batches * world > 2 * recipe.accumulate_batches:
+            raise UserError(
+                f"{node}.batch_size={recipe.batch_size} leaves fewer than 2 images for each of {world} processes",
+                f"set {node}.batch_size to at least {2 * recipe.accumulate_batches * world}, or start fewer processes",
+            )
 
 
 def _check_cue(cue: CueConfig) -> None:

@@ -38,6 +38,7 @@ class Prepared:
         config: everything that determines the run.
         device: where the networks are.
         precision: `fp32` or `bf16`, of training.
+        compiled: whether training compiles the network.
         images: the dataset.
         spec: how to build the unpruned network.
         fresh: the unpruned network, with its weights if they are given and not to be trained.
@@ -50,6 +51,7 @@ class Prepared:
     config: RunConfig
     device: torch.device
     precision: str
+    compiled: bool
     images: ImageData
     spec: zoo.ModelSpec
     fresh: Classifier
@@ -95,6 +97,7 @@ def prepare(config: RunConfig, screen: Screen) -> Prepared:
         config=config,
         device=device,
         precision=training.resolve_precision(config.precision, device),
+        compiled=training.resolve_compile(config.compile, device),
         images=images,
         spec=spec,
         fresh=model,

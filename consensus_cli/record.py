@@ -22,10 +22,19 @@ from consensus_cli.report.finish import write_summary
 from consensus_cli.results import COLUMNS, append_row
 from consensus_cli.rundir import RESULTS_NAME, RunDir, config_hash, write_atomic
 from consensus_cli.signals import InterruptedRunError
-from consensus_cli.steps import SCORING_BATCH_SIZE, Scores, Steps
+from consensus_cli.steps import Scores, Steps
 
 #: what does not change the result: where things lie and on what they are computed
-_NOT_IN_HASH = ("output_dir", "device", "threads", "dataset.root", "dataset.download", "if_done")
+_NOT_IN_HASH = (
+    "output_dir",
+    "device",
+    "threads",
+    "compile",
+    "tracker",
+    "dataset.root",
+    "dataset.download",
+    "if_done",
+)
 
 
 @dataclass(frozen=True)
@@ -104,8 +113,8 @@ class Record:
             "aggregation": self.config.criterion.aggregation,
             "precision": steps.prepared.precision,
             "energy_estimated": steps.stages.meter.estimated,
-            "finetune_batch_size": steps.fitting("training", self.config.finetune.batch_size),
-            "scoring_batch_size": steps.fitting("scoring", SCORING_BATCH_SIZE),
+            "finetune_batch_size": steps.batch_size("training"),
+            "scoring_batch_size": steps.batch_size("scoring"),
         }
         for stage in ("baseline", "score", "finetune", "evaluate"):
             used = steps.stages.stages.get(stage)

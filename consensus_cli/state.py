@@ -56,13 +56,13 @@ class State:
     def note(self, steps: Steps) -> None:
         """Takes over where the steps stand."""
         self.removed, self.scores = list(steps.removed), list(steps.scores)
-        self.stages, self.batch_sizes = copy.deepcopy(steps.stages.stages), dict(steps.batch_sizes)
+        self.stages, self.batch_sizes = copy.deepcopy(steps.stages.stages), dict(steps.fitting.sizes)
 
     def put_into(self, steps: Steps) -> None:
         """Sets the steps to where this state stands."""
         steps.removed[:], steps.scores[:] = self.removed, self.scores
         steps.stages.stages = copy.deepcopy(self.stages)
-        steps.batch_sizes = dict(self.batch_sizes)
+        steps.fitting.sizes = dict(self.batch_sizes)
 
     def write(self, path: Path, network: Classifier) -> None:
         """Writes the state and the network, of which the blocks in `removed` are gone."""

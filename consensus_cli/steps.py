@@ -4,47 +4,41 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from consensus_cli import data, limits, training
+from consensus_cli import joint, recipes, training
 from consensus_cli.baseline import cached, fingerprint
-from consensus_cli.config import BaselineConfig, FinetuneConfig, RunConfig
+from consensus_cli.config import RunConfig
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.complexity import complexity
 from consensus_cli.evaluation.energy import EnergyMeter, StageMeter
-from consensus_cli.measure import Training, measure
+from consensus_cli.fitting import Fitting
+from consensus_cli.measure import measure
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.prepare import Prepared
+from consensus_cli.processes import Team, team
 from consensus_cli.pruning import schedule
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import remove_block
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.bootstrap import RankStability, bootstrap
+from consensus_cli.scoring.bootstrap import RankStability, rank_stability
 from consensus_cli.scoring.consensus import Ranking, decide
-from consensus_cli.scoring.moments import PairStatistics
-from consensus_cli.scoring.score import baseline_importance, collect_statistics
+from consensus_cli.scoring.score import Measured, baseline_importance
 from consensus_cli.screen import Screen, events
-
-Result = TypeVar("Result")
-
-SCORING_BATCH_SIZE = 256
-
-#: most updates of a network for one reading of the energy of training
-ENERGY_UPDATES = 32
+from consensus_cli.tracking import Tracker
+from consensus_cli.trainer import Trainer
+from consensus_cli.work import SCORING_BATCH_SIZE
 
 #: about so many images say how good the network is while the run goes on: a small share of a scoring's time
 CHECKED_IMAGES = 256
-
-#: parts that a bootstrap draws from
-BOOTSTRAP_CHUNKS = 20
 
 
 @dataclass(frozen=True)
@@ -66,39 +60,62 @@ class Steps:
 
     Attributes:
         prepared: what the run works on.
+        team: the processes that work on it.
         screen: where progress is shown.
         stages: energy and time of each stage.
+        fitting: which batches fit into memory.
+        tracker: where losses and scores are logged beside the run directory.
         removed: names of the blocks that are gone, in order of removal.
         scores: what the criterion said before each step.
-        batch_sizes: `training` or `scoring` -> largest batch that fits into memory, where that was found out.
     """
 
     prepared: Prepared
+    team: Team
     screen: Screen
     stages: StageMeter
+    fitting: Fitting
+    tracker: Tracker = field(default_factory=Tracker.none)
     removed: list[str] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
-    batch_sizes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, prepared: Prepared, screen: Screen) -> Steps:
-        """Returns a run that has not done anything yet."""
+        """Returns a run that has not done anything yet, once all processes of the job are ready for it."""
+        members = team()
+        joint.begin(members, prepared)
         meter = EnergyMeter(prepared.config.evaluate.country, device=prepared.device)
-        return cls(prepared, screen, StageMeter(meter, watch=screen.stage))
+        stages = StageMeter(meter, watch=screen.stage)
+        return cls(prepared, members, screen, stages, Fitting(screen, alone=members.world == 1))
 
     def branch(self) -> Steps:
         """Returns a copy that goes its own way from here, with its own account of time and energy."""
         stages = StageMeter(self.stages.meter, copy.deepcopy(self.stages.stages))
-        return Steps(self.prepared, self.screen, stages, list(self.removed), list(self.scores), dict(self.batch_sizes))
+        fitting = replace(self.fitting, sizes=dict(self.fitting.sizes))
+        return replace(self, stages=stages, fitting=fitting, removed=list(self.removed), scores=list(self.scores))
+
+    @contextmanager
+    def tracking(self, run_dir: Path) -> Iterator[None]:
+        """Logs losses and scores to the configured tracker while the body runs."""
+        self.tracker = Tracker(self.config.tracker, run_dir, asdict(self.config))
+        try:
+            yield
+        finally:
+            self.tracker.finish()
 
     @property
     def config(self) -> RunConfig:
         """Everything that determines the run."""
         return self.prepared.config
 
-    def fitting(self, purpose: str, batch_size: int) -> int:
-        """Returns the batch size, or what is left of it where memory ran out before."""
-        return min(batch_size, self.batch_sizes.get(purpose, batch_size))
+    @property
+    def trainer(self) -> Trainer:
+        """What trains the run's networks."""
+        return Trainer(self.prepared, self.team, self.screen, self.fitting, self.tracker)
+
+    def batch_size(self, purpose: str) -> int:
+        """Returns how many images a batch of `training` (fine-tuning) or `scoring` holds, as far as memory allows."""
+        asked = {"training": self.config.finetune.batch_size, "scoring": SCORING_BATCH_SIZE}
+        return self.fitting.size(purpose, asked[purpose])
 
     def baseline(self) -> Classifier:
         """Returns the unpruned network with its weights: as given, from the cache, or trained now."""
@@ -107,7 +124,7 @@ class Steps:
             self._show_accuracy(self.prepared.fresh)
             return self.prepared.fresh
         model = copy.deepcopy(self.prepared.fresh)
-        recipe = _recipe(self.config.baseline, self.config.baseline.epochs)
+        recipe = recipes.training_baseline(self.config)
         determined_by = {
             "model": asdict(self.prepared.spec),
             "images": fingerprint(self.prepared.images),
@@ -117,7 +134,14 @@ class Steps:
         }
         cache_dir = Path(self.config.output_dir) / "baselines"
         with self.stages.stage("baseline"):
-            train = functools.partial(self._train, model, recipe, self.config.seed, "training the baseline")
+            train = functools.partial(
+                self.trainer.train,
+                model,
+                recipe,
+                removed=[],
+                seed=self.config.seed,
+                description="training the baseline",
+            )
             path, known = cached(model, determined_by, cache_dir, train)
         self.screen.line(f"baseline: {'reused' if known else 'trained, kept as'} {path}")
         self._show_accuracy(model)
@@ -140,6 +164,8 @@ class Steps:
                 scores = self._consult_baseline(network, allowed)
         self.scores.append(scores)
         self.screen.show(_scored(len(self.scores), scores.ranking))
+        importance = scores.ranking.importance
+        self.tracker.scores(dict(zip(scores.ranking.blocks, importance, strict=True)), len(self.removed))
         return scores.ranking
 
     def prune(self, network: Classifier, ranking: Ranking, ratio: float) -> None:
@@ -156,27 +182,18 @@ class Steps:
                 gone += 1
                 self._show_removal(ranking, int(position))
 
-    def finetune(self, network: Classifier) -> None:
+    def finetune(self, network: Classifier, original: Classifier) -> None:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
-        settings = self.config.finetune
-        if settings.recalibration_images:
-            recalibrate = functools.partial(
-                training.recalibrate_batch_norm,
-                network,
-                self.prepared.images.train,
-                images=settings.recalibration_images,
-                device=self.prepared.device,
-                seed=self._seed(len(self.removed)),
-            )
+        if self.config.finetune.recalibration_images:
             with self.stages.stage("finetune"):
-                self._in_memory("training", settings.batch_size, lambda size: recalibrate(batch_size=size))
-        self._finetune(network, self.config.finetune.epochs_per_step, f"fine-tuning after {len(self.removed)} removals")
-        self._show_accuracy(network)
+                self.trainer.recalibrate(network, self._seed(len(self.removed)))
+        recipe = recipes.after_removal(self.config, len(self.removed), self.prepared.target_blocks)
+        self._finetune(network, original, recipe, f"fine-tuning after {len(self.removed)} removals")
 
-    def finetune_finally(self, network: Classifier) -> None:
+    def finetune_finally(self, network: Classifier, original: Classifier) -> None:
         """Trains the network for `finetune.final_epochs`."""
-        self._finetune(network, self.config.finetune.final_epochs, "final fine-tuning")
-        self._show_accuracy(network)
+        recipe = recipes.at_the_end(self.config, len(self.removed), self.prepared.target_blocks)
+        self._finetune(network, original, recipe, "final fine-tuning")
 
     def evaluate(self, original: Classifier, network: Classifier) -> Columns:
         """Measures both networks on the same data and the same device."""
@@ -185,41 +202,39 @@ class Steps:
                 self.prepared,
                 original,
                 network,
-                training=self._measured_training(original, network),
+                answers=(
+                    joint.predict(self.team, self.prepared, original, []),
+                    joint.predict(self.team, self.prepared, network, self.removed),
+                ),
+                training=self.trainer.measured(original, network),
                 meter=self.stages.meter,
                 progress=report,
             )
 
     def _consult_metrics(self, network: Classifier, original: Classifier, allowed: list[Block]) -> Scores:
         names, votes = [block.name for block in allowed], self.prepared.votes
-        resamples, aggregation = self.config.scoring.bootstrap, self.config.criterion.aggregation
-        chunks = BOOTSTRAP_CHUNKS if resamples else 1
+        aggregation = self.config.criterion.aggregation
         with self.screen.progress(f"scoring {len(allowed)} blocks") as report:
-            parts = self._in_memory(
-                "scoring",
-                SCORING_BATCH_SIZE,
-                lambda size: self._statistics(network, original, allowed, report, chunks=chunks, batch_size=size),
-            )
-            whole = PairStatistics.combine(parts, [1] * len(parts)) if resamples else parts[0]
-            ranking = decide(
-                names,
-                metrics.compute(list(votes), whole),
-                families=metrics.FAMILIES,
-                aggregation=aggregation,
-                weights=votes,
-            )
-            if not resamples:
-                return Scores(ranking, None)
-            stability = bootstrap(
-                names,
-                parts,
-                list(votes),
-                resamples=resamples,
-                seed=self.config.seed,
-                weights=votes,
-                aggregation=aggregation,
-            )
-        return Scores(ranking, stability)
+
+            def attempt(batch_size: int) -> Measured:
+                return joint.measure(
+                    self.team,
+                    self.prepared,
+                    network,
+                    original if self.config.scoring.against == "original" else None,
+                    removed=self.removed,
+                    candidates=names,
+                    batch_size=batch_size,
+                    report=report,
+                )
+
+            measured = self.fitting.attempt("scoring", SCORING_BATCH_SIZE, attempt)
+        if measured.passes > 1:
+            self.screen.line(f"the statistics of all blocks exceed scoring.memory_gb: {measured.passes} passes")
+        ranking = decide(names, measured.distances, families=metrics.FAMILIES, aggregation=aggregation, weights=votes)
+        if not measured.resampled:
+            return Scores(ranking, None)
+        return Scores(ranking, rank_stability(names, measured.resampled, weights=votes, aggregation=aggregation))
 
     def _consult_baseline(self, network: Classifier, allowed: list[Block]) -> Scores:
         criterion = self.config.criterion.name
@@ -227,100 +242,18 @@ class Steps:
         names, distances = [block.name for block in allowed], {criterion: importance}
         return Scores(decide(names, distances, families={criterion: criterion}, weights={criterion: 1.0}), None)
 
-    def _statistics(
-        self,
-        network: Classifier,
-        original: Classifier,
-        allowed: list[Block],
-        report: Callable[[str, int, int], None],
-        *,
-        chunks: int,
-        batch_size: int,
-    ) -> list[PairStatistics]:
-        scoring, prepared = self.config.scoring, self.prepared
-        return collect_statistics(
-            network.network,
-            allowed,
-            _normalized(network, prepared.samples, batch_size, prepared.device, report),
-            list(prepared.votes),
-            original=original.network if scoring.against == "original" else None,
-            num_classes=len(prepared.images.classes),
-            precision=scoring.precision,
-            memory_gb=scoring.memory_gb * batch_size / SCORING_BATCH_SIZE,
-            chunks=chunks,
-        )
-
-    def _finetune(self, network: Classifier, epochs: float, description: str) -> None:
-        if epochs > 0:
+    def _finetune(self, network: Classifier, original: Classifier, recipe: training.Recipe, description: str) -> None:
+        if recipe.epochs > 0:
             with self.stages.stage("finetune"):
-                recipe = _recipe(self.config.finetune, epochs)
-                self._train(network, recipe, self._seed(len(self.removed), int(epochs * 1000)), description)
-
-    def _train(self, model: Classifier, recipe: training.Recipe, seed: int, description: str) -> None:
-        before = copy.deepcopy(model.state_dict())
-
-        def told(progress: training.Progress) -> None:
-            report(description, progress.step, progress.steps)
-            self.screen.show(events.TrainingLoss(progress.loss, progress.step, progress.steps))
-
-        def attempt(batch_size: int) -> training.TrainingResult:
-            model.load_state_dict(before)
-            # Dropout draws from the global generator: a step must not depend on what earlier ones drew.
-            torch.manual_seed(seed)
-            return training.train(
-                model,
-                self.prepared.images.train,
-                replace(recipe, batch_size=batch_size),
-                device=self.prepared.device,
-                augmentation=self.prepared.images.augmentation,
-                seed=seed,
-                precision=self.prepared.precision,
-                report=told,
-            )
-
-        with self.screen.progress(description) as report:
-            try:
-                result = self._in_memory("training", recipe.batch_size, attempt)
-            except training.TrainingDivergedError as error:
-                raise training.TrainingDivergedError(f"{description}: {error}") from error
-        self.screen.detail(f"{description}: loss {result.loss:.4f}, {result.images / result.duration_s:.0f} images/s")
-
-    def _in_memory(self, purpose: str, batch_size: int, attempt: Callable[[int], Result]) -> Result:
-        """Does work in batches, in smaller ones from the moment on that memory runs out."""
-
-        def note(size: int) -> None:
-            self.screen.warning(f"out of memory: {purpose} goes on with batches of {size} images")
-            self.batch_sizes[purpose] = size
-
-        smallest = 2 if purpose == "training" else 1  # batch norm needs two images
-        return limits.halving(attempt, self.fitting(purpose, batch_size), note, smallest=smallest)
-
-    def _measured_training(self, original: Classifier, network: Classifier) -> Training:
-        """Returns training by the recipe of fine-tuning; of a long epoch a part, lest one window take minutes."""
-        images = len(self.prepared.images.train)
-        updates = images // min(self.config.finetune.batch_size, images)
-        share = min(1.0, ENERGY_UPDATES / updates)
-        work = {"base": self._part_of_epoch(original, share), "pruned": self._part_of_epoch(network, share)}
-        return Training(work, share)
-
-    def _part_of_epoch(self, model: Classifier, share: float) -> Callable[[], None]:
-        """Returns a function that trains a copy of the network for a share of an epoch."""
-        trained = copy.deepcopy(model)
-        recipe = _recipe(self.config.finetune, share)
-        recipe = replace(recipe, batch_size=self.fitting("training", recipe.batch_size))
-
-        def run() -> None:
-            training.train(
-                trained,
-                self.prepared.images.train,
-                recipe,
-                device=self.prepared.device,
-                augmentation=self.prepared.images.augmentation,
-                seed=self.config.seed,
-                precision=self.prepared.precision,
-            )
-
-        return run
+                self.trainer.train(
+                    network,
+                    recipe,
+                    removed=self.removed,
+                    seed=self._seed(len(self.removed), int(recipe.epochs * 1000)),
+                    description=description,
+                    teacher=original,
+                )
+        self._show_accuracy(network)
 
     def _show_removal(self, ranking: Ranking, position: int) -> None:
         criterion = self.config.criterion
@@ -362,31 +295,3 @@ def _scored(step: int, ranking: Ranking) -> events.Scored:
         distances={metric: by_block(values) for metric, values in ranking.distances.items()},
         ranks={metric: by_block(values) for metric, values in ranking.ranks.items()},
     )
-
-
-def _recipe(settings: BaselineConfig | FinetuneConfig, epochs: float) -> training.Recipe:
-    return training.Recipe(
-        epochs=epochs,
-        learning_rate=settings.learning_rate,
-        schedule=settings.schedule,
-        milestones=tuple(settings.milestones),
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        batch_size=settings.batch_size,
-        label_smoothing=settings.label_smoothing,
-    )
-
-
-def _normalized(
-    model: Classifier,
-    samples: data.Split,
-    batch_size: int,
-    device: torch.device,
-    report: Callable[[str, int, int], None],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    done = 0
-    for images, labels in samples.batches(batch_size, device):
-        with torch.no_grad():
-            yield model.normalize(images), labels
-        done += len(labels)
-        report("scoring", done, len(samples))

@@ -11,6 +11,8 @@ from typing import Any
 from consensus_cli.config import RunConfig
 from consensus_cli.errors import UserError, unknown_name
 
+#: where a run can be followed; the same names as Accelerate's trackers and as the extras that install them
+TRACKERS = ("none", "tensorboard", "mlflow", "wandb")
 _SCHEDULES = ("constant", "cosine", "onecycle", "step")
 
 
@@ -40,11 +42,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dataset.on_corrupt": ("error", "skip"),
     "baseline.schedule": _SCHEDULES,
     "finetune.schedule": _SCHEDULES,
+    "finetune.span": ("step", "run"),
     "scoring.against": ("current", "original"),
     "scoring.precision": ("fp32", "bf16"),
     "prune.unit": ("blocks", "macs"),
     "prune.granularity": ("block", "branch"),
     "if_done": ("skip", "rerun"),
+    "tracker": TRACKERS,
 }
 
 #: key -> (what a value must satisfy, the same in words); null passes where the type allows it
@@ -54,6 +58,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "above 0 and at most 1, or a list of such shares in increasing order",
     ),
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+    "compile": (lambda value: value in ("auto", True, False), "auto, true or false"),
     "threads": (_at_least(1), "at least 1, or null"),
     "model.num_classes": (_at_least(2), "at least 2, or null"),
     "model.image_size": (_at_least(4), "at least 4 pixels, or null"),
@@ -65,6 +70,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "finetune.epochs_per_step": (_at_least(0), "at least 0"),
     "finetune.final_epochs": (_at_least(0), "at least 0"),
     "finetune.recalibration_images": (lambda images: images == 0 or images >= 2, "0, or at least 2"),
+    "finetune.distill": (lambda share: 0 <= share <= 1, "from 0 to 1"),
+    "finetune.ema_decay": (lambda decay: 0 <= decay < 1, "at least 0 and below 1"),
     "metrics.samples_per_class": (_at_least(2), "at least 2"),
     "metrics.weights": (lambda weights: all(_at_least(0)(w) for w in weights.values()), "at least 0 for every metric"),
     "scoring.memory_gb": (_positive, "above 0"),
@@ -84,6 +91,7 @@ _RECIPE_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "momentum": (_between(0, 1), "between 0 and 1 (Nesterov needs momentum)"),
     "weight_decay": (_at_least(0), "at least 0"),
     "batch_size": (_at_least(2), "at least 2 (batch norm needs two images)"),
+    "accumulate_batches": (_at_least(1), "at least 1"),
     "label_smoothing": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "milestones": (lambda shares: all(_between(0, 1)(share) for share in shares), "shares between 0 and 1"),
 }
@@ -103,6 +111,22 @@ def problems(config: RunConfig) -> list[UserError]:
             found.append(UserError(f"{key}={value} is out of range", f"{key} must be {in_words}"))
     if config.criterion.name == "consensus" and not any(config.metrics.weights.values()):
         found.append(UserError("metrics.weights leaves no metric to vote", "give at least one metric a weight above 0"))
+    if config.finetune.span == "run" and config.prune.unit != "blocks":
+        found.append(
+            UserError(
+                "finetune.span=run needs prune.unit=blocks: how many steps a MACs target takes is not known before",
+                "use finetune.span=step",
+            )
+        )
+    for node in ("baseline", "finetune"):
+        recipe = getattr(config, node)
+        if recipe.batch_size < 2 * recipe.accumulate_batches:
+            found.append(
+                UserError(
+                    f"{node}.accumulate_batches={recipe.accumulate_batches} leaves micro-batches of 1 image",
+                    f"lower it to {recipe.batch_size // 2}, or raise {node}.batch_size",
+                )
+            )
     return found
 
 

@@ -83,6 +83,13 @@ def test_datasets_bring_their_baseline_recipe_and_the_command_line_has_the_last_
         ("finetune.epochs_per_step=-1", "finetune.epochs_per_step"),
         ("finetune.momentum=0", "finetune.momentum"),
         ("finetune.batch_size=1", "finetune.batch_size"),
+        ("finetune.distill=1.5", "finetune.distill"),
+        ("finetune.ema_decay=1", "finetune.ema_decay"),
+        ("finetune.span=all", "finetune.span"),
+        ("baseline.accumulate_batches=0", "baseline.accumulate_batches"),
+        ("finetune.accumulate_batches=64", "finetune.accumulate_batches"),
+        ("compile=maybe", "compile"),
+        ("tracker=neptune", "tracker"),
         ("baseline.epochs=0", "baseline.epochs"),
         ("baseline.learning_rate=-0.1", "baseline.learning_rate"),
         ("baseline.milestones=[0.5,2]", "baseline.milestones"),
@@ -127,3 +134,10 @@ def test_dictionaries_that_are_open_take_new_keys() -> None:
     assert run.model.kwargs == {"width": 64}
     assert run.metrics.weights["bures"] == 2
     assert run.evaluate.shift == {"cifar101": "data.npy"}
+def test_a_schedule_over_the_run_needs_to_know_its_steps() -> None:
+    (problem,) = validation.problems(compose_run(["prune=macs", "finetune.span=run"]))
+    assert "prune.unit=blocks" in problem.message
+
+
+def test_compilation_is_asked_for_in_yaml_s_own_words() -> None:
+    assert [compose_run([f"compile={word}"]).compile for word in ("auto", "true", "false")] == ["auto", True, False]

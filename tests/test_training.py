@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -11,15 +12,19 @@ from torch import nn
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation
+from consensus_cli.models.resnet import resnet
 from consensus_cli.training import (
     SCHEDULES,
     Progress,
     Recipe,
     TrainingDivergedError,
     recalibrate_batch_norm,
+    resolve_compile,
     resolve_precision,
     train,
 )
+from consensus_cli.training.distillation import distilling
+from consensus_cli.training.machine import repeated_modules
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -156,3 +161,139 @@ def test_recalibration_of_fewer_images_sees_only_those() -> None:
     model = small_network()
     recalibrate_batch_norm(model, bright_or_dark(), images=2, batch_size=32, device=CPU, seed=0)
     assert model[1].num_batches_tracked == 1  # type: ignore[index]
+
+
+def test_micro_batches_give_the_update_of_the_whole_batch() -> None:
+    """Without batch norm an update is the same however the batch is divided."""
+    networks = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+        reports = run(network, replace(RECIPE, accumulate_batches=parts, epochs=1.5))
+        assert (reports[-1].step, reports[-1].steps) == (12, 12)
+        networks.append(network)
+    torch.testing.assert_close(networks[0][1].weight, networks[1][1].weight)
+
+
+def test_more_micro_batches_than_images_is_an_error() -> None:
+    with pytest.raises(ValueError, match="too few for 200 micro-batches"):
+        run(small_network(), replace(RECIPE, batch_size=200, accumulate_batches=200))
+
+
+def test_a_training_of_part_of_a_schedule_continues_where_the_part_begins() -> None:
+    recipe = replace(RECIPE, span=(0.5, 1.0))
+    assert recipe.rate_factor(0) == pytest.approx(SCHEDULES["cosine"](0.5, ()))
+    assert recipe.rate_factor(0.5) == pytest.approx(SCHEDULES["cosine"](0.75, ()))
+    assert recipe.rate_factor(1) == pytest.approx(0)
+
+
+def test_the_averaged_weights_lag_behind_and_are_what_remains() -> None:
+    """Without noise in the gradient the average of a moving weight is closer to where it came from."""
+    start = small_network()[2].weight.detach().clone()  # type: ignore[index, union-attr, operator]
+    last, averaged = small_network(), small_network()
+    run(last, replace(RECIPE, epochs=1))
+    run(averaged, replace(RECIPE, epochs=1, ema_decay=0.9))
+    moved = [(model[2].weight - start).norm() for model in (last, averaged)]  # type: ignore[index, operator]
+    assert 0 < moved[1] < moved[0]
+    assert not torch.equal(last[1].running_mean, averaged[1].running_mean)  # type: ignore[index, arg-type]
+
+
+def test_no_decay_keeps_the_last_weights() -> None:
+    last, averaged = small_network(), small_network()
+    run(last, replace(RECIPE, epochs=1))
+    run(averaged, replace(RECIPE, epochs=1, ema_decay=1e-9))
+    torch.testing.assert_close(averaged.state_dict(), last.state_dict())
+
+
+def test_distillation_alone_learns_the_teacher_without_a_label() -> None:
+    teacher, student = small_network(), small_network()
+    run(teacher)
+    nn.init.normal_(student[2].weight)  # type: ignore[index, arg-type]
+    split = bright_or_dark()
+    unlabelled = ImageTensors(split.images, torch.zeros(len(split), dtype=torch.int64))
+    recipe = replace(RECIPE, distill=1.0, learning_rate=0.02)
+    train(
+        student,
+        unlabelled,
+        recipe,
+        device=CPU,
+        augmentation=Augmentation(),
+        seed=0,
+        precision="fp32",
+        teacher=teacher.train(),
+    )
+    images, labels = next(split.batches(128))
+    assert not teacher.training
+    assert (student(images).argmax(1) == labels).all()
+
+
+def test_distillation_needs_a_teacher() -> None:
+    with pytest.raises(ValueError, match="teacher"):
+        run(small_network(), replace(RECIPE, distill=0.5))
+
+
+def test_a_student_like_its_teacher_has_nothing_to_learn_and_another_has() -> None:
+    teacher = small_network().eval()
+    images, _ = next(bright_or_dark().batches(32))
+    other = copy.deepcopy(teacher)
+    nn.init.normal_(other[2].weight, generator=torch.Generator().manual_seed(0))  # type: ignore[index, arg-type]
+    for student, expected in ((copy.deepcopy(teacher), 0.0), (other, None)):
+        with distilling(student, teacher) as distillation:
+            loss = distillation.loss(images, student(images)).detach()
+        assert loss >= 0
+        assert (float(loss) == pytest.approx(0, abs=1e-6)) == (expected == 0.0)
+        assert not any(module._forward_pre_hooks for module in (*student.modules(), *teacher.modules()))
+
+
+def test_the_loss_of_distillation_worked_by_hand() -> None:
+    """Two classes, one image: logits 4 and 0 against 0 and 0 at temperature 4; classifier's input 3 against 1."""
+    teacher, student = nn.Linear(1, 2, bias=False), nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        teacher.weight.zero_()
+        student.weight.copy_(torch.tensor([[4 / 3], [0.0]]))
+    with distilling(student, teacher) as distillation:
+        logits = student(torch.tensor([[3.0]]))
+        loss = distillation.loss(torch.tensor([[1.0]]), logits).detach()
+    q = math.exp(1) / (math.exp(1) + 1)
+    divergence = 0.5 * math.log(0.5 / q) + 0.5 * math.log(0.5 / (1 - q))
+    assert float(loss) == pytest.approx(16 * divergence + (3 - 1) ** 2 / 1)
+
+
+def test_after_a_training_the_model_is_the_plain_module_again() -> None:
+    model = small_network()
+    train(model, bright_or_dark(), RECIPE, device=CPU, augmentation=Augmentation(), seed=0, precision="bf16")
+    assert "forward" not in vars(model)
+    assert model(torch.zeros(2, 1, 4, 4)).dtype == torch.float32
+
+
+def test_the_repeated_blocks_are_what_is_compiled() -> None:
+    network = resnet(20)
+    assert repeated_modules(network) == [*network.layer1, *network.layer2, *network.layer3]
+    assert repeated_modules(small_network()) == []
+    assert [resolve_compile(asked, CPU) for asked in ("auto", True, False)] == [False, True, False]
+    assert resolve_compile("auto", torch.device("cuda"))
+
+
+@pytest.mark.slow
+def test_compiled_training_ends_where_the_plain_one_does() -> None:
+    split = bright_or_dark()
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        network = resnet(20, num_classes=2, in_channels=1).to(memory_format=torch.channels_last)
+        recipe = replace(RECIPE, epochs=2, learning_rate=0.01)
+        results.append(
+            train(
+                network,
+                split,
+                recipe,
+                device=CPU,
+                augmentation=Augmentation(),
+                seed=0,
+                precision="fp32",
+                compiled=compiled,
+            ).loss
+        )
+        assert all(block._compiled_call_impl is None for block in network.layer1)
+    # Fused operations round otherwise, which six updates of a fresh network make visible.
+    assert results[1] == pytest.approx(results[0], rel=0.2)

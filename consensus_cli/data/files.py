@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from consensus_cli.data.memory import to_unit_range
-from consensus_cli.data.split import Augmentation
+from consensus_cli.data.split import ALL, Augmentation, Share
 from consensus_cli.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -136,6 +136,7 @@ class ImageFiles:
         generator: torch.Generator | None = None,
         augmentation: Augmentation | None = None,
         drop_last: bool = False,
+        share: Share = ALL,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields batches as `Split.batches` says, in channels_last memory format.
 
@@ -149,7 +150,7 @@ class ImageFiles:
         loader = DataLoader(
             _Decoding(self.images, self.indices, self._transform(augmentation)),
             batch_size=batch_size,
-            sampler=self._plan(generator),
+            sampler=_shared(self._plan(generator), batch_size, share, drop_last=drop_last),
             num_workers=worker_count(self.workers),
             collate_fn=_collate,
             pin_memory=on_gpu,
@@ -188,6 +189,14 @@ class ImageFiles:
         if augmentation.flip:
             steps.append(v2.RandomHorizontalFlip())
         return v2.Compose(steps)
+
+
+def _shared(plan: list[tuple[int, int]], batch_size: int, share: Share, *, drop_last: bool) -> list[tuple[int, int]]:
+    """Returns the part of an epoch's plan that one process decodes."""
+    stride = batch_size * share.world
+    count = len(plan) // stride * stride if drop_last else len(plan)
+    starts = range(share.rank * batch_size, count, stride)
+    return [drawn for start in starts for drawn in plan[start : start + batch_size]]
 
 
 class _Decoding(Dataset[tuple[int, Tensor | None]]):

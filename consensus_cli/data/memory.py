@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consensus_cli.data.split import Augmentation
+from consensus_cli.data.split import ALL, Augmentation, Share
 
 
 class ImageTensors:
@@ -58,6 +58,7 @@ class ImageTensors:
         generator: torch.Generator | None = None,
         augmentation: Augmentation | None = None,
         drop_last: bool = False,
+        share: Share = ALL,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields batches as `Split.batches` says, in channels_last memory format.
 
@@ -66,7 +67,8 @@ class ImageTensors:
         """
         if augmentation is not None and generator is None:
             raise ValueError("augmentation needs a generator")
-        count = len(self) // batch_size * batch_size if drop_last else len(self)
+        stride = batch_size * share.world
+        count = len(self) // stride * stride if drop_last else len(self)
         home = self.images.device
         labels = self.labels.to(home)
         order = None
@@ -74,7 +76,7 @@ class ImageTensors:
         if generator is not None:
             order = torch.randperm(len(self), generator=generator).to(home)
             draw = None if augmentation is None else draw_augmentation(augmentation, count, generator).to(home)
-        for start in range(0, count, batch_size):
+        for start in range(share.rank * batch_size, count, stride):
             rows = slice(start, min(start + batch_size, count))
             chosen = rows if order is None else order[rows]
             images = self.images[chosen].to(device)

@@ -29,6 +29,22 @@ class Augmentation:
     min_area: float | None = None
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which of the batches of a split one of several processes gets: every `world`-th, from number `rank` on.
+
+    Attributes:
+        rank: number of the process, from 0.
+        world: number of processes.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+
+ALL = Share()
+
+
 class Split(Protocol):
     """A labelled set of images, in memory or on disk."""
 
@@ -54,6 +70,7 @@ class Split(Protocol):
         generator: torch.Generator | None = None,
         augmentation: Augmentation | None = None,
         drop_last: bool = False,
+        share: Share = ALL,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields `(images (b, c, h, w) float32 in [0, 1], labels (b,) int64)` on `device`.
 
@@ -62,5 +79,7 @@ class Split(Protocol):
             device: where the batches live.
             generator: CPU generator that shuffles and augments; without one the order is the split's own.
             augmentation: random changes; needs a `generator`.
-            drop_last: leave out a last batch smaller than `batch_size`.
+            drop_last: leave out last batches that are smaller than `batch_size`, or that not every process gets.
+            share: the batches of one process among several. With generators of one seed, the batches of all processes
+                are, in turn, those that a single process gets.
         """

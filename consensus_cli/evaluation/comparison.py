@@ -23,15 +23,14 @@ from consensus_cli.evaluation.statistics import paired_change
 Columns = dict[str, float | int | str]
 
 
-def accuracy_columns(base: nn.Module, pruned: nn.Module, test: Split, device: torch.device) -> Columns:
-    """Returns accuracy, calibration and agreement of both networks on all test images."""
-    before, after = accuracy.predict(base, test, device), accuracy.predict(pruned, test, device)
+def accuracy_columns(before: accuracy.Predictions, after: accuracy.Predictions) -> Columns:
+    """Returns accuracy, calibration and agreement of both networks, from their answers to all test images."""
     agreement = accuracy.compare(before, after)
     columns: Columns = {
         "accuracy_base_pct": accuracy.accuracy_pct(before),
         "accuracy_pruned_pct": accuracy.accuracy_pct(after),
         "accuracy_delta_pp": accuracy.accuracy_pct(after) - accuracy.accuracy_pct(before),
-        "test_images": len(test),
+        "test_images": len(before.labels),
         "nll_base_nats": accuracy.nll_nats(before),
         "nll_pruned_nats": accuracy.nll_nats(after),
         "ece_base_pct": accuracy.calibration_error_pct(before),

@@ -3,4 +3,4 @@
 from consensus_cli.screen.kinds import open_screen, take_kind
 from consensus_cli.screen.plain import Report, Screen
 
-__all__ = ["Report", "Screen", "open_screen", "take_kind"]
+__all__ = ["QuietScreen", "Report", "Screen", "open_screen", "take_kind"]

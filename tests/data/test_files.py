@@ -11,7 +11,7 @@ from torch import Tensor
 from consensus_cli.data.datasets import load
 from consensus_cli.data.files import Geometry, ImageFiles
 from consensus_cli.data.source import ImageData
-from consensus_cli.data.split import Augmentation, Split
+from consensus_cli.data.split import Augmentation, Share, Split
 from consensus_cli.errors import UserError
 
 
@@ -124,3 +124,22 @@ def test_geometry_follows_the_usual_recipes(image_size: int, resize_size: int) -
 def test_geometry_keeps_the_centre_of_the_longer_side() -> None:
     image = torch.arange(8, dtype=torch.uint8).expand(3, 4, 8)
     assert Geometry(4, 4)(image)[0, 0].tolist() == [2, 3, 4, 5]
+
+
+def test_the_batches_of_all_processes_are_those_of_one(root: Path, cache_dir: Path) -> None:
+    split = streamed(root, cache_dir).train
+    alone, first, second = (
+        list(
+            split.batches(
+                2,
+                generator=torch.Generator().manual_seed(1),
+                augmentation=Augmentation(flip=True),
+                drop_last=True,
+                share=share,
+            )
+        )
+        for share in (Share(), Share(0, 2), Share(1, 2))
+    )
+    assert len(alone) == len(first) + len(second) == 6
+    for one, other in zip(alone, [batch for pair in zip(first, second, strict=True) for batch in pair], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from consensus_cli.data.memory import AugmentationDraw, ImageTensors, augment, draw_augmentation
 from consensus_cli.data.source import channel_statistics
-from consensus_cli.data.split import Augmentation
+from consensus_cli.data.split import Augmentation, Share
 
 
 def split_of(count: int = 10, channels: int = 3, size: int = 6) -> ImageTensors:
@@ -191,3 +191,26 @@ def test_nothing_inside_an_epoch_waits_for_the_gpu() -> None:
         assert len(list(batches)) == 7
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_not_every_process_gets_is_left_out_or_else_shared_unevenly() -> None:
+    split = split_of(count=26)
+    even = [[len(labels) for _, labels in split.batches(4, drop_last=True, share=Share(r, 3))] for r in range(3)]
+    uneven = [[len(labels) for _, labels in split.batches(4, share=Share(r, 3))] for r in range(3)]
+    assert even == [[4, 4], [4, 4], [4, 4]]
+    assert uneven == [[4, 4, 2], [4, 4], [4, 4]]
+
+
+def test_the_processes_augment_as_one_does() -> None:
+    split, augmentation = split_of(count=24), Augmentation(pad=1, flip=True)
+    alone, first, second = (
+        [
+            images
+            for images, _ in split.batches(
+                4, generator=torch.Generator().manual_seed(4), augmentation=augmentation, drop_last=True, share=share
+            )
+        ]
+        for share in (Share(), Share(0, 2), Share(1, 2))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(alone[0::2], first, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(alone[1::2], second, strict=True))

@@ -1,0 +1,95 @@
+"""Experiment trackers, through Accelerate's own: the same curves in the tool that a team watches anyway."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from consensus_cli.errors import UserError
+
+
+class Tracker:
+    """Follows one run; without a tool (`none`) it does nothing.
+
+    Values are named `scores/…`, `train/…`, `row/…`; the step is the number of removed blocks, and of training losses
+    the number of updates in the whole run.
+    """
+
+    def __init__(self, name: str, run_dir: Path, settings: Mapping[str, Any]) -> None:
+        """Starts following.
+
+        Args:
+            name: `none`, `tensorboard`, `mlflow` or `wandb`.
+            run_dir: the run directory; its name is the run's, and files of the tool go into it.
+            settings: the configuration, nested.
+        """
+        self._tracker = None if name == "none" else _start(name, run_dir, _flat(settings))
+        self._updates = 0
+
+    @classmethod
+    def none(cls) -> Tracker:
+        """Returns a tracker that follows nothing."""
+        return cls("none", Path(), {})
+
+    def loss(self, value: float, updates: int) -> None:
+        """Logs a training loss, reported after so many further updates."""
+        self._updates += updates
+        self._log({"train/loss": value}, self._updates)
+
+    def scores(self, values: Mapping[str, float], removed: int) -> None:
+        """Logs the importance of every block when so many are gone."""
+        self._log({f"scores/{block}": float(value) for block, value in values.items()}, removed)
+
+    def row(self, row: Mapping[str, object], removed: int) -> None:
+        """Logs the numbers of the final row."""
+        self._log({f"row/{key}": float(v) for key, v in row.items() if isinstance(v, int | float)}, removed)
+
+    def finish(self) -> None:
+        """Writes what is left."""
+        if self._tracker is not None:
+            self._tracker.finish()
+
+    def _log(self, values: dict[str, float], step: int) -> None:
+        if self._tracker is not None:
+            self._tracker.log(values, step=step)
+
+
+def check_tracker(name: str) -> None:
+    """Checks that the library of a tracker is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UserError(f"tracker={name} needs the library {name}", f"pip install 'consensus-cli[{name}]'")
+
+
+def _start(name: str, run_dir: Path, settings: dict[str, Any]) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    # Accelerate's trackers ask which process they run in.
+    PartialState()
+    # What Accelerate calls a run's name is the folder, the experiment or the project that holds it.
+    where = {
+        "tensorboard": {"run_name": "tensorboard", "logging_dir": str(run_dir)},
+        "mlflow": {"experiment_name": "consensus", "run_name": run_dir.name},
+        "wandb": {"run_name": "consensus", "name": run_dir.name, "dir": str(run_dir)},
+    }
+    tracker = LOGGER_TYPE_TO_CLASS[name](**where[name])
+    tracker.start()
+    tracker.store_init_configuration(settings)
+    return tracker
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings by dotted key, in types that every tool can show."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat

@@ -1,0 +1,32 @@
+"""Statistics of batch norm after a block is gone."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from consensus_cli.data.split import Split
+
+
+def recalibrate_batch_norm(
+    model: nn.Module, split: Split, *, images: int, batch_size: int, device: torch.device, seed: int
+) -> None:
+    """Measures the means and variances of every batch norm anew, in place, without changing a weight.
+
+    A block that is gone shifts the statistics of everything behind it; some forward passes mend most of that. The new
+    statistics are averages over the batches with equal weight (Ioffe & Szegedy 2015, algorithm 2, line 10).
+
+    Args:
+        model: takes images in [0, 1]; left as it is where it has no batch norm.
+        split: training images.
+        images: how many of them are used, drawn at random; all where it has fewer.
+        batch_size: images per batch.
+        device: where the model lives.
+        seed: of the draw.
+    """
+    batch_size = min(batch_size, images, len(split))
+    batches = split.batches(batch_size, device, generator=torch.Generator().manual_seed(seed), drop_last=True)
+    update_bn(itertools.islice(batches, min(images, len(split)) // batch_size), model)

@@ -1,0 +1,215 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
+
+from consensus_cli.data.split import ALL, Augmentation, Share, Split
+from consensus_cli.training.averaging import WeightAverage
+from consensus_cli.training.distillation import Distillation, distilling
+from consensus_cli.training.machine import make_accelerator, prepared
+from consensus_cli.training.recipe import Recipe, build_optimizer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands after an update.
+
+    Attributes:
+        step: updates done, of `steps`.
+        loss: mean loss since the last report, over all processes.
+    """
+
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training cost and where it ended.
+
+    Attributes:
+        loss: mean training loss over the last epoch (or the part of it that was trained).
+        images: images processed, by all processes.
+        duration_s: wall-clock seconds.
+    """
+
+    loss: float
+    images: int
+    duration_s: float
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the images are divided: `steps` updates of `parts` micro-batches, of `micro` images on every process."""
+
+    steps: int
+    steps_per_epoch: int
+    micro: int
+    parts: int
+    share: Share
+
+    @classmethod
+    def of(cls, recipe: Recipe, images: int, share: Share) -> _Plan:
+        pieces = recipe.accumulate_batches * share.world
+        micro = min(recipe.batch_size, images) // pieces
+        if micro < 1:
+            raise ValueError(
+                f"{images} images in updates of {recipe.batch_size} are too few for {pieces} micro-batches"
+            )
+        steps_per_epoch = images // (micro * pieces)
+        steps = max(1, round(recipe.epochs * steps_per_epoch)) if recipe.epochs > 0 else 0
+        return cls(steps, steps_per_epoch, micro, recipe.accumulate_batches, share)
+
+    @property
+    def images(self) -> int:
+        return self.steps * self.parts * self.micro * self.share.world
+
+    def batches(
+        self, split: Split, device: torch.device, augmentation: Augmentation, seed: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the micro-batches of all updates, epoch after epoch."""
+        generator = torch.Generator().manual_seed(seed)
+        left = self.steps * self.parts
+        while left:
+            for batch in split.batches(
+                self.micro, device, generator=generator, augmentation=augmentation, drop_last=True, share=self.share
+            ):
+                yield batch
+                left -= 1
+                if not left:
+                    return
+
+
+def train(
+    model: nn.Module,
+    split: Split,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    augmentation: Augmentation,
+    seed: int,
+    precision: str,
+    compiled: bool = False,
+    teacher: nn.Module | None = None,
+    share: Share = ALL,
+    report: Callable[[Progress], None] | None = None,
+) -> TrainingResult:
+    """Trains `model` in place on `split` and leaves it in eval mode.
+
+    The loss is read from the device once per report interval (a twentieth of an epoch), not at every update.
+
+    Args:
+        model: takes images in [0, 1] and returns logits.
+        split: training images; must hold at least two.
+        recipe: hyperparameters.
+        device: where the model lives.
+        augmentation: random changes to the images.
+        seed: of shuffling and augmentation.
+        precision: `fp32` or `bf16` (autocast).
+        compiled: compile the network's repeated blocks with `torch.compile`.
+        teacher: the network to learn from where `recipe.distill` is above 0.
+        share: this process's part of every update; all processes of the job must call this function where it is not
+            all of it, and all end with the same weights.
+        report: called with the progress about twenty times an epoch.
+
+    Raises:
+        TrainingDivergedError: when the loss is not finite, in every process.
+        ValueError: fewer images per update than processes and micro-batches, or distillation without a teacher.
+    """
+    plan = _Plan.of(recipe, len(split), share)
+    if plan.steps == 0:
+        return TrainingResult(math.nan, 0, 0.0)
+    if recipe.distill and teacher is None:
+        raise ValueError("distillation needs a teacher")
+    accelerator = make_accelerator(device, precision, plan.parts)
+    optimizer = build_optimizer(model, recipe)
+    scheduler = LambdaLR(optimizer, lambda step: recipe.rate_factor(step / plan.steps))
+    average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
+    losses = _Losses(plan, report)
+    started = time.perf_counter()
+    model.train()
+    with ExitStack() as stack:
+        distillation = None
+        if recipe.distill and teacher is not None:
+            answering = stack.enter_context(prepared(accelerator, teacher, joint=False, compiled=False))
+            distillation = stack.enter_context(distilling(model, answering))
+        network = stack.enter_context(prepared(accelerator, model, joint=share.world > 1, compiled=compiled))
+        stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
+        for images, labels in plan.batches(split, device, augmentation, seed):
+            with accelerator.accumulate(network):
+                loss = _loss(network(images), images, labels, recipe, distillation)
+                accelerator.backward(loss)
+                stepper.step()
+                stepper.zero_grad()
+            losses.add(loss.detach())
+            if accelerator.sync_gradients:
+                scheduler.step()
+                losses.update_done()
+                if average is not None:
+                    average.update(model)
+    model.eval()
+    if average is not None:
+        average.copy_to(model)
+    return TrainingResult(losses.last_epoch(), plan.images, time.perf_counter() - started)
+
+
+def _loss(logits: Tensor, images: Tensor, labels: Tensor, recipe: Recipe, distillation: Distillation | None) -> Tensor:
+    logits = logits.float()
+    supervised = functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    if distillation is None:
+        return supervised
+    return (1 - recipe.distill) * supervised + recipe.distill * distillation.loss(images, logits)
+
+
+@dataclass
+class _Losses:
+    """The losses of a training, left on the device until a report needs their mean."""
+
+    plan: _Plan
+    report: Callable[[Progress], None] | None
+    step: int = 0
+    window: list[Tensor] = field(default_factory=list)
+    last: list[Tensor] = field(default_factory=list)
+
+    def add(self, loss: Tensor) -> None:
+        self.window.append(loss)
+        if self.step >= self.plan.steps - self.plan.steps_per_epoch:
+            self.last.append(loss)
+
+    def update_done(self) -> None:
+        """Counts an update; at the end of an interval, checks and reports the mean loss since the last report."""
+        self.step += 1
+        if self.step % max(1, self.plan.steps_per_epoch // 20) and self.step != self.plan.steps:
+            return
+        loss = self._mean(self.window)
+        self.window = []
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(f"the training loss is {loss} at update {self.step} of {self.plan.steps}")
+        if self.report is not None:
+            self.report(Progress(self.step, self.plan.steps, loss))
+
+    def last_epoch(self) -> float:
+        return self._mean(self.last)
+
+    def _mean(self, losses: list[Tensor]) -> float:
+        mean = torch.stack(losses).mean()
+        if self.plan.share.world > 1:
+            # All processes must see the same loss, or one of them would stop and the others wait for it.
+            torch.distributed.all_reduce(mean)
+            mean /= self.plan.share.world
+        return float(mean)

@@ -1,0 +1,97 @@
+"""What a training makes of the machine: precision, compilation, several processes. All of it is Accelerate's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Returns `fp32` or `bf16` for `auto`: bf16 where the device computes in it natively, checked, not assumed."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bf16" if native else "fp32"
+
+
+def resolve_compile(compiled: str | bool, device: torch.device) -> bool:
+    """Returns whether to compile for `auto`, True or False: `auto` compiles on a GPU only.
+
+    On a CPU compiling takes tens of seconds, as long as a small network trains between two removals; where epochs take
+    minutes, True may pay.
+    """
+    return device.type == "cuda" if compiled == "auto" else bool(compiled)
+
+
+def make_accelerator(device: torch.device, precision: str, accumulate_batches: int) -> Accelerator:
+    """Returns Accelerate's engine for one training.
+
+    Args:
+        device: where the model lives.
+        precision: `fp32` or `bf16`.
+        accumulate_batches: micro-batches of an update.
+    """
+    # Imported here: it takes a quarter of a second, which commands that train nothing need not wait for.
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import GradientAccumulationPlugin
+
+    # Accelerate keeps its settings for the life of a process; in a sweep each training has its own.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=accumulate_batches, adjust_scheduler=False, sync_with_dataloader=False
+        ),
+    )
+
+
+@contextmanager
+def prepared(accelerator: Accelerator, model: nn.Module, *, joint: bool, compiled: bool) -> Iterator[nn.Module]:
+    """Gives the model to train: with mixed precision, compiled, and in `joint` trainings its gradients averaged.
+
+    Afterwards `model` is the plain module again, trained in place.
+
+    Args:
+        accelerator: from `make_accelerator`.
+        model: the network.
+        joint: whether every process of the job trains it, each on its share of the images.
+        compiled: compile the repeated blocks.
+    """
+    blocks = repeated_modules(model) if compiled else []
+    own_forward = "forward" in vars(model)
+    try:
+        for block in blocks:
+            # Instances of one class share their code: what is compiled for one serves all of its shape, also in the
+            # next step, when the network has a block less.
+            block.compile()
+        yield accelerator.prepare_model(model, evaluation_mode=not joint)
+    finally:
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        if not own_forward:
+            # Accelerate puts the method back as an attribute of the instance.
+            vars(model).pop("forward", None)
+        for block in blocks:
+            block._compiled_call_impl = None
+
+
+def repeated_modules(model: nn.Module) -> list[nn.Module]:
+    """Returns the children of containers whose class occurs at least twice among their siblings: the blocks."""
+    found: list[nn.Module] = []
+    for container in model.modules():
+        if isinstance(container, nn.Sequential | nn.ModuleList):
+            children = [child for child in container if any(True for _ in child.children())]
+            classes = Counter(type(child) for child in children)
+            found += [child for child in children if classes[type(child)] > 1]
+    return found

@@ -1,0 +1,76 @@
+"""What a training does: its hyperparameters and how the learning rate moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import SGD
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters of one training: SGD with Nesterov momentum.
+
+    Attributes:
+        epochs: passes over the training images; a fraction trains on that share of one pass.
+        learning_rate: peak rate.
+        schedule: name in `SCHEDULES`.
+        milestones: shares of the schedule after which `step` divides the rate by 10.
+        momentum: in (0, 1).
+        weight_decay: L2 factor on weight matrices and kernels; biases and norms are spared.
+        batch_size: images per update, over all processes and micro-batches.
+        accumulate_batches: micro-batches that an update is made of; batch norm sees one micro-batch at a time.
+        label_smoothing: in [0, 1).
+        distill: share of the loss, in [0, 1], that compares with a teacher instead of with the labels.
+        ema_decay: decay of the exponential moving average of the weights, in [0, 1), which is what a training ends
+            with; 0: the last weights.
+        span: the part of the schedule that this training walks through, within [0, 1].
+    """
+
+    epochs: float
+    learning_rate: float
+    schedule: str
+    milestones: tuple[float, ...]
+    momentum: float
+    weight_decay: float
+    batch_size: int
+    label_smoothing: float
+    accumulate_batches: int = 1
+    distill: float = 0.0
+    ema_decay: float = 0.0
+    span: tuple[float, float] = (0.0, 1.0)
+
+    def rate_factor(self, progress: float) -> float:
+        """Returns the share of the peak rate after the share `progress` of this training, in [0, 1)."""
+        start, end = self.span
+        return SCHEDULES[self.schedule](start + (end - start) * progress, self.milestones)
+
+
+def _onecycle(progress: float, _: tuple[float, ...]) -> float:
+    warmup = 0.3
+    if progress < warmup:
+        return 0.04 + 0.96 * progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+#: name -> share of the peak rate at a point of the schedule in [0, 1)
+SCHEDULES: dict[str, Callable[[float, tuple[float, ...]], float]] = {
+    "constant": lambda progress, milestones: 1.0,
+    "cosine": lambda progress, milestones: 0.5 * (1 + math.cos(math.pi * progress)),
+    "onecycle": _onecycle,
+    "step": lambda progress, milestones: 0.1 ** sum(progress >= m for m in milestones),
+}
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
+    """Returns SGD that decays weight matrices and kernels, but no bias, norm or other vector (He et al. 2019)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    filled = [group for group in groups if group["params"]]
+    return SGD(filled, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=True, fused=True)

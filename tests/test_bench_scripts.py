@@ -1,0 +1,82 @@
+"""The benchmarks run, and print what they promise."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+from quick import QUICK
+
+from consensus_cli.cli import main
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def printed(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *words])
+    script(name).main()
+    return capsys.readouterr().out
+
+
+def test_both_loops_are_timed_in_one_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--model resnet20 --images 32 --image-size 8 --batch-size 8 --epochs 1 --workers 0 --device cpu --profile"
+    output = printed("bench_training", words.split(), monkeypatch, capsys)
+    plain, ours = (float(re.search(rf"^{name}: ([\d.]+) images/s", output, re.M)[1]) for name in ("plain loop", "ours"))  # type: ignore[index]
+    ratio = float(re.search(r"ours / plain loop: ([\d.]+)", output)[1])  # type: ignore[index]
+    assert ratio == pytest.approx(ours / plain, rel=0.02, abs=0.01)
+    assert re.search(r"one prune step .*: [\d.]+ s", output)
+    assert re.search(r"peak memory: \d+ MiB", output)
+    assert "aten::" in output
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_divided_into_its_parts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = printed("bench_run", [*QUICK, "attacks=none"], monkeypatch, capsys)
+    whole_s = float(re.search(r": ([\d.]+) s$", output.splitlines()[0])[1])  # type: ignore[index]
+    parts_s = [float(line.split(" s ")[0].split()[-1]) for line in output.splitlines()[1:6]]
+    assert sum(parts_s) == pytest.approx(whole_s, abs=0.3)
+    assert re.search(r"peak memory \d+ MiB", output)
+
+
+@pytest.mark.slow
+def test_the_ways_to_recover_are_compared_in_equal_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--out", str(tmp_path), "--seeds", "0", "--recalibration-images", "64", "--", *QUICK, "criterion=last"]
+    table = printed("bench_recovery", [*words, "ratio=0.17"], monkeypatch, capsys)
+    rows = pd.read_csv(tmp_path / "recovery.csv")
+    assert rows["way"].tolist() == ["plain", "recalibration", "distillation", "both"]
+    assert (rows["blocks_removed"] == 1).all()
+    assert table == (tmp_path / "recovery.md").read_text()
+    assert len(table.splitlines()) == 6
+
+
+@pytest.mark.slow
+def test_the_deep_cifar_experiment_in_small(tmp_path: Path) -> None:
+    """What is meant for a GPU, on a CPU: five of the six blocks of a ResNet20, one epoch after each."""
+    small = ["model=resnet20", "dataset=digits", "dataset.limit_train=300", "dataset.limit_test=100", "attacks=none"]
+    small += [
+        "metrics.samples_per_class=16",
+        "baseline.epochs=2",
+        "finetune.final_epochs=1",
+        "evaluate.energy_window_s=0.2",
+        "evaluate.energy_repeats=1",
+    ]
+    assert main(["run", "experiment=cifar10_deep", *small, f"output_dir={tmp_path}"]) == 0
+    row = pd.read_csv(tmp_path / "results.csv").iloc[0]
+    assert (row["blocks_removed"], row["blocks_candidates"]) == (5, 6)

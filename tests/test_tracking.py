@@ -1,0 +1,64 @@
+"""A run can be followed in the tool that a team watches anyway."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from quick import QUICK
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from consensus_cli import tracking
+from consensus_cli.cli import main
+from consensus_cli.errors import UserError
+from consensus_cli.tracking import Tracker, check_tracker
+
+SHORT = (*QUICK, "criterion=last", "attacks=none", "ratio=0.34", "baseline.epochs=1")
+
+
+def test_tensorboard_gets_losses_scores_and_the_row(tmp_path: Path) -> None:
+    assert main(["run", *SHORT, "tracker=tensorboard", f"output_dir={tmp_path}"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    row = json.loads((run / "row.json").read_text())
+    assert events.Scalars("row/accuracy_pruned_pct")[0].value == pytest.approx(row["accuracy_pruned_pct"], rel=1e-6)
+    assert len([tag for tag in tags if tag.startswith("scores/")]) == 6
+    assert [event.step for event in events.Scalars("scores/layer1.1")] == [0, 1]
+    updates = [event.step for event in events.Scalars("train/loss")]
+    assert updates == sorted(set(updates))
+    # One epoch of 4 updates for the baseline, half of one after each removal, one at the end.
+    assert updates[-1] == 4 + 2 + 2 + 4
+
+
+def test_mlflow_gets_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    tracker = Tracker("mlflow", tmp_path / "run", {"seed": 0, "model": {"name": "resnet20"}, "ratio": None})
+    tracker.loss(0.5, updates=3)
+    tracker.scores({"layer1.1": 4}, removed=0)
+    tracker.row({"accuracy_pruned_pct": 90.0, "model": "resnet20"}, removed=1)
+    tracker.finish()
+    written = {file.name: file.read_text().split()[1:] for file in tmp_path.glob("mlruns/*/*/metrics/*/*")}
+    assert {name: tuple(map(float, values)) for name, values in written.items()} == {
+        "loss": (0.5, 3),
+        "layer1.1": (4, 0),
+        "accuracy_pruned_pct": (90, 1),
+    }
+    (parameter,) = tmp_path.glob("mlruns/*/*/params/model.name")
+    assert parameter.read_text() == "resnet20"
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the library wandb") as caught:
+        check_tracker("wandb")
+    assert "consensus-cli[wandb]" in caught.value.hint
+    monkeypatch.undo()
+    assert main(["run", *SHORT, "tracker=neptune", f"output_dir={tmp_path}"]) == 2
+    assert "unknown tracker 'neptune'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
