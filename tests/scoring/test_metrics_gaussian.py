@@ -9,7 +9,7 @@ from scipy.stats import ortho_group
 
 from consensus_cli.scoring.metrics import compute
 from consensus_cli.scoring.metrics.alignment import Alignment, Ascent, best_rotation, polar
-from consensus_cli.scoring.metrics.gaussian import class_gaussians, gaussian_distance, in_row_span
+from consensus_cli.scoring.metrics.gaussian import ablated_gaussians, gaussian_distance, original_gaussians
 
 LABELS = np.arange(120) % 3
 ALPHAS = {"gaussian_alpha0": 0, "gaussian_alpha1": 1, "gaussian_alpha2": 2}
@@ -25,11 +25,12 @@ def representations(seed, features, count=1):
 
 def problem_of(seed, features=8, count=3):
     x, ys = representations(seed, features, count)
-    gaussians = class_gaussians(statistics(x, ys, LABELS).classes, slice(None))
-    energy = gaussians.root_x.square().sum() + gaussians.root_y.square().sum(dim=(1, 2, 3))
+    classes = statistics(x, ys, LABELS).classes
+    root_x, root_y = original_gaussians(classes).roots, ablated_gaussians(classes, slice(None)).roots
+    energy = root_x.square().sum() + root_y.square().sum(dim=(1, 2, 3))
     means = torch.zeros(count, features, features, dtype=torch.float64)
     start = polar(torch.randn(count, features, features, generator=torch.Generator().manual_seed(seed)).double())
-    return Alignment(gaussians.root_x, gaussians.root_y, means, 1.0), start, energy
+    return Alignment(root_x, root_y, means, 1.0), start, energy
 
 
 @pytest.mark.parametrize("name", ALPHAS)
@@ -104,14 +105,17 @@ def test_solution_does_not_depend_on_what_else_is_in_the_batch():
         np.testing.assert_allclose(alone[0], together[j], atol=1e-6)
 
 
-def test_row_span_leaves_distances_as_they_are():
-    x, ys = representations(3, features=150, count=2)
-    stats = statistics(x, ys, LABELS)
-    gaussians = class_gaussians(stats.classes, slice(None))
-    reduced, _ = in_row_span(gaussians, torch.zeros(2, 150, 150, dtype=torch.float64))
-    assert reduced.root_y.shape == (2, 3, 40, 123)
-    for full, small in ((gaussians.root_x, reduced.root_x), (gaussians.root_y, reduced.root_y)):
-        np.testing.assert_allclose(full @ full.mT, small @ small.mT, atol=1e-9)
+@pytest.mark.parametrize(("features", "kept"), [(150, 123), (30, 30)])
+def test_principal_axes_leave_distances_as_they_are(features, kept):
+    x, ys = representations(3, features, count=2)
+    full = ablated_gaussians(statistics(x, ys, LABELS).classes, slice(None))
+    small, basis = full.in_principal_axes()
+    assert basis.shape == (2, features, kept)
+    assert small.roots.shape == (2, 3, full.roots.shape[2], kept)
+    np.testing.assert_allclose(full.roots @ full.roots.mT, small.roots @ small.roots.mT, atol=1e-9)
+    np.testing.assert_allclose(small.means @ basis.mT, full.means, atol=1e-9)
+    energies = (small.means.square().sum(dim=1) + small.roots.square().sum(dim=(1, 2))).numpy()
+    assert (np.diff(energies) <= 1e-9).all()
 
 
 @pytest.mark.parametrize("features", [2, 4, 8])
