@@ -26,16 +26,12 @@ from consensus_cli.pruning import schedule
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import remove_block
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.bootstrap import RankStability, bootstrap
+from consensus_cli.scoring.bootstrap import RankStability, rank_stability
 from consensus_cli.scoring.consensus import Ranking, decide
-from consensus_cli.scoring.moments import PairStatistics
-from consensus_cli.scoring.score import baseline_importance, collect_statistics
+from consensus_cli.scoring.score import Measured, baseline_importance, measure
 from consensus_cli.screen import Screen
 
 SCORING_BATCH_SIZE = 256
-
-#: parts that a bootstrap draws from
-BOOTSTRAP_CHUNKS = 20
 
 
 @dataclass(frozen=True)
@@ -203,29 +199,15 @@ class Steps:
 
     def _consult_metrics(self, network: Classifier, original: Classifier, allowed: list[Block]) -> Scores:
         names, votes = [block.name for block in allowed], self.prepared.votes
-        resamples, aggregation = self.config.scoring.bootstrap, self.config.criterion.aggregation
+        aggregation = self.config.criterion.aggregation
         with self.screen.progress(f"scoring {len(allowed)} blocks") as report:
-            parts = self._statistics(network, original, allowed, report, BOOTSTRAP_CHUNKS if resamples else 1)
-            whole = PairStatistics.combine(parts, [1] * len(parts)) if resamples else parts[0]
-            ranking = decide(
-                names,
-                metrics.compute(list(votes), whole),
-                families=metrics.FAMILIES,
-                aggregation=aggregation,
-                weights=votes,
-            )
-            if not resamples:
-                return Scores(ranking, None)
-            stability = bootstrap(
-                names,
-                parts,
-                list(votes),
-                resamples=resamples,
-                seed=self.config.seed,
-                weights=votes,
-                aggregation=aggregation,
-            )
-        return Scores(ranking, stability)
+            measured = self._measured(network, original, allowed, report)
+        if measured.passes > 1:
+            self.screen.line(f"the statistics of all blocks exceed scoring.memory_gb: {measured.passes} passes")
+        ranking = decide(names, measured.distances, families=metrics.FAMILIES, aggregation=aggregation, weights=votes)
+        if not measured.resampled:
+            return Scores(ranking, None)
+        return Scores(ranking, rank_stability(names, measured.resampled, weights=votes, aggregation=aggregation))
 
     def _consult_baseline(self, network: Classifier, allowed: list[Block]) -> Scores:
         criterion = self.config.criterion.name
@@ -233,25 +215,27 @@ class Steps:
         names, distances = [block.name for block in allowed], {criterion: importance}
         return Scores(decide(names, distances, families={criterion: criterion}, weights={criterion: 1.0}), None)
 
-    def _statistics(
-        self,
-        network: Classifier,
-        original: Classifier,
-        allowed: list[Block],
-        report: Callable[[str, int, int], None],
-        chunks: int,
-    ) -> list[PairStatistics]:
+    def _measured(
+        self, network: Classifier, original: Classifier, allowed: list[Block], report: Callable[[str, int, int], None]
+    ) -> Measured:
         scoring, prepared = self.config.scoring, self.prepared
-        return collect_statistics(
+
+        def samples(number: int, passes: int) -> Iterator[tuple[Tensor, Tensor]]:
+            doing = "scoring" if passes == 1 else f"scoring, pass {number} of {passes}"
+            return _normalized(network, prepared.samples, prepared.device, functools.partial(report, doing))
+
+        return measure(
             network.network,
             allowed,
-            _normalized(network, prepared.samples, prepared.device, report),
+            samples,
             list(prepared.votes),
             original=original.network if scoring.against == "original" else None,
             num_classes=len(prepared.images.classes),
+            sample_count=len(prepared.samples),
             precision=scoring.precision,
             memory_gb=scoring.memory_gb,
-            chunks=chunks,
+            resamples=scoring.bootstrap,
+            seed=self.config.seed,
         )
 
     def _finetune(self, network: Classifier, epochs: float, description: str) -> None:
@@ -320,11 +304,11 @@ def _recipe(settings: BaselineConfig | FinetuneConfig, epochs: float) -> trainin
 
 
 def _normalized(
-    model: Classifier, samples: data.Split, device: torch.device, report: Callable[[str, int, int], None]
+    model: Classifier, samples: data.Split, device: torch.device, report: Callable[[int, int], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     done = 0
     for images, labels in samples.batches(SCORING_BATCH_SIZE, device):
         with torch.no_grad():
             yield model.normalize(images), labels
         done += len(labels)
-        report("scoring", done, len(samples))
+        report(done, len(samples))

@@ -1,6 +1,6 @@
 """The rotation that best aligns two families of covariances and means, batched over candidates and classes.
 
-For a rotation T the overlap is ⟨M, T⟩ + w Σ_k ‖Rʸ_k T Rˣ_kᵀ‖_*, to be maximised. The nuclear norm is the largest inner
+For a rotation T the overlap is ⟨M, T⟩ + Σ_k ‖Rʸ_k T Rˣ_kᵀ‖_*, to be maximised. The nuclear norm is the largest inner
 product with a rotation Q_k, so alternating between the Q_k (polar factors) and T (a polar factor again) never lowers
 the overlap. Anderson's extrapolation (Walker and Ni 2011) of that map saves two thirds of its steps; an extrapolated
 point that lowers the overlap is thrown away for the plain one, so the sequence stays monotone.
@@ -34,16 +34,15 @@ def polar(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Roots of X's (K, r, d) and Y's (c, K, r, d) covariances, the means' overlap M (c, d, d) and the weight w."""
+    """Roots of X's (K, r, d) and Y's (c, K, r, d) covariances, and the means' overlap M (c, d, d)."""
 
     root_x: Tensor
     root_y: Tensor
     means: Tensor
-    weight: float
 
     def rows(self, active: Tensor) -> Alignment:
         """Returns the problem of some of the candidates."""
-        return Alignment(self.root_x, self.root_y[active], self.means[active], self.weight)
+        return Alignment(self.root_x, self.root_y[active], self.means[active])
 
     def leading(self, size: int) -> Alignment:
         """Returns the problem in the first `size` coordinates of both sides."""
@@ -51,7 +50,6 @@ class Alignment:
             compact(self.root_x[..., :size]),
             compact(self.root_y[..., :size]),
             self.means[:, :size, :size],
-            self.weight,
         )
 
     def products(self, rotation: Tensor) -> Tensor:
@@ -62,7 +60,7 @@ class Alignment:
     def overlap(self, rotation: Tensor) -> Tensor:
         """Returns the overlap (c,) at rotations (c, d, d)."""
         nuclear = torch.linalg.svdvals(self.products(rotation)).sum(dim=(1, 2))
-        return (self.means * rotation).sum(dim=(1, 2)) + self.weight * nuclear
+        return (self.means * rotation).sum(dim=(1, 2)) + nuclear
 
     def step(self, rotation: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the overlap (c,) at rotations (c, d, d), and the rotations that one alternation leads to."""
@@ -73,8 +71,8 @@ class Alignment:
         squares = torch.maximum(squares, squares[..., -1:] * SINGULAR_FLOOR).clamp(min=torch.finfo(squares.dtype).tiny)
         rotations = (product @ vectors) * squares.rsqrt()[..., None, :] @ vectors.mT
         coupled = self.root_y.flatten(1, 2).mT @ (rotations @ self.root_x).flatten(1, 2)
-        overlap = (self.means * rotation).sum(dim=(1, 2)) + self.weight * squares.sqrt().sum(dim=(1, 2))
-        return overlap, polar(self.means + self.weight * coupled)
+        overlap = (self.means * rotation).sum(dim=(1, 2)) + squares.sqrt().sum(dim=(1, 2))
+        return overlap, polar(self.means + coupled)
 
 
 def compact(roots: Tensor) -> Tensor:
@@ -125,6 +123,7 @@ def best_rotation(problem: Alignment, start: Tensor, energy: Tensor, max_steps: 
     """
     best = start.clone()
     active = torch.arange(len(start), device=start.device)
+    moving = torch.ones(len(start), dtype=torch.bool, device=start.device)
     ascent = Ascent(start)
     for number in range(max_steps):
         if number:

@@ -14,7 +14,7 @@ from consensus_cli.scoring.metrics.alignment import COARSEST, Alignment, climbed
 from consensus_cli.scoring.metrics.bures import root
 from consensus_cli.scoring.metrics.metric import Metric
 from consensus_cli.scoring.moments import PairStatistics
-from consensus_cli.scoring.second_moments import ClassMoments
+from consensus_cli.scoring.second_moments import FactoredMoments
 
 CHUNK_BYTES = 2**28
 
@@ -36,7 +36,8 @@ def gaussian_distance(stats: PairStatistics, alpha: float) -> np.ndarray:
     """
     if alpha == 2:
         return means_distance(stats)
-    original = original_gaussians(stats.classes)
+    plain = original_gaussians(stats.classes)
+    original = plain.weighted(alpha)
     # Few enough samples leave room for rotations that pairing never finds.
     deficient = original.roots.shape[-2] < stats.features
     in_axes = deficient or stats.features > COARSEST
@@ -46,11 +47,12 @@ def gaussian_distance(stats: PairStatistics, alpha: float) -> np.ndarray:
 
     def solve(chunk: slice) -> np.ndarray:
         ablated = ablated_gaussians(stats.classes, chunk)
-        coupling = within_class_coupling(stats, chunk, original, ablated)
+        coupling = (2 - alpha) * within_class_coupling(stats, chunk, plain, ablated)
+        ablated = ablated.weighted(alpha)
         if axes is None:
-            return aligned_distance(original, ablated, coupling, alpha, try_axes=False)
+            return aligned_distance(original, ablated, coupling, try_axes=False)
         (x, basis_x), (y, basis_y) = axes, ablated.in_principal_axes()
-        return aligned_distance(x, y, basis_y.mT @ coupling @ basis_x, alpha, try_axes=deficient)
+        return aligned_distance(x, y, basis_y.mT @ coupling @ basis_x, try_axes=deficient)
 
     if stats.device.type != "cpu" or stats.features > SHARED_CORES_FEATURES:
         return np.concatenate([solve(chunk) for chunk in chunks])
@@ -76,16 +78,16 @@ def means_distance(stats: PairStatistics) -> np.ndarray:
     return (2 * squares / len(x)).clamp(min=0.0).sqrt().cpu().numpy()
 
 
-def aligned_distance(
-    x: ClassGaussians, y: ClassGaussians, coupling: Tensor, alpha: float, *, try_axes: bool
-) -> np.ndarray:
-    """Distances (c,) for α < 2 after the best rotation found; `coupling` (c, d, d) of paired Y and X is the start."""
-    weight = 2.0 - alpha
+def aligned_distance(x: ClassGaussians, y: ClassGaussians, coupling: Tensor, *, try_axes: bool) -> np.ndarray:
+    """Distances (c,) of weighted Gaussians after the best rotation found.
+
+    `coupling` (c, d, d) of paired Y and X within classes gives the start.
+    """
     means = y.means.mT @ x.means
-    problem = Alignment(compact(x.roots), compact(y.roots), alpha * means, weight)
-    energy = alpha * (x.means.square().sum() + y.means.square().sum(dim=(1, 2)))
-    energy = energy + weight * (x.roots.square().sum() + y.roots.square().sum(dim=(1, 2, 3)))
-    rotation = climbed(problem, alpha * means + weight * coupling, energy, try_axes=try_axes)
+    problem = Alignment(compact(x.roots), compact(y.roots), means)
+    energy_x = x.means.square().sum() + x.roots.square().sum()
+    energy = energy_x + y.means.square().sum(dim=(1, 2)) + y.roots.square().sum(dim=(1, 2, 3))
+    rotation = climbed(problem, means + coupling, energy, try_axes=try_axes)
     squares = (energy - 2 * problem.overlap(rotation)) / len(x.means)
     return squares.clamp(min=0.0).sqrt().cpu().numpy()
 
@@ -96,6 +98,10 @@ class ClassGaussians:
 
     means: Tensor
     roots: Tensor
+
+    def weighted(self, alpha: float) -> ClassGaussians:
+        """Returns the Gaussians whose distance needs no α any more: means times √α, roots times √(2 − α)."""
+        return ClassGaussians(self.means * alpha**0.5, self.roots * (2 - alpha) ** 0.5)
 
     def in_principal_axes(self) -> tuple[ClassGaussians, Tensor]:
         """Returns the Gaussians in an orthonormal basis (..., d, m) of their span, and the basis.
@@ -110,16 +116,18 @@ class ClassGaussians:
         axes = axes.flip(-1)
         basis = axes if basis is None else basis @ axes
         # The bases of several streams meet roots that have one dimension more.
-        turned = ClassGaussians(self.means @ basis, (self.roots.flatten(-3, -2) @ basis).view(*self.roots.shape[:-1], -1))
+        turned = ClassGaussians(
+            self.means @ basis, (self.roots.flatten(-3, -2) @ basis).view(*self.roots.shape[:-1], -1)
+        )
         return turned, basis
 
 
-def original_gaussians(classes: list[ClassMoments]) -> ClassGaussians:
+def original_gaussians(classes: list[FactoredMoments]) -> ClassGaussians:
     """Returns the original's Gaussians of the classes that have samples: means (K, d), roots (K, r, d)."""
     return stacked([class_gaussian(c, None) for c in classes if c.weight])
 
 
-def ablated_gaussians(classes: list[ClassMoments], chunk: slice) -> ClassGaussians:
+def ablated_gaussians(classes: list[FactoredMoments], chunk: slice) -> ClassGaussians:
     """Returns the same of the candidates in `chunk`: means (c, K, d), roots (c, K, r, d)."""
     return stacked([class_gaussian(c, chunk) for c in classes if c.weight])
 
@@ -131,7 +139,7 @@ def stacked(parts: list[ClassGaussians]) -> ClassGaussians:
     return ClassGaussians(torch.cat([part.means for part in parts], dim=-2), torch.cat(roots, dim=-3))
 
 
-def class_gaussian(moments: ClassMoments, chunk: slice | None) -> ClassGaussians:
+def class_gaussian(moments: FactoredMoments, chunk: slice | None) -> ClassGaussians:
     """Returns one class's Gaussians (..., 1, ·), of X where `chunk` is None.
 
     The centred rows themselves are a root where they are still held.
@@ -141,8 +149,8 @@ def class_gaussian(moments: ClassMoments, chunk: slice | None) -> ClassGaussians
         m = moments.moments
         mean, second = (m.mean_x, m.xx) if chunk is None else (m.mean_y[chunk], m.yy[chunk])
         return ClassGaussians(mean[..., None, :], root(second / freedom)[..., None, :, :])
-    x, y, weights = moments.joined_rows()
-    values = (x if chunk is None else y[chunk]).double()
+    x, y, weights = moments.rows_of(slice(0) if chunk is None else chunk)
+    values = (x if chunk is None else y).double()
     mean = (weights / weights.sum()) @ values
     scale = (weights / freedom).sqrt()[:, None]
     return ClassGaussians(mean[..., None, :], ((values - mean[..., None, :]) * scale)[..., None, :, :])
