@@ -90,7 +90,7 @@ def test_gaussian_optima_are_as_steady_with_fewer_samples_per_class_than_feature
     found = []
     for kind in (np.float32, np.float16):
         original, ablated = (features[name][..., few, :].astype(kind).astype(float) for name in ("original", "ablated"))
-        found.append(metrics.compute(list(GAUSSIAN), statistics(original, ablated, features["labels"][few], batch=240)))
+        found.append(metrics.compute(list(GAUSSIAN), statistics(original, ablated[::2], features["labels"][few])))
     for name in GAUSSIAN:
         np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-3)
         assert np.count_nonzero(rankdata(found[1][name]) != rankdata(found[0][name])) == 0
