@@ -29,7 +29,7 @@ commands
   resume RUN              continue a run that was stopped or failed at its last finished step
   score [key=value …]     rank the blocks without pruning: blocks × metrics, on screen and as CSV
       consensus score model=resnet56 scoring.bootstrap=100
-      run, resume and score show a live view on a terminal and plain lines elsewhere; --quiet: only results and warnings,
+      run, resume, score: a live view on a terminal, plain lines elsewhere; --quiet: only results and warnings;
       --json: one JSON object per event and line
   list WHAT               models | datasets | metrics | criteria | attacks, or blocks [key=value …]
       consensus list blocks model=resnet56

@@ -186,7 +186,8 @@ class ScoringConfig:
     Attributes:
         against: `current` network or the unpruned `original`.
         precision: `fp32` or `bf16` autocast for the forward pass; the metrics are float64 in either case.
-        memory_gb: budget for the activations of one scoring batch.
+        memory_gb: GiB for the statistics (half at most) and for activations and the metrics' matrices beside them;
+            blocks whose statistics do not fit together are scored in several passes.
         bootstrap: resamples for the interval of each block's rank; 0: none.
     """
 

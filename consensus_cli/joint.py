@@ -26,7 +26,7 @@ from consensus_cli.prepare import Prepared, prepare
 from consensus_cli.processes import Message, Team, messages, team
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring import score
-from consensus_cli.scoring.moments import PairStatistics
+from consensus_cli.scoring.moments import LATER_FORMS, PairStatistics
 from consensus_cli.scoring.score import Measured, Pass, chunks_for
 from consensus_cli.screen import QuietScreen, Report
 
@@ -103,7 +103,7 @@ def measure(
     shared = work.shares_samples(members.share, len(prepared.samples), chunks_for(scoring.bootstrap))
 
     def carry_out(one: Pass) -> list[PairStatistics]:
-        gathered = members.gather(one, prepared.device)
+        gathered = members.gather(one, prepared.device, also=LATER_FORMS)
         # Where the samples are too few to be shared, every process has run all of them.
         if len(gathered) == 1 or not shared:
             return gathered[0]

@@ -11,7 +11,7 @@ import functools
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -101,10 +101,11 @@ class Team:
         """On a follower: returns the next message of the leader."""
         return _unpacked(self._broadcast(None))
 
-    def gather(self, make: Callable[[], T], device: torch.device) -> list[T]:
+    def gather(self, make: Callable[[], T], device: torch.device, also: Sequence[type] = ()) -> list[T]:
         """Has every process make its part; the leader gets all of them in the order of ranks, on its `device`.
 
-        A part may hold tensors, plain values, and objects of the classes that the leader's own part is made of.
+        A part may hold tensors, plain values, and objects of the classes in `also` and of those that the leader's own
+        part is made of.
 
         Returns:
             All parts on the leader, none elsewhere.
@@ -122,7 +123,7 @@ class Team:
         if error is not None:
             raise error
         parts: list[Any] = [own]
-        with torch.serialization.safe_globals(list(_classes(own))):
+        with torch.serialization.safe_globals([*_classes(own), *also]):
             for answer_bytes in answers:
                 answer_of_rank = torch.load(io.BytesIO(answer_bytes), map_location=device, weights_only=True)
                 if answer_of_rank["error"] is not None:

@@ -134,6 +134,8 @@ def test_dictionaries_that_are_open_take_new_keys() -> None:
     assert run.model.kwargs == {"width": 64}
     assert run.metrics.weights["bures"] == 2
     assert run.evaluate.shift == {"cifar101": "data.npy"}
+
+
 def test_a_schedule_over_the_run_needs_to_know_its_steps() -> None:
     (problem,) = validation.problems(compose_run(["prune=macs", "finetune.span=run"]))
     assert "prune.unit=blocks" in problem.message

@@ -11,11 +11,12 @@ from torch import Tensor
 from consensus_cli.errors import UserError
 from consensus_cli.scoring.angles import AngularSums
 from consensus_cli.scoring.norms import NormMoments
-from consensus_cli.scoring.quantiles import ValueDistributions
-from consensus_cli.scoring.second_moments import ClassMoments, Moments, PairMoments
+from consensus_cli.scoring.quantiles import Histogram, ValueDistributions
+from consensus_cli.scoring.second_moments import FactoredMoments, Moments, PairMoments
 
 GROUPS = frozenset({"pooled", "norms", "class_conditional", "quantiles", "angular"})
 HOLDOUT_PERIOD = 5
+EXACT_SAMPLES = 2560
 Kept = TypeVar("Kept")
 
 
@@ -34,6 +35,19 @@ def held_out(index: Tensor) -> Tensor:
     return index % HOLDOUT_PERIOD == HOLDOUT_PERIOD - 1
 
 
+def row_limit(features: int, *, cross: bool) -> int:
+    """Returns from how many rows on second moments are held instead of the rows.
+
+    A candidate has two second moments, or one without cross products: either way float32 rows weigh at most half of
+    what replaces them.
+    """
+    return (2 if cross else 1) * features
+
+
+#: what statistics hold once they have too many samples to keep them as they are
+LATER_FORMS = (Moments, Histogram)
+
+
 class PairStatistics:
     """Sufficient statistics of (original, ablated) representation pairs for c candidates, float64, mergeable.
 
@@ -50,7 +64,7 @@ class PairStatistics:
         num_classes: int,
         *,
         device: torch.device | str = "cpu",
-        exact_samples: int = 2560,
+        exact_samples: int = EXACT_SAMPLES,
         keep: frozenset[str] = GROUPS,
     ) -> None:
         if keep - GROUPS:
@@ -58,15 +72,19 @@ class PairStatistics:
         self.candidates, self.features, self.num_classes = candidates, features, num_classes
         self.device, self.exact_samples, self.keep = torch.device(device), exact_samples, keep
         self.samples = 0
-        self._fit = Moments.empty(candidates, features, self.device, cross=True) if "pooled" in keep else None
-        self._held_out = Moments.empty(candidates, features, self.device, cross=True) if "pooled" in keep else None
+        self._fit = self._moments(cross=True) if "pooled" in keep else None
+        self._held_out = self._moments(cross=True) if "pooled" in keep else None
         self._norms = NormMoments(candidates, features, self.device) if "norms" in keep else None
         self._values = (
             ValueDistributions(candidates + 1, features, self.device, exact_samples) if "quantiles" in keep else None
         )
         self._angular = AngularSums.empty(candidates, self.device) if "angular" in keep else None
         per_class = num_classes if "class_conditional" in keep else 0
-        self._classes = [ClassMoments(candidates, features, self.device) for _ in range(per_class)]
+        self._classes = [self._moments(cross=False) for _ in range(per_class)]
+
+    def _moments(self, *, cross: bool) -> FactoredMoments:
+        max_rows = row_limit(self.features, cross=cross)
+        return FactoredMoments(self.candidates, self.features, self.device, cross=cross, max_rows=max_rows)
 
     def update(self, original: Tensor, ablated: Tensor, labels: Tensor, index: Tensor) -> None:
         """Adds a batch: original (b, d), ablated (c, b, d), labels (b,), index (b,) position in the whole sample.
@@ -190,7 +208,7 @@ class PairStatistics:
         return kept(self._angular, "angular")
 
     @property
-    def classes(self) -> list[ClassMoments]:
+    def classes(self) -> list[FactoredMoments]:
         """Class-conditional moments, one entry per class."""
         return kept(self._classes or None, "class_conditional")
 

@@ -131,15 +131,16 @@ class PairMoments:
         return PairMoments(weight, mean_x, mean_y, a.xx + b.xx, a.xy + b.xy, a.yy + b.yy)
 
 
-class ClassMoments:
-    """One class's rows, as they are while they are fewer than features, as means and covariances from then on.
+class FactoredMoments:
+    """Rows as they are while they are fewer than `max_rows`, means and second moments from then on.
 
-    With d = 2,048 features a covariance takes as much memory as 4,096 float32 rows: rows are the smaller half of
-    that, and a covariance of fewer rows than features is singular in any case.
+    With d = 2,048 features a second moment takes as much memory as 4,096 float32 rows: a few rows are the smaller
+    half of that, and the second moment of fewer rows than features is singular in any case.
     """
 
-    def __init__(self, candidates: int, features: int, device: torch.device) -> None:
+    def __init__(self, candidates: int, features: int, device: torch.device, *, cross: bool, max_rows: int) -> None:
         self.candidates, self.features, self.device = candidates, features, device
+        self.cross, self.max_rows = cross, max_rows
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self.moments: Moments | None = None
 
@@ -156,28 +157,34 @@ class ClassMoments:
         if weights is None:
             weights = torch.ones(len(x), dtype=torch.float64, device=self.device)
         self.rows.append((x, y, weights))
-        if sum(len(x) for x, _, _ in self.rows) >= self.features:
-            self._condense()
+        if sum(len(x) for x, _, _ in self.rows) >= self.max_rows:
+            self._condensed()
 
-    def _condense(self) -> None:
-        moments = Moments.empty(self.candidates, self.features, self.device, cross=False)
-        moments.absorb(*self.joined_rows())
-        self.rows, self.moments = [], moments
+    def _condensed(self) -> Moments:
+        if not self.moments:
+            self.moments = Moments.empty(self.candidates, self.features, self.device, cross=self.cross)
+            while self.rows:
+                self.moments.absorb(*self.rows.pop(0))
+        return self.moments
 
-    def joined_rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the rows held so far: x (n, d), y (c, n, d), weights (n,)."""
+    def rows_of(self, candidates: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the rows held so far: x (n, d), y (c', n, d) of some candidates, weights (n,)."""
         xs, ys, weights = zip(*self.rows, strict=True)
-        return torch.cat(xs), torch.cat(ys, dim=1), torch.cat(weights)
+        return torch.cat(xs), torch.cat([y[candidates] for y in ys], dim=1), torch.cat(weights)
 
-    def add(self, other: ClassMoments, weight: float) -> None:
+    def pair(self, candidate: int) -> PairMoments:
+        """Returns the moments of X and one candidate."""
+        if self.moments:
+            return self.moments.pair(candidate)
+        moments = Moments.empty(1, self.features, self.device, cross=self.cross)
+        if self.rows:
+            moments.absorb(*self.rows_of(slice(candidate, candidate + 1)))
+        return moments.pair(0)
+
+    def add(self, other: FactoredMoments, weight: float) -> None:
         """Adds another's samples in place, each counted `weight` times."""
         if other.moments:
-            if not self.moments:
-                condensed = Moments.empty(self.candidates, self.features, self.device, cross=False)
-                if self.rows:
-                    condensed.absorb(*self.joined_rows())
-                self.rows, self.moments = [], condensed
-            self.moments.add(other.moments, weight)
+            self._condensed().add(other.moments, weight)
         for x, y, w in other.rows:
             self.absorb(x, y, w * weight)
 

@@ -19,9 +19,8 @@ from consensus_cli.evaluation.distortions import DISTORTIONS
 from consensus_cli.evaluation.energy import EnergyMeter, compare_energy
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.pruning import schedule
-from consensus_cli.scoring import metrics
 from consensus_cli.scoring.consensus import kendall_tau
-from consensus_cli.scoring.score import collect_statistics
+from consensus_cli.scoring.score import measure, plan_passes
 from consensus_cli.screen import Screen
 from study.accuracies import Accuracies
 from study.bench import BATCH_SIZE, Bench
@@ -120,17 +119,18 @@ def _follow_path(bench: Bench, rows: Rows, accuracies: Accuracies, *, criterion:
         allowed = schedule.allowed(bench.blocks, removed, bench.plan.min_blocks_per_stage)
         model = bench.without(removed, "recalibrated" if removed else "none")
         voters = VOTES[criterion][0]
-        statistics = collect_statistics(
+        passes = plan_passes(
             model.network,
             allowed,
-            _samples(bench, draw),
+            lambda number, count: _samples(bench, draw),
             voters,
             original=bench.model.network if against == "original" else None,
             num_classes=len(bench.images.classes),
+            sample_count=bench.plan.decisive_samples_per_class * len(bench.images.classes),
             precision="fp32",
             memory_gb=2.0,
-        )[0]
-        distances, names = metrics.compute(voters, statistics), [block.name for block in allowed]
+        )
+        distances, names = measure(passes, voters).distances, [block.name for block in allowed]
         removed.append(order_of(criterion, names, distances)[0])
         rows.add(
             {

@@ -19,8 +19,7 @@ from study.rows import FILES, Rows, joined, pack, split, unpack
 from consensus_cli.data.sampling import stratified_indices
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.accuracy import predict
-from consensus_cli.scoring import metrics
-from consensus_cli.scoring.score import collect_statistics
+from consensus_cli.scoring.score import measure, plan_passes
 from consensus_cli.screen import Screen
 
 ROOT = Path(__file__).parents[2]
@@ -36,19 +35,20 @@ def test_scores_are_those_of_the_tool(bench, measured):
     train = bench.images.train
     samples = train.subset(stratified_indices(train.labels, 8, 1))
     batches = [(bench.model.normalize(images), labels) for images, labels in samples.batches(256)]
-    statistics = collect_statistics(
+    passes = plan_passes(
         bench.model.network,
         bench.candidates,
-        batches,
+        lambda number, count: batches,
         METRICS,
         original=None,
         num_classes=10,
+        sample_count=len(samples),
         precision="fp32",
         memory_gb=1.0,
-    )[0]
+    )
     rows = Rows(measured, "scores").read().query("draw == 1 and samples_per_class == 8")
     assert rows["block"].tolist() == [block.name for block in bench.candidates]
-    for name, distances in metrics.compute(METRICS, statistics).items():
+    for name, distances in measure(passes, METRICS).distances.items():
         np.testing.assert_allclose(rows[name], distances, rtol=1e-4, err_msg=name)
 
 

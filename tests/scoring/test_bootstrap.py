@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from consensus_cli.scoring.bootstrap import RankStability, bootstrap
+from consensus_cli.scoring.bootstrap import RankStability, rank_stability, resampled_distances
 from consensus_cli.scoring.metrics import statistics_needed
 from consensus_cli.scoring.moments import PairStatistics
 
@@ -26,7 +26,8 @@ def chunks_of_noisy_blocks(noise: list[float], samples: int = 240) -> list[PairS
 
 def stability(noise: list[float], seed: int = 0, **options) -> RankStability:
     names = [f"block{i}" for i in range(len(noise))]
-    return bootstrap(names, chunks_of_noisy_blocks(noise), METRICS, resamples=40, seed=seed, weights={}, **options)
+    resampled = resampled_distances(chunks_of_noisy_blocks(noise), METRICS, resamples=40, seed=seed)
+    return rank_stability(names, resampled, weights={}, **options)
 
 
 @pytest.mark.parametrize("aggregation", ["rank_sum", "kemeny"])
@@ -53,7 +54,7 @@ def test_draws_follow_the_seed():
 @pytest.mark.parametrize(("parts", "resamples"), [(1, 10), (4, 0)])
 def test_too_little_to_draw_from_is_refused(parts, resamples):
     with pytest.raises(ValueError, match=f"needs 2 chunks and 1 resample, got {parts} and {resamples}"):
-        bootstrap(["a"], chunks_of_noisy_blocks([0.1])[:parts], METRICS, resamples=resamples, seed=0, weights={})
+        resampled_distances(chunks_of_noisy_blocks([0.1])[:parts], METRICS, resamples=resamples, seed=0)
 
 
 def test_percentile_interval_leaves_out_the_rarest_positions():

@@ -8,8 +8,18 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.stats import ortho_group
 
 from consensus_cli.scoring.metrics import compute
-from consensus_cli.scoring.metrics.alignment import Alignment, Ascent, best_rotation, polar
-from consensus_cli.scoring.metrics.gaussian import class_gaussians, gaussian_distance, in_row_span
+from consensus_cli.scoring.metrics.alignment import (
+    COARSEST,
+    MAX_STEPS,
+    MIN_STEPS,
+    Alignment,
+    Ascent,
+    best_rotation,
+    climbed,
+    polar,
+    step_limit,
+)
+from consensus_cli.scoring.metrics.gaussian import ablated_gaussians, gaussian_distance, original_gaussians
 
 LABELS = np.arange(120) % 3
 ALPHAS = {"gaussian_alpha0": 0, "gaussian_alpha1": 1, "gaussian_alpha2": 2}
@@ -25,11 +35,12 @@ def representations(seed, features, count=1):
 
 def problem_of(seed, features=8, count=3):
     x, ys = representations(seed, features, count)
-    gaussians = class_gaussians(statistics(x, ys, LABELS).classes, slice(None))
-    energy = gaussians.root_x.square().sum() + gaussians.root_y.square().sum(dim=(1, 2, 3))
+    classes = statistics(x, ys, LABELS).classes
+    root_x, root_y = original_gaussians(classes).roots, ablated_gaussians(classes, slice(None)).roots
+    energy = root_x.square().sum() + root_y.square().sum(dim=(1, 2, 3))
     means = torch.zeros(count, features, features, dtype=torch.float64)
     start = polar(torch.randn(count, features, features, generator=torch.Generator().manual_seed(seed)).double())
-    return Alignment(gaussians.root_x, gaussians.root_y, means, 1.0), start, energy
+    return Alignment(root_x, root_y, means), start, energy
 
 
 @pytest.mark.parametrize("name", ALPHAS)
@@ -104,14 +115,17 @@ def test_solution_does_not_depend_on_what_else_is_in_the_batch():
         np.testing.assert_allclose(alone[0], together[j], atol=1e-6)
 
 
-def test_row_span_leaves_distances_as_they_are():
-    x, ys = representations(3, features=150, count=2)
-    stats = statistics(x, ys, LABELS)
-    gaussians = class_gaussians(stats.classes, slice(None))
-    reduced, _ = in_row_span(gaussians, torch.zeros(2, 150, 150, dtype=torch.float64))
-    assert reduced.root_y.shape == (2, 3, 40, 123)
-    for full, small in ((gaussians.root_x, reduced.root_x), (gaussians.root_y, reduced.root_y)):
-        np.testing.assert_allclose(full @ full.mT, small @ small.mT, atol=1e-9)
+@pytest.mark.parametrize(("features", "kept"), [(150, 123), (30, 30)])
+def test_principal_axes_leave_distances_as_they_are(features, kept):
+    x, ys = representations(3, features, count=2)
+    full = ablated_gaussians(statistics(x, ys, LABELS).classes, slice(None))
+    small, basis = full.in_principal_axes()
+    assert basis.shape == (2, features, kept)
+    assert small.roots.shape == (2, 3, full.roots.shape[2], kept)
+    np.testing.assert_allclose(full.roots @ full.roots.mT, small.roots @ small.roots.mT, atol=1e-9)
+    np.testing.assert_allclose(small.means @ basis.mT, full.means, atol=1e-9)
+    energies = (small.means.square().sum(dim=1) + small.roots.square().sum(dim=(1, 2))).numpy()
+    assert (np.diff(energies) <= 1e-9).all()
 
 
 @pytest.mark.parametrize("features", [2, 4, 8])
@@ -121,6 +135,43 @@ def test_one_class_has_a_closed_form(features):
     found = gaussian_distance(statistics(x, ys, np.zeros(120, dtype=int)), 0)[0]
     spreads_x, spreads_y = (np.linalg.svd(a - a.mean(axis=0), compute_uv=False) for a in (x, ys[0]))
     assert found == pytest.approx(np.sqrt(2 * np.sum((spreads_x - spreads_y) ** 2) / 119), rel=1e-2)
+
+
+def test_fewer_samples_than_features_reach_the_closed_form_from_the_principal_axes():
+    """With a single class a rotation that lines up the principal axes is the best; pairing alone stops above it."""
+    x, ys = representations(3, 50, count=2)
+    x, ys, labels = x[:30], ys[:, :30], np.zeros(30, dtype=int)
+    found = gaussian_distance(statistics(x, ys, labels), 0)
+    spreads_x = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
+    spreads_y = np.linalg.svd(ys - ys.mean(axis=1, keepdims=True), compute_uv=False)
+    np.testing.assert_allclose(found, np.sqrt(2 * ((spreads_x - spreads_y) ** 2).sum(axis=1) / 29), rtol=1e-5)
+
+
+def test_steps_fall_with_the_cube_of_the_dimensions():
+    assert [step_limit(COARSEST * times) for times in (0.5, 1, 2, 4, 8)] == [MAX_STEPS, MAX_STEPS, 25, 3, MIN_STEPS]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_coarse_to_fine_ends_where_all_steps_at_once_do(seed):
+    """160 features, all of them spanned, of ever less variance, as those of networks are."""
+    rng = np.random.default_rng(seed)
+    labels, spread = np.arange(240) % 3, np.arange(1, 161) ** -0.7
+    x = (rng.normal(size=(3, 160))[labels] + rng.normal(size=(240, 160))) * spread
+    ys = x[None] + 0.4 * spread * rng.normal(size=(1, 240, 160))
+    classes = statistics(x, ys, labels).classes
+    (side_x, basis_x), (side_y, basis_y) = (
+        original_gaussians(classes).in_principal_axes(),
+        ablated_gaussians(classes, slice(None)).in_principal_axes(),
+    )
+    y_by_x = (ys - ys.mean(axis=1, keepdims=True)).transpose(0, 2, 1) @ (x - x.mean(axis=0))
+    coupling = basis_y.mT @ torch.from_numpy(y_by_x) @ basis_x
+    problem = Alignment(side_x.roots, side_y.roots, torch.zeros_like(coupling))
+    energy = side_x.roots.square().sum() + side_y.roots.square().sum(dim=(1, 2, 3))
+    by_halves = problem.overlap(climbed(problem, coupling, energy, try_axes=False))
+    at_once = problem.overlap(best_rotation(problem, polar(coupling), energy))
+    distance, expected = energy - 2 * by_halves, energy - 2 * at_once
+    assert coupling.shape[-1] == 160
+    assert 0 < distance <= expected * 1.01
 
 
 @pytest.mark.parametrize("alpha", [0, 1])

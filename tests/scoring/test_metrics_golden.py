@@ -85,6 +85,17 @@ def test_gaussian_optima_do_not_hang_on_the_precision_of_the_features(features, 
         assert np.count_nonzero(rankdata(again[name]) != rankdata(distances[name])) == 0
 
 
+def test_gaussian_optima_are_as_steady_with_fewer_samples_per_class_than_features(features):
+    few = np.arange(2560).reshape(10, 256)[:, :24].ravel()
+    found = []
+    for kind in (np.float32, np.float16):
+        original, ablated = (features[name][..., few, :].astype(kind).astype(float) for name in ("original", "ablated"))
+        found.append(metrics.compute(list(GAUSSIAN), statistics(original, ablated[::2], features["labels"][few])))
+    for name in GAUSSIAN:
+        np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-3)
+        assert np.count_nonzero(rankdata(found[1][name]) != rankdata(found[0][name])) == 0
+
+
 def test_consensus_is_the_golden_one_up_to_ties(features, distances, golden):
     blocks = features["candidates"]
     ours = sum(rankdata(distances[name]) for name in PAPER)

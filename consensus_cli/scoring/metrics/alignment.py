@@ -1,9 +1,12 @@
 """The rotation that best aligns two families of covariances and means, batched over candidates and classes.
 
-For a rotation T the overlap is ⟨M, T⟩ + w Σ_k ‖Rʸ_k T Rˣ_kᵀ‖_*, to be maximised. The nuclear norm is the largest inner
+For a rotation T the overlap is ⟨M, T⟩ + Σ_k ‖Rʸ_k T Rˣ_kᵀ‖_*, to be maximised. The nuclear norm is the largest inner
 product with a rotation Q_k, so alternating between the Q_k (polar factors) and T (a polar factor again) never lowers
 the overlap. Anderson's extrapolation (Walker and Ni 2011) of that map saves two thirds of its steps; an extrapolated
 point that lowers the overlap is thrown away for the plain one, so the sequence stays monotone.
+
+A step costs the cube of the number of dimensions. In coordinates of the principal axes the leading half of them says
+most about the rotation, so that a large problem is climbed by halves: the more dimensions, the fewer steps are left.
 """
 
 from __future__ import annotations
@@ -15,7 +18,11 @@ from torch import Tensor
 
 RELATIVE_CHANGE = 1e-5
 MAX_STEPS = 200
+MIN_STEPS = 2
 MEMORY = 3
+
+#: Up to so many dimensions all `MAX_STEPS` are affordable, and halving a problem would save nothing.
+COARSEST = 128
 SINGULAR_FLOOR = 1e-14
 
 
@@ -27,54 +34,109 @@ def polar(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Roots of X's (K, r, d) and Y's (c, K, r, d) covariances, the means' overlap M (c, d, d) and the weight w."""
+    """Roots of X's (K, r, d) and Y's (c, K, r, d) covariances, and the means' overlap M (c, d, d)."""
 
     root_x: Tensor
     root_y: Tensor
     means: Tensor
-    weight: float
 
     def rows(self, active: Tensor) -> Alignment:
         """Returns the problem of some of the candidates."""
-        return Alignment(self.root_x, self.root_y[active], self.means[active], self.weight)
+        return Alignment(self.root_x, self.root_y[active], self.means[active])
+
+    def leading(self, size: int) -> Alignment:
+        """Returns the problem in the first `size` coordinates of both sides."""
+        return Alignment(
+            compact(self.root_x[..., :size]),
+            compact(self.root_y[..., :size]),
+            self.means[:, :size, :size],
+        )
+
+    def products(self, rotation: Tensor) -> Tensor:
+        """Returns Rʸ_k T Rˣ_kᵀ for rotations (c, d, d); (c, K, r, r)."""
+        turned = self.root_y.flatten(1, 2) @ rotation
+        return turned.unflatten(1, self.root_y.shape[1:3]) @ self.root_x.mT
 
     def overlap(self, rotation: Tensor) -> Tensor:
         """Returns the overlap (c,) at rotations (c, d, d)."""
-        nuclear = torch.linalg.svdvals(self.root_y @ rotation[:, None] @ self.root_x.mT).sum(dim=(1, 2))
-        return (self.means * rotation).sum(dim=(1, 2)) + self.weight * nuclear
+        nuclear = torch.linalg.svdvals(self.products(rotation)).sum(dim=(1, 2))
+        return (self.means * rotation).sum(dim=(1, 2)) + nuclear
 
     def step(self, rotation: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the overlap (c,) at rotations (c, d, d), and the rotations that one alternation leads to."""
-        product = self.root_y @ rotation[:, None] @ self.root_x.mT
+        product = self.products(rotation)
         # Several times faster than an SVD. Directions below the floor are shrunk instead of rotated fully: they
         # weigh nothing in the overlap, and a shrunk Q_k bounds the nuclear norm from below all the same.
         squares, vectors = torch.linalg.eigh(product.mT @ product)
         squares = torch.maximum(squares, squares[..., -1:] * SINGULAR_FLOOR).clamp(min=torch.finfo(squares.dtype).tiny)
         rotations = (product @ vectors) * squares.rsqrt()[..., None, :] @ vectors.mT
-        coupled = (self.root_y.mT @ rotations @ self.root_x).sum(dim=1)
-        overlap = (self.means * rotation).sum(dim=(1, 2)) + self.weight * squares.sqrt().sum(dim=(1, 2))
-        return overlap, polar(self.means + self.weight * coupled)
+        coupled = self.root_y.flatten(1, 2).mT @ (rotations @ self.root_x).flatten(1, 2)
+        overlap = (self.means * rotation).sum(dim=(1, 2)) + squares.sqrt().sum(dim=(1, 2))
+        return overlap, polar(self.means + coupled)
 
 
-def best_rotation(problem: Alignment, start: Tensor, energy: Tensor) -> Tensor:
+def compact(roots: Tensor) -> Tensor:
+    """Returns roots (..., r, d) of the same covariances with at most d rows."""
+    return torch.linalg.qr(roots, mode="r").R if roots.shape[-2] > roots.shape[-1] else roots
+
+
+def climbed(problem: Alignment, coupling: Tensor, energy: Tensor, *, try_axes: bool) -> Tensor:
+    """Returns the rotations (c, d, d) that an ascent from coarse to fine reaches.
+
+    The coordinates of both sides run from the direction of most variance to that of least. The leading half of them
+    is solved first, down to `COARSEST`; the other half starts from the best rotation of its own coupling.
+
+    Args:
+        problem: the covariances and means.
+        coupling: (c, d, d) cross covariance of paired samples, Y by X; its polar factor is where the ascent starts.
+        energy: (c,) as `best_rotation` takes it.
+        try_axes: ascend also from principal axes laid on principal axes, and keep the better end.
+    """
+    size = coupling.shape[-1]
+    limit = step_limit(size)
+    if size > COARSEST:
+        half = size // 2
+        coarse = climbed(problem.leading(half), coupling[:, :half, :half], energy, try_axes=try_axes)
+        start = torch.zeros_like(coupling)
+        start[:, :half, :half] = coarse
+        start[:, half:, half:] = polar(coupling[:, half:, half:])
+        return best_rotation(problem, start, energy, limit)
+    found = best_rotation(problem, polar(coupling), energy, limit)
+    if not try_axes:
+        return found
+    signs = torch.where(coupling.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0).to(coupling)
+    other = best_rotation(problem, torch.diag_embed(signs), energy, limit)
+    better = problem.overlap(other) > problem.overlap(found)
+    return torch.where(better[:, None, None], other, found)
+
+
+def step_limit(size: int) -> int:
+    """Returns how many steps an ascent in `size` dimensions may take: about the same work in any."""
+    return max(MIN_STEPS, int(MAX_STEPS * min(1.0, (COARSEST / size) ** 3)))
+
+
+def best_rotation(problem: Alignment, start: Tensor, energy: Tensor, max_steps: int = MAX_STEPS) -> Tensor:
     """Returns the rotations (c, d, d) that a monotone ascent of the overlap reaches from `start`.
 
     The distance is (energy − 2 overlap), energy (c,); a candidate stops when a step changes it by less than
-    `RELATIVE_CHANGE`.
+    `RELATIVE_CHANGE`, or after `max_steps`.
     """
     best = start.clone()
     active = torch.arange(len(start), device=start.device)
+    moving = torch.ones(len(start), dtype=torch.bool, device=start.device)
     ascent = Ascent(start)
-    for _ in range(MAX_STEPS):
+    for number in range(max_steps):
+        if number:
+            ascent.advance(moving)
         overlap, image = problem.rows(active).step(ascent.point)
         gained = ascent.record(overlap, image)
         distance = (energy[active] - 2 * overlap).clamp(min=0.0)
         moving = ascent.failed | (2 * gained > RELATIVE_CHANGE * distance + SINGULAR_FLOOR**0.5 * energy[active])
-        best[active] = ascent.accepted
-        if not moving.any():
-            break
+        # The image of an accepted point loses nothing against it: one more step that is already paid for.
+        best[active] = ascent.images[-1]
         active = active[moving]
-        ascent.advance(moving)
+        if not len(active):
+            break
     return best
 
 

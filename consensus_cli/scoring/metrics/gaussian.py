@@ -10,13 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consensus_cli.scoring.metrics.alignment import Alignment, best_rotation, polar
+from consensus_cli.scoring.metrics.alignment import COARSEST, Alignment, climbed, compact
 from consensus_cli.scoring.metrics.bures import root
 from consensus_cli.scoring.metrics.metric import Metric
 from consensus_cli.scoring.moments import PairStatistics
-from consensus_cli.scoring.second_moments import ClassMoments
+from consensus_cli.scoring.second_moments import FactoredMoments
 
 CHUNK_BYTES = 2**28
+
+#: Matrices (d, d) that the solver holds per candidate beside the covariance roots.
+WORKING_MATRICES = 16
+
+#: Up to so many features LAPACK works on one matrix at a time: candidates share the cores better than a matrix would.
+SHARED_CORES_FEATURES = 512
 
 
 def gaussian_distance(stats: PairStatistics, alpha: float) -> np.ndarray:
@@ -26,93 +32,133 @@ def gaussian_distance(stats: PairStatistics, alpha: float) -> np.ndarray:
     Duong et al. 2023, eq. (5), with α = 2 the means alone (closed form), α = 0 the covariances alone, α = 1 the
     2-Wasserstein distance between the Gaussians. In the unit of the features. Invariant under rotation and reflection
     of either side. For α < 2 not convex: the minimum is a local one, reached from the best rotation of the paired
-    samples, so that it is no worse than what pairing alone finds.
+    samples, from coarse to fine where there are many features (`consensus_cli.scoring.metrics.alignment`).
     """
+    if alpha == 2:
+        return means_distance(stats)
+    plain = original_gaussians(stats.classes)
+    original = plain.weighted(alpha)
+    # Few enough samples leave room for rotations that pairing never finds.
+    deficient = original.roots.shape[-2] < stats.features
+    in_axes = deficient or stats.features > COARSEST
+    axes = original.in_principal_axes() if in_axes else None
     size = chunk_size(stats)
-    starts = range(0, stats.candidates, size)
-    chunks = [slice(start, min(start + size, stats.candidates)) for start in starts]
-    if stats.device.type != "cpu":
-        return np.concatenate([chunk_distance(stats, chunk, alpha) for chunk in chunks])
-    # LAPACK works on one small matrix at a time: candidates share the cores better than each matrix would.
+    chunks = [slice(start, min(start + size, stats.candidates)) for start in range(0, stats.candidates, size)]
+
+    def solve(chunk: slice) -> np.ndarray:
+        ablated = ablated_gaussians(stats.classes, chunk)
+        coupling = (2 - alpha) * within_class_coupling(stats, chunk, plain, ablated)
+        ablated = ablated.weighted(alpha)
+        if axes is None:
+            return aligned_distance(original, ablated, coupling, try_axes=False)
+        (x, basis_x), (y, basis_y) = axes, ablated.in_principal_axes()
+        return aligned_distance(x, y, basis_y.mT @ coupling @ basis_x, try_axes=deficient)
+
+    if stats.device.type != "cpu" or stats.features > SHARED_CORES_FEATURES:
+        return np.concatenate([solve(chunk) for chunk in chunks])
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return np.concatenate(list(pool.map(lambda chunk: chunk_distance(stats, chunk, alpha), chunks)))
+        return np.concatenate(list(pool.map(solve, chunks)))
 
 
 def chunk_size(stats: PairStatistics) -> int:
-    """Returns how many candidates to solve for at once: an even share of the cores, within `CHUNK_BYTES` of roots."""
-    per_candidate = 8 * len(stats.classes) * stats.features**2
+    """Returns how many candidates to solve for at once: an even share of the cores, within `CHUNK_BYTES`."""
+    per_candidate = 8 * (len(stats.classes) + WORKING_MATRICES) * stats.features**2
     workers = torch.get_num_threads() if stats.device.type == "cpu" else 1
     return max(1, min(-(-stats.candidates // workers), CHUNK_BYTES // per_candidate))
 
 
-def chunk_distance(stats: PairStatistics, chunk: slice, alpha: float) -> np.ndarray:
-    """Distances of the candidates in `chunk`."""
-    gaussians = class_gaussians(stats.classes, chunk)
-    coupling = within_class_coupling(stats, chunk, gaussians)
-    if gaussians.rank() < stats.features:
-        gaussians, coupling = in_row_span(gaussians, coupling)
-    weight = 2.0 - alpha
-    means = gaussians.mean_y.mT @ gaussians.mean_x
-    problem = Alignment(gaussians.root_x, gaussians.root_y, alpha * means, weight)
-    energy = alpha * (gaussians.mean_x.square().sum() + gaussians.mean_y.square().sum(dim=(1, 2)))
-    energy = energy + weight * (gaussians.root_x.square().sum() + gaussians.root_y.square().sum(dim=(1, 2, 3)))
-    start = polar(alpha * means + weight * coupling)
-    rotation = best_rotation(problem, start, energy) if weight else start
-    squares = (energy - 2 * problem.overlap(rotation)) / len(gaussians.mean_x)
+def means_distance(stats: PairStatistics) -> np.ndarray:
+    """The distance for α = 2, √ min over rotations T of the mean over classes of 2‖μˣ − μʸT‖²; (c,)."""
+    x, y = original_gaussians(stats.classes).means, ablated_gaussians(stats.classes, slice(None)).means
+    # The means' overlap has the singular values of the product of their triangular factors, which is small.
+    _, factor_x = torch.linalg.qr(x.mT, mode="r")
+    _, factor_y = torch.linalg.qr(y.mT, mode="r")
+    overlap = torch.linalg.svdvals(factor_y @ factor_x.mT).sum(dim=1)
+    squares = x.square().sum() + y.square().sum(dim=(1, 2)) - 2 * overlap
+    return (2 * squares / len(x)).clamp(min=0.0).sqrt().cpu().numpy()
+
+
+def aligned_distance(x: ClassGaussians, y: ClassGaussians, coupling: Tensor, *, try_axes: bool) -> np.ndarray:
+    """Distances (c,) of weighted Gaussians after the best rotation found.
+
+    `coupling` (c, d, d) of paired Y and X within classes gives the start.
+    """
+    means = y.means.mT @ x.means
+    problem = Alignment(compact(x.roots), compact(y.roots), means)
+    energy_x = x.means.square().sum() + x.roots.square().sum()
+    energy = energy_x + y.means.square().sum(dim=(1, 2)) + y.roots.square().sum(dim=(1, 2, 3))
+    rotation = climbed(problem, means + coupling, energy, try_axes=try_axes)
+    squares = (energy - 2 * problem.overlap(rotation)) / len(x.means)
     return squares.clamp(min=0.0).sqrt().cpu().numpy()
 
 
 @dataclass(frozen=True)
 class ClassGaussians:
-    """Means and covariance roots R (RᵀR = Σ) of K classes, those of Y for c candidates.
+    """Means (..., K, d) and covariance roots R (..., K, r, d), RᵀR = Σ, of K classes, for any number of streams."""
 
-    `mean_x: (K, d)`, `mean_y: (c, K, d)`, `root_x: (K, r, d)`, `root_y: (c, K, r, d)`.
+    means: Tensor
+    roots: Tensor
+
+    def weighted(self, alpha: float) -> ClassGaussians:
+        """Returns the Gaussians whose distance needs no α any more: means times √α, roots times √(2 − α)."""
+        return ClassGaussians(self.means * alpha**0.5, self.roots * (2 - alpha) ** 0.5)
+
+    def in_principal_axes(self) -> tuple[ClassGaussians, Tensor]:
+        """Returns the Gaussians in an orthonormal basis (..., d, m) of their span, and the basis.
+
+        The coordinates run from the direction of most variance about zero to that of least, m is the smaller of d and
+        the number of means and root rows. Distances do not change: a rotation of the coordinates reaches every
+        overlap that a rotation of the features does.
+        """
+        rows = torch.cat([self.means, self.roots.flatten(-3, -2)], dim=-2)
+        basis, triangle = torch.linalg.qr(rows.mT) if rows.shape[-2] < rows.shape[-1] else (None, rows.mT)
+        _, axes = torch.linalg.eigh(triangle @ triangle.mT)
+        axes = axes.flip(-1)
+        basis = axes if basis is None else basis @ axes
+        # The bases of several streams meet roots that have one dimension more.
+        turned = ClassGaussians(
+            self.means @ basis, (self.roots.flatten(-3, -2) @ basis).view(*self.roots.shape[:-1], -1)
+        )
+        return turned, basis
+
+
+def original_gaussians(classes: list[FactoredMoments]) -> ClassGaussians:
+    """Returns the original's Gaussians of the classes that have samples: means (K, d), roots (K, r, d)."""
+    return stacked([class_gaussian(c, None) for c in classes if c.weight])
+
+
+def ablated_gaussians(classes: list[FactoredMoments], chunk: slice) -> ClassGaussians:
+    """Returns the same of the candidates in `chunk`: means (c, K, d), roots (c, K, r, d)."""
+    return stacked([class_gaussian(c, chunk) for c in classes if c.weight])
+
+
+def stacked(parts: list[ClassGaussians]) -> ClassGaussians:
+    """Returns the Gaussians of all classes (..., 1, ·) side by side, roots padded with zero rows to one height."""
+    rows = max(part.roots.shape[-2] for part in parts)
+    roots = [torch.nn.functional.pad(part.roots, (0, 0, 0, rows - part.roots.shape[-2])) for part in parts]
+    return ClassGaussians(torch.cat([part.means for part in parts], dim=-2), torch.cat(roots, dim=-3))
+
+
+def class_gaussian(moments: FactoredMoments, chunk: slice | None) -> ClassGaussians:
+    """Returns one class's Gaussians (..., 1, ·), of X where `chunk` is None.
+
+    The centred rows themselves are a root where they are still held.
     """
-
-    mean_x: Tensor
-    mean_y: Tensor
-    root_x: Tensor
-    root_y: Tensor
-
-    def rank(self) -> int:
-        """Returns a bound of the dimensions that all means and roots of one side span."""
-        return self.root_x.shape[0] * (self.root_x.shape[1] + 1)
-
-
-def class_gaussians(classes: list[ClassMoments], chunk: slice) -> ClassGaussians:
-    """Returns the Gaussians of the classes that have samples, for the candidates in `chunk`."""
-    parts = [class_gaussian(c, chunk) for c in classes if c.weight]
-    rows = max(part.root_x.shape[1] for part in parts)
-
-    def padded(roots: Tensor) -> Tensor:
-        return torch.nn.functional.pad(roots, (0, 0, 0, rows - roots.shape[-2]))
-
-    return ClassGaussians(
-        mean_x=torch.cat([part.mean_x for part in parts]),
-        mean_y=torch.cat([part.mean_y for part in parts], dim=1),
-        root_x=torch.cat([padded(part.root_x) for part in parts]),
-        root_y=torch.cat([padded(part.root_y) for part in parts], dim=1),
-    )
-
-
-def class_gaussian(moments: ClassMoments, chunk: slice) -> ClassGaussians:
-    """Returns one class's Gaussians (K = 1). The rows themselves are a root where they are still held."""
     freedom = max(moments.weight - 1, 1)
     if moments.moments:
         m = moments.moments
-        return ClassGaussians(
-            m.mean_x[None], m.mean_y[chunk, None], root(m.xx[None] / freedom), root(m.yy[chunk, None] / freedom)
-        )
-    x, y, weights = moments.joined_rows()
-    x, y, share = x.double(), y[chunk].double(), weights / weights.sum()
-    mean_x, mean_y = share @ x, share @ y
+        mean, second = (m.mean_x, m.xx) if chunk is None else (m.mean_y[chunk], m.yy[chunk])
+        return ClassGaussians(mean[..., None, :], root(second / freedom)[..., None, :, :])
+    x, y, weights = moments.rows_of(slice(0) if chunk is None else chunk)
+    values = (x if chunk is None else y).double()
+    mean = (weights / weights.sum()) @ values
     scale = (weights / freedom).sqrt()[:, None]
-    return ClassGaussians(
-        mean_x[None], mean_y[:, None], ((x - mean_x) * scale)[None], ((y - mean_y[:, None]) * scale)[:, None]
-    )
+    return ClassGaussians(mean[..., None, :], ((values - mean[..., None, :]) * scale)[..., None, :, :])
 
 
-def within_class_coupling(stats: PairStatistics, chunk: slice, gaussians: ClassGaussians) -> Tensor:
+def within_class_coupling(
+    stats: PairStatistics, chunk: slice, original: ClassGaussians, ablated: ClassGaussians
+) -> Tensor:
     """Returns Σ over classes of the cross covariance of paired Y and X, from the pooled one; (c, d, d).
 
     Samples are paired, so this is a coupling of the Gaussians: the rotation that is best for it is a good start. The
@@ -120,30 +166,12 @@ def within_class_coupling(stats: PairStatistics, chunk: slice, gaussians: ClassG
     """
     weights = torch.tensor([c.weight for c in stats.classes if c.weight], dtype=torch.float64, device=stats.device)
     couplings = []
-    for j, mean_y in zip(range(stats.candidates)[chunk], gaussians.mean_y, strict=True):
+    for j, mean_y in zip(range(stats.candidates)[chunk], ablated.means, strict=True):
         pooled = stats.pooled_moments(j)
-        between = ((mean_y - pooled.mean_y) * weights[:, None]).mT @ (gaussians.mean_x - pooled.mean_x)
+        between = ((mean_y - pooled.mean_y) * weights[:, None]).mT @ (original.means - pooled.mean_x)
         freedom = max(pooled.weight - len(weights), 1)
         couplings.append((pooled.xy.mT - between) * (len(weights) / freedom))
     return torch.stack(couplings)
-
-
-def in_row_span(gaussians: ClassGaussians, coupling: Tensor) -> tuple[ClassGaussians, Tensor]:
-    """Returns the same Gaussians in coordinates of the space that each side spans, of fewer dimensions than features.
-
-    Distances do not change: a rotation of the coordinates reaches every overlap that a rotation of the features does.
-    """
-    mean_x, root_x, basis_x = spanned(gaussians.mean_x, gaussians.root_x)
-    mean_y, root_y, basis_y = spanned(gaussians.mean_y, gaussians.root_y)
-    return ClassGaussians(mean_x, mean_y, root_x, root_y), basis_y.mT @ coupling @ basis_x
-
-
-def spanned(means: Tensor, roots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns means (..., K, m) and roots (..., K, r, m) in an orthonormal basis (..., d, m) of their span."""
-    rows = torch.cat([means, roots.flatten(-3, -2)], dim=-2)
-    basis, coordinates = torch.linalg.qr(rows.mT)
-    classes = means.shape[-2]
-    return coordinates.mT[..., :classes, :], coordinates.mT[..., classes:, :].unflatten(-2, roots.shape[-3:-1]), basis
 
 
 def gaussian(name: str, alpha: float) -> Metric:
@@ -152,7 +180,7 @@ def gaussian(name: str, alpha: float) -> Metric:
         name,
         "gaussian",
         partial(gaussian_distance, alpha=alpha),
-        frozenset({"class_conditional", "pooled"}),
+        frozenset({"class_conditional"} if alpha == 2 else {"class_conditional", "pooled"}),
         min_samples_per_class=2,
     )
 
