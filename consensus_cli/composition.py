@@ -96,14 +96,18 @@ def read_config(path: Path) -> RunConfig:
 
 
 def _ratio(value: Any) -> float | list[float]:
-    """Returns a number as float and a list of them as such, a list of one as the number: they hash alike."""
+    """Returns a number as float and a list of them as such, a list of one as the number: they hash alike.
+
+    Rounded to ten digits, because `range(0.2,0.9,0.1)` gives 0.30000000000000004, which is meant to be 0.3.
+    """
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(share, (int, float)) and not isinstance(share, bool) for share in values):
         raise UserError(
             f"ratio={value!r} is no number and no list of numbers",
             "write ratio=0.5, or ratio=[0.25,0.5]; consensus run --cfg job shows the types in use",
         )
-    return [float(share) for share in values] if len(values) > 1 else float(values[0])
+    rounded = [round(float(share), 10) for share in values]
+    return rounded if len(rounded) > 1 else rounded[0]
 
 
 def _parse(words: Sequence[str]) -> list[Override]:

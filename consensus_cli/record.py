@@ -69,7 +69,8 @@ class Record:
 
     def save_failure(self, error: BaseException, duration_s: float) -> None:
         """Leaves a row with `status=failed` (or `interrupted`) and the error."""
-        stopped = isinstance(error, (KeyboardInterrupt, InterruptedRunError))
+        # A cluster's launcher leaves by SystemExit when a job's time is over.
+        stopped = isinstance(error, (KeyboardInterrupt, InterruptedRunError, SystemExit))
         row = self._identity(duration_s) | {
             "status": "interrupted" if stopped else "failed",
             "error": f"{type(error).__name__}: {_one_line(str(error))}",

@@ -24,6 +24,10 @@ class InterruptedRunError(BaseException):
         self.signal_number = signal_number
         self.run_dir = run_dir
 
+    def __reduce__(self) -> tuple[type[InterruptedRunError], tuple[int, Path]]:
+        """Survives the way back from a launcher's process, which rebuilds exceptions from their arguments."""
+        return type(self), (self.signal_number, self.run_dir)
+
 
 @dataclass
 class Stopper:

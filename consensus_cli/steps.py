@@ -89,7 +89,7 @@ class Steps:
 
     def branch(self) -> Steps:
         """Returns a copy that goes its own way from here, with its own account of time and energy."""
-        stages = StageMeter(self.stages.meter, copy.deepcopy(self.stages.stages))
+        stages = replace(self.stages, stages=copy.deepcopy(self.stages.stages))
         fitting = replace(self.fitting, sizes=dict(self.fitting.sizes))
         return replace(self, stages=stages, fitting=fitting, removed=list(self.removed), scores=list(self.scores))
 

@@ -120,7 +120,7 @@ def problems(config: RunConfig) -> list[UserError]:
         )
     for node in ("baseline", "finetune"):
         recipe = getattr(config, node)
-        if recipe.batch_size < 2 * recipe.accumulate_batches:
+        if 2 <= recipe.batch_size < 2 * recipe.accumulate_batches:
             found.append(
                 UserError(
                     f"{node}.accumulate_batches={recipe.accumulate_batches} leaves micro-batches of 1 image",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import signal
@@ -107,3 +108,8 @@ def test_bugs_stay_bugs(error: Exception) -> None:
     with pytest.raises(type(error)) as same, explained(RUN):
         raise error
     assert same.value is error
+
+
+def test_an_interruption_survives_the_way_back_from_another_process(tmp_path: Path) -> None:
+    stop = copy.copy(InterruptedRunError(15, tmp_path))  # by __reduce__, as pickle does
+    assert (stop.signal_number, stop.run_dir, str(stop)) == (15, tmp_path, "SIGTERM")

@@ -22,6 +22,7 @@ import consensus_cli
 from consensus_cli import steps, training
 from consensus_cli.cli import main
 from consensus_cli.errors import UserError
+from consensus_cli.models.classifier import Classifier
 from consensus_cli.record import Record
 from consensus_cli.results import read_rows
 from consensus_cli.rundir import RunDir
@@ -40,8 +41,8 @@ def stop_after(removals: int, monkeypatch: pytest.MonkeyPatch, number: signal.Si
     """Lets a signal come right before the state with so many removals is saved."""
     finetune = steps.Steps.finetune
 
-    def finetune_and_stop(self: steps.Steps, network: object) -> None:
-        finetune(self, network)  # type: ignore[arg-type]
+    def finetune_and_stop(self: steps.Steps, network: Classifier, original: Classifier) -> None:
+        finetune(self, network, original)
         if len(self.removed) == removals:
             os.kill(os.getpid(), number)
 

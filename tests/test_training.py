@@ -297,3 +297,21 @@ def test_compiled_training_ends_where_the_plain_one_does() -> None:
         assert all(block._compiled_call_impl is None for block in network.layer1)
     # Fused operations round otherwise, which six updates of a fresh network make visible.
     assert results[1] == pytest.approx(results[0], rel=0.2)
+
+
+def test_a_training_leaves_no_trace_that_changes_the_next_one() -> None:
+    fresh = small_network()
+    trained_before = copy.deepcopy(fresh)
+    own = set(vars(fresh))
+    train_in_bf16(trained_before, epochs=0.2)
+    assert set(vars(trained_before)) == own
+    fresh.load_state_dict(trained_before.state_dict())
+    for model in (fresh, trained_before):
+        train_in_bf16(model, epochs=1)
+    states = [model.state_dict() for model in (fresh, trained_before)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def train_in_bf16(model: nn.Module, epochs: float) -> None:
+    recipe = replace(RECIPE, epochs=epochs)
+    train(model, bright_or_dark(), recipe, device=CPU, augmentation=Augmentation(), seed=0, precision="bf16")

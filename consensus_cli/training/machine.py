@@ -70,7 +70,7 @@ def prepared(accelerator: Accelerator, model: nn.Module, *, joint: bool, compile
         compiled: compile the repeated blocks.
     """
     blocks = repeated_modules(model) if compiled else []
-    own_forward = "forward" in vars(model)
+    own = set(vars(model))
     try:
         for block in blocks:
             # Instances of one class share their code: what is compiled for one serves all of its shape, also in the
@@ -79,9 +79,10 @@ def prepared(accelerator: Accelerator, model: nn.Module, *, joint: bool, compile
         yield accelerator.prepare_model(model, evaluation_mode=not joint)
     finally:
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        if not own_forward:
-            # Accelerate puts the method back as an attribute of the instance.
-            vars(model).pop("forward", None)
+        # Accelerate puts `forward` back as an attribute of the instance, and marks the model as prepared: the next
+        # training of it, or of a copy, would go without mixed precision.
+        for left_behind in set(vars(model)) - own:
+            del vars(model)[left_behind]
         for block in blocks:
             block._compiled_call_impl = None
 

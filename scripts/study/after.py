@@ -66,11 +66,9 @@ def measure_robustness(bench: Bench, folder: Path, screen: Screen) -> None:
     known = set(zip(rows.read()["removed"], rows.read()["measure"], strict=True))
     names = main_sets(bench, folder)
     for number, removed in enumerate(names, start=1):
-        for measure, take in _robustness_measures(bench).items():
-            if (joined(removed), measure) not in known:
-                rows.add(
-                    {"removed": joined(removed), "measure": measure} | take(bench.without(removed, "recalibrated"))
-                )
+        for what, take in _robustness_measures(bench).items():
+            if (joined(removed), what) not in known:
+                rows.add({"removed": joined(removed), "measure": what} | take(bench.without(removed, "recalibrated")))
         screen.line(f"attacked and corrupted {number} of {len(names)} networks")
 
 

@@ -37,7 +37,7 @@ from torch import nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.resnet import resnet
-from consensus_cli.pruning.blocks import Block, candidates, find_blocks
+from consensus_cli.pruning.blocks import Block, candidates, check_candidates, find_blocks
 from consensus_cli.pruning.costs import block_costs
 from consensus_cli.pruning.surgery import remove_block
 
@@ -185,8 +185,9 @@ def test_a_branch_that_takes_one_of_two_values() -> None:
 
 def test_encoder_layers_of_torch() -> None:
     assert reasons(TokenNet(encoder(True), encoder(True))) == {"layers.0": "first block of stage 1", "layers.1": ""}
-    with pytest.raises(UserError, match=r"none of the 4 residual blocks of TokenNet .*\(the code around it needs"):
-        find_blocks(TokenNet(encoder(False), encoder(False)), IMAGE)
+    blocks = find_blocks(TokenNet(encoder(False), encoder(False)), IMAGE)
+    with pytest.raises(UserError, match=r"none of the 4 residual blocks of .*\(the code around it needs"):
+        check_candidates(blocks)
 
 
 def test_unknown_granularity() -> None:
