@@ -17,6 +17,7 @@ from consensus_cli.tracking import Tracker, check_tracker
 SHORT = (*QUICK, "criterion=last", "attacks=none", "ratio=0.34", "baseline.epochs=1")
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_losses_scores_and_the_row(tmp_path: Path) -> None:
     assert main(["run", *SHORT, "tracker=tensorboard", f"output_dir={tmp_path}"]) == 0
     (run,) = (tmp_path / "runs").iterdir()

@@ -154,6 +154,7 @@ def dark_and_bright(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_run_has_columns_for_each_archive(tmp_path):
     np.savez(tmp_path / "new.npz", images=flat(np.array([190, 30, 20, 210]), 16), labels=np.array([0, 1, 1, 0]))
     words = ["dataset=imagefolder", f"dataset.root={dark_and_bright(tmp_path / 'images')}", "dataset.image_size=16"]

@@ -21,6 +21,7 @@ from consensus_cli.report.figures import save
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_every_criterion_decides_and_every_set_is_measured(bench, evidence):
     assert set(evidence.decisions.orders) == {*VOTES, *BASELINES, "oracle_single", "oracle_greedy"}
     assert [len(evidence.decisions.orders[name]) for name in ("consensus", "random", "first")] == [2, 2, 1]
@@ -33,6 +34,7 @@ def test_every_criterion_decides_and_every_set_is_measured(bench, evidence):
     assert evidence.removed("last", 2) == [("layer2.2", "layer3.2")]
 
 
+@pytest.mark.slow
 def test_regret_is_the_difference_of_two_accuracies(bench, evidence, tmp_path):
     oracle = evidence.oracle(2)
     fresh = Accuracies(bench, tmp_path)
@@ -96,6 +98,7 @@ def test_draws_that_differ_widen_the_interval():
     assert widths[1] > 2 * widths[0]
 
 
+@pytest.mark.slow
 def test_largest_samples_agree_across_draws_as_their_orders_do(evidence):
     orders = metric_orders(evidence.scores, 16)["cka"]
     tau, share = evidence.stability(16)["cka"]
@@ -109,6 +112,7 @@ def test_largest_samples_agree_across_draws_as_their_orders_do(evidence):
     assert tau == pytest.approx(2 * agree / len(pairs) - 1)
 
 
+@pytest.mark.slow
 def test_tables_are_made_from_rows_and_stay_the_same(evidence, tmp_path):
     empty = "\n\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in TABLES)
     document = tmp_path / "study.md"
@@ -132,11 +136,13 @@ def test_document_shows_exactly_what_the_rows_give():
     assert text == (with_tables(text, Evidence.of_resnet56(rows)) if measured else without_rows)
 
 
+@pytest.mark.slow
 def test_an_unmeasured_set_is_named(evidence):
     with pytest.raises(UserError, match=r"not measured, tuned: layer1\.1"):
         evidence.right([("layer1.1",)], "tuned")
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_from_rows_and_stay_the_same(evidence, tmp_path):
     written = draw(evidence, tmp_path)
     assert [path.name for path in written] == [f"{name}.svg" for name in FIGURES]

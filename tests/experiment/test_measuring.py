@@ -31,6 +31,7 @@ def test_parts_hold_every_test_image_once(bench):
     assert sorted(together) == sorted(bench.images.test.images.flatten(1).tolist())
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_tool(bench, measured):
     train = bench.images.train
     samples = train.subset(stratified_indices(train.labels, 8, 1))
@@ -69,6 +70,7 @@ def test_recalibration_changes_statistics_only(bench):
     assert changed <= statistics
 
 
+@pytest.mark.slow
 def test_a_second_call_measures_nothing_and_an_interrupted_one_continues(bench, measured, tmp_path):
     before = {path.name: path.read_text() for path in measured.glob("*.csv")}
     oneshot.measure(bench, measured, Screen())

@@ -85,6 +85,7 @@ def test_gaussian_optima_do_not_hang_on_the_precision_of_the_features(features, 
         assert np.count_nonzero(rankdata(again[name]) != rankdata(distances[name])) == 0
 
 
+@pytest.mark.slow
 def test_gaussian_optima_are_as_steady_with_fewer_samples_per_class_than_features(features):
     few = np.arange(2560).reshape(10, 256)[:, :24].ravel()
     found = []

@@ -49,6 +49,7 @@ def budget_of(candidates: int, keep: frozenset[str], chunks: int = 1) -> float:
     return (candidates + 1.01) * expected.bytes_per_stream() * 2 / GIB
 
 
+@pytest.mark.slow
 def test_passes_in_groups_give_the_distances_of_one_pass():
     once, twice = [], []
     whole = scored(2.0, once)
