@@ -114,9 +114,10 @@ def drawn(table: pd.DataFrame, most: int) -> list[str]:
 def accuracy_range(values_pct: Iterable[float]) -> list[float]:
     """Returns the ends of an axis that shows these accuracies in percent; intervals may run over them.
 
-    The interval of two seeds may be wider than 0 to 100 %, which would leave no room for the points.
+    The interval of two seeds may be wider than 0 to 100 %, which would leave no room for the points. Beyond 0 and 100 %
+    there is room for half a point's mark and no more.
     """
     finite = [value for value in values_pct if math.isfinite(value)]
     low, high = min(finite), max(finite)
     room = max(0.15 * (high - low), 0.5)
-    return [low - room, high + room]
+    return [max(low - room, -0.5), min(high + room, 100.5)]

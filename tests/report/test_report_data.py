@@ -77,6 +77,10 @@ def test_drawn_keeps_the_front_and_the_consensus() -> None:
     assert tradeoff.drawn(tradeoff.points(complete(pd.DataFrame(rows))[0]), 2) == ["best", "consensus"]
 
 
+def test_accuracy_range_ends_where_accuracy_does() -> None:
+    assert tradeoff.accuracy_range([0.0, 100.0]) == [-0.5, 100.5]
+
+
 def test_accuracy_range_leaves_room_around_the_points_only() -> None:
     low, high = tradeoff.accuracy_range([90.0, 92.0, float("nan")])
     assert low == pytest.approx(89.5)
