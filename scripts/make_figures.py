@@ -6,9 +6,11 @@ kept in docs/figures/sweep: their results.csv as the sweep wrote it, and scores.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
+from consensus_cli.errors import UserError, tell
 from consensus_cli.report import figures, removal, tradeoff
 from consensus_cli.report.palette import styles
 from consensus_cli.report.source import Runs, load
@@ -33,7 +35,12 @@ def draw(runs: Runs, folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    main(
-        Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "figures" / "sweep",
-        Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs" / "figures",
-    )
+    parser = argparse.ArgumentParser(description="Draw the figures of the README.")
+    parser.add_argument("source", nargs="?", type=Path, default=ROOT / "docs" / "figures" / "sweep")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "figures")
+    asked = parser.parse_args()
+    try:
+        main(asked.source, asked.folder)
+    except UserError as error:
+        tell(error)
+        sys.exit(2)
