@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up .venv with the test tools on the first call, then runs ruff, mypy and the tests. More words go to pytest:
-#   scripts/test.sh -k metrics        scripts/test.sh -m slow
+# Sets up .venv with the test tools on the first call, then runs ruff, mypy and the tests, on all cores. More words go to
+# pytest; slow tests measure and start processes of their own, so give them the machine (-n 0):
+#   scripts/test.sh -k metrics        scripts/test.sh -m slow -n 0
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup test
@@ -8,4 +9,4 @@ cd "$ROOT"
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
 "$VENV/bin/mypy"
-exec "$VENV/bin/python" -m pytest "$@"
+exec "$VENV/bin/python" -m pytest -n auto --dist loadfile "$@"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 from quick import QUICK
 
 from consensus_cli.cli import main
+
+# Tests that run side by side share the cores; PyTorch, imported later, would take all of them for each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
