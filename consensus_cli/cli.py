@@ -147,7 +147,7 @@ def _list(words: list[str]) -> int:
         return 0
     if len(words) != 1 or words[0] not in LISTS:
         raise unknown_name("list", " ".join(words), [*LISTS, "blocks"])
-    from consensus_cli.config import choices
+    from consensus_cli.conf_files import choices
 
     options = choices(LISTS[words[0]])
     width = max(len(name) for name in options)

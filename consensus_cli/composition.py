@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from consensus_cli import config, launchers
+from consensus_cli import conf_files, config, launchers
 from consensus_cli.config import AttackConfig, RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 
@@ -62,7 +62,7 @@ def compose_runs(words: Sequence[str], *, multirun: bool, searchpath: str | None
     path = [f"hydra.searchpath=[file://{searchpath}]"] if searchpath else []
     config.register()
     launchers.register()
-    with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_files.config_dir()), version_base="1.3"):
         return [_compose([*job, *path]) for job in jobs]
 
 
@@ -139,7 +139,7 @@ def _override_problems(override: Override, multirun: bool, searchpath: str | Non
 def _option_problems(group: str, override: Override) -> Iterator[UserError]:
     value = override.value()
     named = value.list if isinstance(value, ChoiceSweep) else [value]
-    options = config.choices(group)
+    options = conf_files.choices(group)
     for choice in named:
         if isinstance(choice, list) and group != "metrics":
             yield UserError(f"{group}={choice} names several options", f"{group} takes one; only metrics takes a list")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -323,26 +322,6 @@ class RunConfig:
 def register() -> None:
     """Makes the schema known to Hydra, as the entry `schema` of the defaults list in `conf/config.yaml`."""
     ConfigStore.instance().store(name="schema", node=RunConfig)
-
-
-def config_dir() -> Path:
-    """Returns the folder of the YAML files: inside an installed wheel, else at the top of the repository."""
-    package = Path(__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
-
-
-def choices(group: str) -> dict[str, str]:
-    """Returns the options of a config group with their descriptions, the first comment line of each file."""
-    files = sorted((config_dir() / group).glob("*.yaml"))
-    return {file.stem: _description(file) for file in files}
-
-
-def _description(file: Path) -> str:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and not line.startswith("# @package"):
-            return line.removeprefix("#").strip()
-    return ""
 
 
 def keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:

@@ -18,7 +18,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from consensus_cli import config, launchers
+from consensus_cli import conf_files, config, launchers
 from consensus_cli.composition import compose_runs, opened, to_run_config
 from consensus_cli.errors import RunFailedError, UserError, tell
 
@@ -52,7 +52,9 @@ def _run(words: list[str], screen_kind: str) -> int:
     # Hydra would print its own text and exit with 1; with this it lets exceptions through.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["consensus run", *map(opened, words)]
-    hydra.main(config_path=str(config.config_dir()), config_name="config", version_base="1.3")(_job_on(screen_kind))()
+    hydra.main(config_path=str(conf_files.config_dir()), config_name="config", version_base="1.3")(
+        _job_on(screen_kind)
+    )()
     return 0
 
 
@@ -64,7 +66,7 @@ def _sweep(flags: Namespace, screen_kind: str) -> int:
     overrides = [*map(opened, flags.overrides), "hydra.mode=MULTIRUN"]
     if flags.config_dir:
         overrides.append(f"hydra.searchpath=[file://{flags.config_dir}]")
-    folder = Path(flags.config_path or config.config_dir()).resolve()
+    folder = Path(flags.config_path or conf_files.config_dir()).resolve()
     with hydra.initialize_config_dir(str(folder), job_name="consensus", version_base="1.3"):
         started = GlobalHydra.instance().hydra
         assert started is not None

@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 
-from consensus_cli import config
+from consensus_cli import conf_files
 from consensus_cli.errors import UserError, unknown_name
 
 #: the config group of the launchers
@@ -61,7 +61,7 @@ def problems(override: Override, *, multirun: bool, own_configs: bool) -> Iterat
 
 
 def _launcher_problems(name: str) -> Iterator[UserError]:
-    known = config.choices(GROUP)
+    known = conf_files.choices(GROUP)
     if name not in {BASIC, *known}:
         yield unknown_name("launcher", name, {BASIC, *known})
     elif name != BASIC:

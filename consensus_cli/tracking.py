@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from consensus_cli.errors import UserError
+from consensus_cli.errors import UserError, unknown_name
+
+#: `none`, and the libraries that can follow a run; each is an extra of the same name
+TRACKERS = ("none", "tensorboard", "mlflow", "wandb")
 
 
 class Tracker:
@@ -57,11 +60,13 @@ class Tracker:
 
 
 def check_tracker(name: str) -> None:
-    """Checks that the library of a tracker is installed.
+    """Checks that a tracker is known and its library installed.
 
     Raises:
         UserError: it is not.
     """
+    if name not in TRACKERS:
+        raise unknown_name("tracker", name, TRACKERS)
     if name != "none" and importlib.util.find_spec(name) is None:
         raise UserError(f"tracker={name} needs the library {name}", f"pip install 'consensus-cli[{name}]'")
 

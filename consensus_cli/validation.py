@@ -12,7 +12,6 @@ from consensus_cli.config import RunConfig
 from consensus_cli.errors import UserError, unknown_name
 
 #: where a run can be followed; the same names as Accelerate's trackers and as the extras that install them
-TRACKERS = ("none", "tensorboard", "mlflow", "wandb")
 _SCHEDULES = ("constant", "cosine", "onecycle", "step")
 
 
@@ -48,7 +47,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prune.unit": ("blocks", "macs"),
     "prune.granularity": ("block", "branch"),
     "if_done": ("skip", "rerun"),
-    "tracker": TRACKERS,
 }
 
 #: key -> (what a value must satisfy, the same in words); null passes where the type allows it
@@ -116,6 +114,13 @@ def problems(config: RunConfig) -> list[UserError]:
             UserError(
                 "finetune.span=run needs prune.unit=blocks: how many steps a MACs target takes is not known before",
                 "use finetune.span=step",
+            )
+        )
+    if config.finetune.span == "run" and len(config.ratios) > 1:
+        found.append(
+            UserError(
+                "finetune.span=run fits one ratio: a schedule over the run ends at the last one, not at those before",
+                "sweep over the ratios instead (-m ratio=0.25,0.5), or use finetune.span=step",
             )
         )
     for node in ("baseline", "finetune"):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from consensus_cli import config, data, launchers, validation
+from consensus_cli import conf_files, config, data, launchers, validation
 from consensus_cli.composition import compose_run
 from consensus_cli.evaluation.attacks import ATTACKS, Attack, check_attacks
 from consensus_cli.models.zoo import SOURCES
 from consensus_cli.scoring.baselines import BASELINES
 from consensus_cli.scoring.metrics import METRICS
 
-OPTIONS = [(group, option) for group in config.GROUPS for option in config.choices(group)]
+OPTIONS = [(group, option) for group in config.GROUPS for option in conf_files.choices(group)]
 LAUNCHERS = [(launchers.GROUP, option) for option in launchers.PLUGINS]
 
 
 def test_every_file_is_an_option_of_a_known_group() -> None:
-    files = [path for path in config.config_dir().rglob("*.yaml") if path.name != "config.yaml"]
+    files = [path for path in conf_files.config_dir().rglob("*.yaml") if path.name != "config.yaml"]
     assert len(files) == len({*OPTIONS, *LAUNCHERS}) == 75
 
 
@@ -34,16 +34,16 @@ def test_every_option_composes_to_valid_values(group: str, option: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS + LAUNCHERS, ids=str)
 def test_every_option_says_what_it_is(group: str, option: str) -> None:
-    assert len(config.choices(group)[option]) > 10
+    assert len(conf_files.choices(group)[option]) > 10
 
 
 def test_every_metric_and_criterion_of_the_registries_has_a_file() -> None:
-    assert set(config.choices("criterion")) == {"consensus", *METRICS, *BASELINES}
-    assert set(config.choices("metrics")) == {"paper", "fast", "families", *METRICS}
+    assert set(conf_files.choices("criterion")) == {"consensus", *METRICS, *BASELINES}
+    assert set(conf_files.choices("metrics")) == {"paper", "fast", "families", *METRICS}
 
 
 def test_metric_sets_name_known_metrics() -> None:
-    for option in config.choices("metrics"):
+    for option in conf_files.choices("metrics"):
         assert set(compose_run([f"metrics={option}"]).metrics.weights) <= set(METRICS)
     assert len(compose_run(["metrics=paper"]).metrics.weights) == 8
 
@@ -89,7 +89,6 @@ def test_datasets_bring_their_baseline_recipe_and_the_command_line_has_the_last_
         ("baseline.accumulate_batches=0", "baseline.accumulate_batches"),
         ("finetune.accumulate_batches=64", "finetune.accumulate_batches"),
         ("compile=maybe", "compile"),
-        ("tracker=neptune", "tracker"),
         ("baseline.epochs=0", "baseline.epochs"),
         ("baseline.learning_rate=-0.1", "baseline.learning_rate"),
         ("baseline.milestones=[0.5,2]", "baseline.milestones"),
@@ -140,6 +139,11 @@ def test_dictionaries_that_are_open_take_new_keys() -> None:
 def test_a_schedule_over_the_run_needs_to_know_its_steps() -> None:
     (problem,) = validation.problems(compose_run(["prune=macs", "finetune.span=run"]))
     assert "prune.unit=blocks" in problem.message
+
+
+def test_a_schedule_over_the_run_fits_one_ratio() -> None:
+    (problem,) = validation.problems(compose_run(["ratio=[0.25,0.5]", "finetune.span=run"]))
+    assert "one ratio" in problem.message
 
 
 def test_compilation_is_asked_for_in_yaml_s_own_words() -> None:

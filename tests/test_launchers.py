@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from quick import QUICK
 
-from consensus_cli import config, launchers
+from consensus_cli import conf_files, config, launchers
 from consensus_cli.cli import main
 from consensus_cli.models.resnet import ResNet
 
@@ -42,13 +42,13 @@ OURS: dict[str, dict[str, object]] = {
 def hydra_config(*words: str) -> DictConfig:
     config.register()
     launchers.register()
-    with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_files.config_dir()), version_base="1.3"):
         composed: DictConfig = compose("config", list(words), return_hydra_config=True).hydra
         return composed
 
 
 def test_the_configs_and_the_plugins_name_the_same_launchers() -> None:
-    assert set(config.choices(launchers.GROUP)) == set(launchers.PLUGINS)
+    assert set(conf_files.choices(launchers.GROUP)) == set(launchers.PLUGINS)
 
 
 @pytest.mark.parametrize("name", launchers.PLUGINS)
