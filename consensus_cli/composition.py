@@ -81,6 +81,16 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     return run_config
 
 
+def from_plain(settings: Any) -> RunConfig:
+    """Returns the typed configuration of nested plain values, as `dataclasses.asdict` or its YAML give them.
+
+    Raises:
+        UserError: a value that no run can have.
+        OmegaConfBaseException: keys or types that the schema does not know.
+    """
+    return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), settings))  # type: ignore[arg-type]
+
+
 def read_config(path: Path) -> RunConfig:
     """Reads the resolved configuration of a run back from its `config.yaml`.
 
@@ -88,7 +98,7 @@ def read_config(path: Path) -> RunConfig:
         UserError: the file is missing or holds something else.
     """
     try:
-        return to_run_config(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path)))  # type: ignore[arg-type]
+        return from_plain(OmegaConf.load(path))
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(
             f"'{path}' is no configuration of a run: {error}", "name a run directory below runs/"

@@ -284,7 +284,7 @@ class RunConfig:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: of training: `auto` is bf16 autocast where the device has it, else fp32.
         compile: compile the repeated blocks for training with torch.compile: true, false, or `auto`: on a GPU.
-        tracker: where losses, accuracies and scores are logged beside the run directory's own files: `none`,
+        tracker: where losses, scores and the row are logged beside the run directory's own files: `none`,
             `tensorboard`, `mlflow` or `wandb`.
         threads: CPU threads of PyTorch; null: its own choice.
         output_dir: folder of `results.csv`, run directories and cached baselines.

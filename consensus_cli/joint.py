@@ -7,18 +7,17 @@ nobody to ask. `follow` is the followers' side.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from safetensors.torch import load
 
 from consensus_cli import training, work
-from consensus_cli.composition import to_run_config
-from consensus_cli.config import RunConfig
+from consensus_cli.composition import from_plain
 from consensus_cli.evaluation import accuracy
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.weights import load_into, serialize
@@ -27,7 +26,7 @@ from consensus_cli.processes import Message, Team, messages, team
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring import score
 from consensus_cli.scoring.moments import LATER_FORMS, PairStatistics
-from consensus_cli.scoring.score import Measured, Pass, chunks_for
+from consensus_cli.scoring.score import Measured, chunks_for
 from consensus_cli.screen import QuietScreen, Report
 
 
@@ -101,32 +100,31 @@ def measure(
     """
     scoring = prepared.config.scoring
     shared = work.shares_samples(members.share, len(prepared.samples), chunks_for(scoring.bootstrap))
+    passes = work.passes(
+        members.share, prepared, network, original, candidates=candidates, batch_size=batch_size, report=report
+    )
 
-    def carry_out(one: Pass) -> list[PairStatistics]:
-        gathered = members.gather(one, prepared.device, also=LATER_FORMS)
+    def carry_out(number: int) -> list[PairStatistics]:
+        values = {
+            "removed": list(removed),
+            "candidates": list(candidates),
+            "batch_size": batch_size,
+            "number": number,
+        }
+        # A message for each pass: where one fails, nobody waits for the next.
+        with members.together(lambda: _message("score", values, network, original)):
+            gathered = members.gather(passes[number], prepared.device, also=LATER_FORMS)
         # Where the samples are too few to be shared, every process has run all of them.
         if len(gathered) == 1 or not shared:
             return gathered[0]
         return [PairStatistics.combine(parts, [1] * len(parts)) for parts in zip(*gathered, strict=True)]
 
-    values = {"removed": list(removed), "candidates": list(candidates), "batch_size": batch_size}
-    with members.together(lambda: _message("score", values, network, original)):
-        passes = work.passes(
-            members.share,
-            prepared,
-            network,
-            original,
-            candidates=candidates,
-            batch_size=batch_size,
-            report=report,
-        )
-        return score.measure(
-            passes,
-            list(prepared.votes),
-            resamples=scoring.bootstrap,
-            seed=prepared.config.seed,
-            carry_out=carry_out,
-        )
+    return score.measure(
+        [functools.partial(carry_out, number) for number in range(len(passes))],
+        list(prepared.votes),
+        resamples=scoring.bootstrap,
+        seed=prepared.config.seed,
+    )
 
 
 def predict(members: Team, prepared: Prepared, network: Classifier, removed: Sequence[str]) -> accuracy.Predictions:
@@ -171,13 +169,7 @@ def _begin(members: Team, message: Message) -> Prepared | None:
     made: list[Prepared] = []
 
     def make() -> int:
-        config = OmegaConf.merge(OmegaConf.structured(RunConfig), message.values["config"])
-        made.append(
-            prepare(
-                to_run_config(config),  # type: ignore[arg-type]
-                QuietScreen(Console(quiet=True)),
-            )
-        )
+        made.append(prepare(from_plain(message.values["config"]), QuietScreen(Console(quiet=True))))
         return 0
 
     members.gather(make, torch.device("cpu"))
@@ -197,7 +189,7 @@ def _follow_scoring(members: Team, prepared: Prepared, message: Message) -> None
     values = message.values
     network = _rebuilt(prepared, values["removed"], message.blobs[0])
     original = _rebuilt(prepared, [], message.blobs[1]) if len(message.blobs) > 1 else None
-    for one in work.passes(
+    passes = work.passes(
         members.share,
         prepared,
         network,
@@ -205,8 +197,8 @@ def _follow_scoring(members: Team, prepared: Prepared, message: Message) -> None
         candidates=values["candidates"],
         batch_size=values["batch_size"],
         report=lambda *_: None,
-    ):
-        members.gather(one, prepared.device)
+    )
+    members.gather(passes[values["number"]], prepared.device)
 
 
 def _follow_prediction(members: Team, prepared: Prepared, message: Message) -> None:

@@ -86,7 +86,7 @@ def explained(run_dir: Path) -> Iterator[None]:
             ) from error
         if is_out_of_memory(error):
             raise RunFailedError(
-                "out of memory, even with the smallest batch size",
+                "out of memory, with no smaller batch to try",
                 "use a machine with more memory, smaller images, or lower scoring.memory_gb and attacks.images; "
                 f"then: consensus resume {run_dir}",
             ) from error

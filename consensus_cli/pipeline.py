@@ -51,7 +51,8 @@ def _run(config: RunConfig, overrides: tuple[str, ...], earlier: RunDir | None, 
     prepared = prepare(config, screen)
     steps = Steps.begin(prepared, screen)
     with sit(config, overrides, earlier) as sitting, steps.tracking(sitting.files.path):
-        summary.show_header(screen, prepared, sitting.files.path, sitting.state.removed)
+        resumed = sitting.files.state.is_file()
+        summary.show_header(screen, prepared, sitting.files.path, sitting.state.removed, resumed=resumed)
         original, network = sitting.networks(steps)
         for ratio in config.ratios:
             while not steps.reached(network, ratio):
@@ -93,7 +94,7 @@ def score(config: RunConfig, screen: Screen) -> Path:
     steps = Steps.begin(prepared, screen)
     started = datetime.now(UTC)
     files = new_run_dir(config, started)
-    with log_into(files):
+    with log_into(files), steps.tracking(files.path):
         summary.show_score_header(screen, prepared, files.path)
         original = steps.baseline()
         steps.score(original, original)

@@ -42,7 +42,7 @@ class Record:
     """One row of a run and the directory with everything behind it.
 
     Attributes:
-        config: everything that determines the run, with the ratio of this row alone.
+        config: everything that determines the run; the last of its ratios is this row's.
         overrides: the words that led to it.
         started: when the run began, UTC.
         files: the run directory.

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class Sitting:
         stopper: lets signals end the sitting.
         earlier_s: wall-clock seconds of earlier sittings.
         began_s: reading of `time.perf_counter` at the start of this one.
+        hashes: ratio -> hash of the run at that ratio alone, as far as it was asked for.
     """
 
     config: RunConfig
@@ -51,6 +52,7 @@ class Sitting:
     stopper: Stopper
     earlier_s: float
     began_s: float
+    hashes: dict[float, str] = field(default_factory=dict)
 
     @property
     def duration_s(self) -> float:
@@ -84,16 +86,27 @@ class Sitting:
         config, files = self.config, self.files
         if ratio != config.ratios[-1]:
             config = replace(config, ratio=ratio)
-            files = files.sibling(run_hash(config))
+            files = files.sibling(self._hash_of(config))
         return Record(config, self.identity.overrides, datetime.fromisoformat(self.identity.started_at), files)
+
+    def _hash_of(self, config: RunConfig) -> str:
+        """Returns the hash of the run at one ratio: once, since it reads the weights, which may change meanwhile."""
+        ratio = config.ratios[-1]
+        if ratio not in self.hashes:
+            self.hashes[ratio] = run_hash(config)
+        return self.hashes[ratio]
 
     def tuned(self, ratio: float, steps: Steps, original: Classifier) -> Classifier | None:
         """Returns the network after the final fine-tuning at a ratio and sets `steps` to there; None if not saved."""
         stages = self.state.tuned.get(str(ratio))
         if stages is None:
             return None
+        checkpoint_file = self.record(ratio).files.pruned_checkpoint
+        # A file that somebody took away is made again.
+        if not checkpoint_file.is_file():
+            return None
         steps.stages.stages = copy.deepcopy(stages)
-        return state.read_network(self.record(ratio).files.pruned_checkpoint, original, steps.removed)
+        return state.read_network(checkpoint_file, original, steps.removed)
 
     def save_tuned(
         self, ratio: float, steps: Steps, original: Classifier, network: Classifier, tuned: Classifier
@@ -115,6 +128,7 @@ class Sitting:
                 checkpoint.save_baseline(files, original)
             checkpoint.save_pruned(files, tuned, steps.prepared.spec, steps.removed)
             self.state.tuned[str(ratio)] = copy.deepcopy(steps.stages.stages)
+            self.state.batch_sizes = dict(steps.fitting.sizes)
             self.state.duration_s = self.duration_s
             self.state.write(self.files.state, network)
 
@@ -129,7 +143,7 @@ class Sitting:
                 write_atomic(record.files.log, self.files.log.read_bytes())
                 # With several blocks per step, later ratios come by other steps than a run of their own would take.
                 if self.config.prune.step == 1 or ratio == self.config.ratios[0]:
-                    replace(self.identity, config_hash=run_hash(record.config)).write(record.files)
+                    replace(self.identity, config_hash=self._hash_of(record.config)).write(record.files)
         return row
 
     def finished(self, ratio: float) -> dict[str, object] | None:

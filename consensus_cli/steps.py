@@ -1,4 +1,4 @@
-"""The steps of a run, each with its arguments taken from the configuration: below here nothing knows a config."""
+"""The steps of a run, each with its arguments taken from the configuration; the packages below know none."""
 
 from __future__ import annotations
 
@@ -90,8 +90,7 @@ class Steps:
     def branch(self) -> Steps:
         """Returns a copy that goes its own way from here, with its own account of time and energy."""
         stages = replace(self.stages, stages=copy.deepcopy(self.stages.stages))
-        fitting = replace(self.fitting, sizes=dict(self.fitting.sizes))
-        return replace(self, stages=stages, fitting=fitting, removed=list(self.removed), scores=list(self.scores))
+        return replace(self, stages=stages, removed=list(self.removed), scores=list(self.scores))
 
     @contextmanager
     def tracking(self, run_dir: Path) -> Iterator[None]:
@@ -184,16 +183,22 @@ class Steps:
 
     def finetune(self, network: Classifier, original: Classifier) -> None:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
-        if self.config.finetune.recalibration_images:
-            with self.stages.stage("finetune"):
-                self.trainer.recalibrate(network, self._seed(len(self.removed)))
+        recalibrates = self.config.finetune.recalibration_images > 0
         recipe = recipes.after_removal(self.config, len(self.removed), self.prepared.target_blocks)
-        self._finetune(network, original, recipe, f"fine-tuning after {len(self.removed)} removals")
+        if recalibrates or recipe.epochs > 0:
+            with self.stages.stage("finetune"):
+                if recalibrates:
+                    self.trainer.recalibrate(network, self._seed(len(self.removed)))
+                self._train(network, original, recipe, f"fine-tuning after {len(self.removed)} removals")
+        self._show_accuracy(network)
 
     def finetune_finally(self, network: Classifier, original: Classifier) -> None:
         """Trains the network for `finetune.final_epochs`."""
         recipe = recipes.at_the_end(self.config, len(self.removed), self.prepared.target_blocks)
-        self._finetune(network, original, recipe, "final fine-tuning")
+        if recipe.epochs > 0:
+            with self.stages.stage("finetune"):
+                self._train(network, original, recipe, "final fine-tuning")
+            self._show_accuracy(network)
 
     def evaluate(self, original: Classifier, network: Classifier) -> Columns:
         """Measures both networks on the same data and the same device."""
@@ -242,18 +247,16 @@ class Steps:
         names, distances = [block.name for block in allowed], {criterion: importance}
         return Scores(decide(names, distances, families={criterion: criterion}, weights={criterion: 1.0}), None)
 
-    def _finetune(self, network: Classifier, original: Classifier, recipe: training.Recipe, description: str) -> None:
+    def _train(self, network: Classifier, original: Classifier, recipe: training.Recipe, description: str) -> None:
         if recipe.epochs > 0:
-            with self.stages.stage("finetune"):
-                self.trainer.train(
-                    network,
-                    recipe,
-                    removed=self.removed,
-                    seed=self._seed(len(self.removed), int(recipe.epochs * 1000)),
-                    description=description,
-                    teacher=original,
-                )
-        self._show_accuracy(network)
+            self.trainer.train(
+                network,
+                recipe,
+                removed=self.removed,
+                seed=self._seed(len(self.removed), int(recipe.epochs * 1000)),
+                description=description,
+                teacher=original,
+            )
 
     def _show_removal(self, ranking: Ranking, position: int) -> None:
         criterion = self.config.criterion

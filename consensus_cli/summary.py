@@ -20,7 +20,9 @@ from consensus_cli.screen import Screen, events
 from consensus_cli.steps import Scores
 
 
-def show_header(screen: Screen, prepared: Prepared, run_dir: Path, removed: Sequence[str]) -> None:
+def show_header(
+    screen: Screen, prepared: Prepared, run_dir: Path, removed: Sequence[str], *, resumed: bool = False
+) -> None:
     """Shows what will run, and how often each stage will; `removed` went in an earlier sitting."""
     config = prepared.config
     by_blocks = config.prune.unit == "blocks"
@@ -31,7 +33,7 @@ def show_header(screen: Screen, prepared: Prepared, run_dir: Path, removed: Sequ
     )
     stops = f", a row at each of {', '.join(f'{ratio:g}' for ratio in config.ratios)}" if len(config.ratios) > 1 else ""
     goal = f"{goal}, {config.prune.step} per step{stops}"
-    planned = _planned(prepared, removed) if by_blocks else {}
+    planned = _planned(prepared, removed, resumed=resumed) if by_blocks else {}
     screen.show(_started(prepared, run_dir, goal=goal, removed=removed, planned=planned))
 
 
@@ -68,15 +70,15 @@ def _started(
     )
 
 
-def _planned(prepared: Prepared, removed: Sequence[str]) -> dict[str, int]:
+def _planned(prepared: Prepared, removed: Sequence[str], *, resumed: bool) -> dict[str, int]:
     """Returns how often each stage of a run will run, where the number of blocks to remove is known."""
     config = prepared.config
     steps = math.ceil((prepared.target_blocks - len(removed)) / config.prune.step)
-    per_step = (config.finetune.recalibration_images > 0) + (config.finetune.epochs_per_step > 0)
+    per_step = config.finetune.recalibration_images > 0 or config.finetune.epochs_per_step > 0
     rows = len(config.ratios)
     finetunings = steps * per_step + rows * (config.finetune.final_epochs > 0)
     # A run that is resumed has its baseline.
-    baseline = {} if removed else _baseline_stage(prepared)
+    baseline = {} if resumed else _baseline_stage(prepared)
     return baseline | {"score": steps, "finetune": finetunings, "evaluate": rows}
 
 

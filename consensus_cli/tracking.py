@@ -17,7 +17,7 @@ class Tracker:
     """Follows one run; without a tool (`none`) it does nothing.
 
     Values are named `scores/…`, `train/…`, `row/…`; the step is the number of removed blocks, and of training losses
-    the number of updates in the whole run.
+    the number of updates since the run began or was resumed.
     """
 
     def __init__(self, name: str, run_dir: Path, settings: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from consensus_cli import joint, recipes, training
@@ -98,6 +99,8 @@ class Trainer:
         settings = self.prepared.config.finetune
 
         def attempt(batch_size: int) -> None:
+            # As in training: what dropout draws must not depend on earlier steps.
+            torch.manual_seed(seed)
             training.recalibrate_batch_norm(
                 model,
                 self.prepared.images.train,
@@ -131,6 +134,7 @@ class Trainer:
                 augmentation=prepared.images.augmentation,
                 seed=prepared.config.seed,
                 precision=prepared.precision,
+                compiled=prepared.compiled,
             )
 
         return run

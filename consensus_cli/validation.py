@@ -11,7 +11,6 @@ from typing import Any
 from consensus_cli.config import RunConfig
 from consensus_cli.errors import UserError, unknown_name
 
-#: where a run can be followed; the same names as Accelerate's trackers and as the extras that install them
 _SCHEDULES = ("constant", "cosine", "onecycle", "step")
 
 

@@ -21,7 +21,6 @@ from consensus_cli.scoring.score import Pass, chunks_for, plan_passes
 from consensus_cli.screen import Report
 
 SCORING_BATCH_SIZE = 256
-PREDICTION_BATCH_SIZE = 256
 
 
 def train(
@@ -73,7 +72,7 @@ def passes(
         batch_size: images in one batch; with fewer than `SCORING_BATCH_SIZE` the memory budget shrinks alike.
         report: told about the progress.
     """
-    scoring, samples = prepared.config.scoring, prepared.samples
+    scoring, samples, wanted = prepared.config.scoring, prepared.samples, set(candidates)
     chunks = chunks_for(scoring.bootstrap)
     if shares_samples(share, len(samples), chunks):
         # Every process starts at a multiple of the period of hold-out and parts, so that each sample falls into the
@@ -86,7 +85,7 @@ def passes(
 
     return plan_passes(
         network.network,
-        [block for block in prepared.blocks if block.name in set(candidates)],
+        [block for block in prepared.blocks if block.name in wanted],
         of_pass,
         list(prepared.votes),
         original=None if original is None else original.network,
@@ -109,7 +108,7 @@ def predict(share: Share, prepared: Prepared, network: Classifier) -> accuracy.P
     mine = _contiguous(share, len(test), 1)
     if share.world > 1:
         test = test.subset(mine)
-    return accuracy.predict(network, test, prepared.device, PREDICTION_BATCH_SIZE) if len(mine) else None
+    return accuracy.predict(network, test, prepared.device) if len(mine) else None
 
 
 def _contiguous(share: Share, count: int, unit: int) -> Tensor:

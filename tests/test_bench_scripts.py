@@ -50,6 +50,8 @@ def test_a_whole_run_is_divided_into_its_parts(
     whole_s = float(re.search(r": ([\d.]+) s$", output.splitlines()[0])[1])  # type: ignore[index]
     parts_s = [float(line.split(" s ")[0].split()[-1]) for line in output.splitlines()[1:6]]
     assert sum(parts_s) == pytest.approx(whole_s, abs=0.3)
+    assert min(parts_s) >= 0
+    assert sum(part_s > 0 for part_s in parts_s) >= 4
     assert re.search(r"peak memory \d+ MiB", output)
 
 

@@ -64,7 +64,9 @@ def test_report_compare_and_summary(
 ) -> None:
     assert main(["report", str(outputs), "--out", str(tmp_path / "page.html")]) == 0
     assert "<html" in (tmp_path / "page.html").read_text()
+    capsys.readouterr()
     assert main(["report", str(outputs), "--markdown"]) == 0
+    assert "resnet20 on digits" in capsys.readouterr().out
     assert main(["compare", *map(str, sorted((outputs / "runs").iterdir())[:2])]) == 0
     assert "removed, in order" in capsys.readouterr().out
     assert "resnet20" in (finished_run / "summary.md").read_text()

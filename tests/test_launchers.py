@@ -90,7 +90,11 @@ def test_a_missing_plugin_is_one_line_and_the_extra_that_installs_it(
         (["-m", "hydra/launcher=jobib"], "unknown launcher 'jobib'", "did you mean 'joblib'?"),
         (["hydra/launcher=joblib"], "starts the runs of a sweep", "consensus run -m"),
         (["hydra.launcher.n_jobs=2"], "starts the runs of a sweep", "consensus run -m"),
-        (["-m", "hydra/launcher=basic", "hydra.launcher.n_jobs=2"], "hydra.launcher.n_jobs", ""),
+        (
+            ["-m", "hydra/launcher=basic", "hydra.launcher.n_jobs=2"],
+            "hydra.launcher.n_jobs",
+            "+hydra.launcher.n_jobs=2",
+        ),
         (["-m", "hydra/sweeper=optuna", "ratio=0.2,0.4"], "hydra/sweeper=optuna is not supported", "ratio=0.25,0.5"),
     ],
 )

@@ -92,7 +92,7 @@ def test_another_error_is_let_through_at_once() -> None:
     [
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device", f"consensus resume {RUN}"),
         (OSError(errno.EDQUOT, "Quota exceeded"), "Quota exceeded", "make room"),
-        (torch.OutOfMemoryError("CUDA"), "smallest batch size", f"consensus resume {RUN}"),
+        (torch.OutOfMemoryError("CUDA"), "no smaller batch", f"consensus resume {RUN}"),
         (TrainingDivergedError("the loss is nan at update 3 of 9"), "at update 3 of 9", "lower finetune.learning_rate"),
     ],
 )

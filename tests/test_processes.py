@@ -93,6 +93,46 @@ def test_a_batch_too_small_for_the_processes_is_refused(monkeypatch: pytest.Monk
         preflight.check(compose_run(["finetune.batch_size=8"]))
 
 
+TRAINED = """
+import sys
+import torch
+from torch import nn
+from consensus_cli import training
+from consensus_cli.data.memory import ImageTensors
+from consensus_cli.data.split import Augmentation
+from consensus_cli.processes import team
+
+members = team()
+generator = torch.Generator().manual_seed(0)
+images = torch.randint(0, 256, (64, 1, 4, 4), generator=generator).to(torch.uint8)
+split = ImageTensors(images, torch.arange(64) % 3)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+recipe = training.Recipe(epochs=3, learning_rate=0.1, schedule="cosine", milestones=(), momentum=0.9,
+                         weight_decay=1e-3, batch_size=16, accumulate_batches=1, label_smoothing=0.0)
+training.train(model, split, recipe, device=torch.device("cpu"), augmentation=Augmentation(), seed=1, precision="fp32",
+               share=members.share)
+if members.leads:
+    torch.save(model.state_dict(), sys.argv[1])
+if members.world > 1:
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_weights_of_one(tmp_path: Path) -> None:
+    """Without batch norm, which sees the images of its own process only, the gradients are those of one process."""
+    script = tmp_path / "train.py"
+    script.write_text(TRAINED)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for words, name in (([], "one.pt"), (launcher, "two.pt")):
+        subprocess.run([sys.executable, *words, str(script), str(tmp_path / name)], cwd=REPOSITORY, check=True)
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
+    for key, weights in one.items():
+        torch.testing.assert_close(two[key], weights, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_two_processes_score_and_prune_as_one_and_only_one_writes(tmp_path: Path) -> None:
     words = [f"output_dir={tmp_path}", "scoring.bootstrap=5", "scoring.against=original", "finetune.distill=0.3"]

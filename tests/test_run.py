@@ -123,6 +123,7 @@ def test_the_original_network_can_be_the_measure(outputs: Path) -> None:
     assert scores.groupby("step")["distance"].min()[2] > scores.groupby("step")["distance"].min()[1]
 
 
+@pytest.mark.slow
 def test_corruptions_and_a_planted_cue_have_columns(outputs: Path) -> None:
     words = [
         "dataset.cue.kind=patch",

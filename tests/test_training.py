@@ -275,9 +275,17 @@ def test_the_repeated_blocks_are_what_is_compiled() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_training_ends_where_the_plain_one_does() -> None:
+def test_compiled_training_ends_where_the_plain_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     split = bright_or_dark()
     results = []
+    compiled_modules: list[nn.Module] = []
+    compile_module = nn.Module.compile
+
+    def noted(module: nn.Module) -> None:
+        compiled_modules.append(module)
+        compile_module(module)
+
+    monkeypatch.setattr(nn.Module, "compile", noted)
     for compiled in (False, True):
         torch.manual_seed(0)
         network = resnet(20, num_classes=2, in_channels=1).to(memory_format=torch.channels_last)
@@ -295,8 +303,22 @@ def test_compiled_training_ends_where_the_plain_one_does() -> None:
             ).loss
         )
         assert all(block._compiled_call_impl is None for block in network.layer1)
+        assert compiled_modules == (repeated_modules(network) if compiled else [])
     # Fused operations round otherwise, which six updates of a fresh network make visible.
     assert results[1] == pytest.approx(results[0], rel=0.2)
+
+
+def test_a_recalibration_that_breaks_off_leaves_the_network_as_it_was() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), RunsOut()).eval()
+    with pytest.raises(MemoryError):
+        recalibrate_batch_norm(model, bright_or_dark(), images=64, batch_size=32, device=CPU, seed=0)
+    assert model[1].momentum == 0.1
+    assert not any(module.training for module in model.modules())
+
+
+class RunsOut(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise MemoryError
 
 
 def test_a_training_leaves_no_trace_that_changes_the_next_one() -> None:

@@ -74,18 +74,17 @@ def measure(
     *,
     resamples: int = 0,
     seed: int = 0,
-    carry_out: Callable[[Pass], list[PairStatistics]] = lambda one: one(),
 ) -> Measured:
     """Computes every metric for every block.
 
     Args:
-        passes: from `plan_passes`; a block's distances do not depend on the pass it is in.
+        passes: from `plan_passes`, or what adds up those of several processes that share the samples; a block's
+            distances do not depend on the pass it is in.
         names: metrics.
         resamples: draws of the bootstrap; 0 for none.
         seed: of the draws.
-        carry_out: how a pass is carried out: several processes share its samples and add up what they gathered.
     """
-    measured = [_measure_group(carry_out(one), names, resamples, seed) for one in passes]
+    measured = [_measure_group(one(), names, resamples, seed) for one in passes]
     distances = {name: np.concatenate([own[name] for own, _ in measured]) for name in names}
     resampled = [
         {name: np.concatenate([draws[draw][name] for _, draws in measured]) for name in names}

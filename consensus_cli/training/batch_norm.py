@@ -6,6 +6,7 @@ import itertools
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from consensus_cli.data.split import Split
@@ -29,4 +30,12 @@ def recalibrate_batch_norm(
     """
     batch_size = min(batch_size, images, len(split))
     batches = split.batches(batch_size, device, generator=torch.Generator().manual_seed(seed), drop_last=True)
-    update_bn(itertools.islice(batches, min(images, len(split)) // batch_size), model)
+    momenta = {module: module.momentum for module in model.modules() if isinstance(module, BatchNorm)}
+    training = model.training
+    try:
+        update_bn(itertools.islice(batches, min(images, len(split)) // batch_size), model)
+    finally:
+        # Where memory runs out, PyTorch leaves cumulative averages and training mode behind.
+        for module, momentum in momenta.items():
+            module.momentum = momentum
+        model.train(training)

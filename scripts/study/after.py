@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from consensus_cli.data.sampling import stratified_indices, stratified_subset
-from consensus_cli.evaluation import comparison
+from consensus_cli.evaluation import cost_comparison
 from consensus_cli.evaluation.adversarial import attack_accuracy
 from consensus_cli.evaluation.attacks import Attack
 from consensus_cli.evaluation.corruption import corruption_accuracy, mean_accuracy_pct
@@ -81,8 +81,10 @@ def measure_costs(bench: Bench, folder: Path, screen: Screen) -> None:
         if joined(removed) in known:
             continue
         model = bench.without(removed, "recalibrated")
-        size = comparison.complexity_columns(bench.model, model, shape)
-        latency = comparison.latency_columns(bench.model, model, shape, bench.device, LATENCY_RUN_S)
+        size = cost_comparison.complexity_columns(bench.model, model, shape)
+        latency = cost_comparison.latency_columns(
+            bench.model, model, shape, batch_sizes=(1, 128), device=bench.device, min_run_time_s=LATENCY_RUN_S
+        )
         energy_mwh = _energy_mwh(bench, model, meter)
         rows.add(
             {
@@ -90,7 +92,7 @@ def measure_costs(bench: Bench, folder: Path, screen: Screen) -> None:
                 "macs": size["macs_pruned"],
                 "macs_reduction_pct": size["macs_reduction_pct"],
                 "params_reduction_pct": size["params_reduction_pct"],
-                **{key: value for key, value in latency.items() if not key.endswith("_iqr_ms")},
+                **{key: latency[key] for key in rows.columns if key.startswith("latency_")},
                 "energy_base_mwh_per_1000_images": energy_mwh["base"],
                 "energy_pruned_mwh_per_1000_images": energy_mwh["pruned"],
                 "energy_source": meter.source,

@@ -28,7 +28,7 @@ def burn(seconds: float) -> None:
 def test_twice_the_work_takes_twice_the_energy(meter):
     work = {"one": lambda: burn(0.05), "two": lambda: burn(0.10)}
     found = compare_energy(work, meter=meter, window_s=0.4, repeats=5)
-    assert 30 < -paired_reduction_pct(found["one"].windows_kwh, found["two"].windows_kwh) < 200
+    assert 40 < -paired_reduction_pct(found["one"].windows_kwh, found["two"].windows_kwh) < 180
     assert len(found["one"].windows_kwh) == 5
     assert found["one"].calls > found["two"].calls >= 3
     assert found["one"].source == meter.source
@@ -52,6 +52,8 @@ def test_a_cold_start_does_not_count(meter):
 
     found = compare_energy({"a": cold_at_first}, meter=meter, window_s=0.1, repeats=2)
     assert found["a"].duration_s < 0.3
+    # As a third window the first call would stand out by its energy, which the median duration hides.
+    assert max(found["a"].windows_kwh) < 5 * min(found["a"].windows_kwh)
 
 
 def test_a_given_carbon_intensity_turns_kwh_into_kg():

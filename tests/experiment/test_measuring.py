@@ -105,6 +105,8 @@ def test_rows_keep_whole_lines_and_refuse_other_columns(tmp_path):
 @pytest.mark.parametrize("name", FILES)
 def test_committed_rows_are_whole_and_measured_once(name):
     rows = Rows(ROOT / "docs" / "study", name).read()
+    if rows.empty:
+        pytest.skip(f"no rows of {name} have been committed")
     numbers = {"accuracy": ["treatment", "part", "removed"], "robustness": ["removed", "measure"], "costs": ["removed"]}
     key = numbers[name] if name in numbers else [c for c in ("criterion", "against", "draw", "step") if c in rows]
     key += [c for c in ("samples_per_class", "block") if c in rows]

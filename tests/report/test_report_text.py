@@ -94,6 +94,7 @@ def test_summary_without_scores_leaves_the_removal_out(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["summary.md", "comparison.svg"]
 
 
+@pytest.mark.slow
 def test_figures_have_axes_units_and_embedded_fonts(tmp_path: Path) -> None:
     write_scores(tmp_path, "run-0000")
     # Two costs and one attack: every kind of figure, none of them many times over.

@@ -8,7 +8,7 @@ from scipy.stats import ortho_group
 from consensus_cli.scoring.metrics import METRICS, compute
 from consensus_cli.scoring.metrics.linear import linear_distance_fit_on_all
 
-SEEDS = range(2)
+SEEDS = range(3)
 SAMPLES, FEATURES, CLASSES = 120, 5, 3
 GAUSSIANS = ("gaussian_alpha0", "gaussian_alpha1", "gaussian_alpha2")
 LABELS = np.arange(SAMPLES) % CLASSES
