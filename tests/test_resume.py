@@ -19,7 +19,7 @@ from quick import QUICK
 from safetensors.torch import load_file
 
 import consensus_cli
-from consensus_cli import state, steps, training
+from consensus_cli import state, steps, training, work
 from consensus_cli.cli import main
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import Classifier
@@ -216,20 +216,20 @@ def test_a_stop_during_the_evaluation_of_the_first_ratio_repeats_no_training(
 def test_memory_that_runs_out_halves_the_batches_for_the_rest_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train, collect = training.train, steps.collect_statistics
+    train, plan = training.train, work.plan_passes
 
     def small_train(*words: object, **more: object) -> training.TrainingResult:
         if words[2].batch_size > 16:  # type: ignore[attr-defined]
             torch.empty(2**58)
         return train(*words, **more)  # type: ignore[arg-type]
 
-    def small_collect(*words: object, **more: object) -> object:
+    def small_plan(*words: object, **more: object) -> object:
         if more["memory_gb"] > 1.5:  # type: ignore[operator]
             torch.empty(2**58)
-        return collect(*words, **more)  # type: ignore[arg-type]
+        return plan(*words, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training, "train", small_train)
-    monkeypatch.setattr(steps, "collect_statistics", small_collect)
+    monkeypatch.setattr(work, "plan_passes", small_plan)
     assert run(tmp_path, "ratio=0.34") == 0
     shown = capsys.readouterr().out
     assert shown.count("out of memory: training goes on with batches of 16 images") == 1
