@@ -19,7 +19,7 @@ from consensus_cli.screen import Screen, events
 from consensus_cli.tracking import Tracker
 
 #: most updates of a network for one reading of the energy of training
-ENERGY_UPDATES = 32
+ENERGY_UPDATES = 8
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class Trainer:
                 images=settings.recalibration_images,
                 batch_size=batch_size,
                 device=self.prepared.device,
+                augmentation=self.prepared.images.augmentation,
                 seed=seed,
             )
 

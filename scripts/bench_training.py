@@ -18,7 +18,7 @@ import copy
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import numpy as np
@@ -66,15 +66,47 @@ def read_images(asked: argparse.Namespace) -> tuple[np.ndarray, list[int]]:
     return random.integers(0, 256, shape, dtype=np.uint8), random.integers(0, CLASSES, asked.images).tolist()
 
 
-def train_plainly(model: nn.Module, loader: DataLoader[tuple[torch.Tensor, int]], device: torch.device) -> None:
-    """Trains for one epoch, as a tutorial does."""
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
+def plain_loader(
+    images: np.ndarray, labels: list[int], batch_size: int, *, pad: int, flip: bool, workers: int, device: torch.device
+) -> DataLoader[tuple[torch.Tensor, int]]:
+    """Returns shuffled batches, augmented image by image as a tutorial does it."""
+    augmentations = [v2.RandomCrop(images.shape[1], padding=pad)] * (pad > 0) + [v2.RandomHorizontalFlip()] * flip
+    transform = v2.Compose([*augmentations, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    return DataLoader(
+        Arrays(images, labels, transform),
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
+
+
+def train_plainly(
+    model: nn.Module,
+    loader: DataLoader[tuple[torch.Tensor, int]],
+    device: torch.device,
+    rates: Sequence[float] = (),
+    learning_rate: float = LEARNING_RATE,
+) -> None:
+    """Trains for one epoch, or for one update per rate of `rates`, as a tutorial does."""
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     model.train()
-    for images, labels in loader:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(images.to(device)), labels.to(device))
-        loss.backward()
-        optimizer.step()
+    updates = 0
+    while True:
+        for images, labels in loader:
+            if rates:
+                optimizer.param_groups[0]["lr"] = rates[updates]
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(images.to(device)), labels.to(device))
+            loss.backward()
+            optimizer.step()
+            updates += 1
+            if updates == len(rates):
+                return
+        if not rates:
+            return
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -103,7 +135,7 @@ def build(asked: argparse.Namespace, device: torch.device) -> nn.Module:
     return zoo.build(spec).to(device)
 
 
-def recipe(asked: argparse.Namespace) -> Recipe:
+def one_epoch(asked: argparse.Namespace) -> Recipe:
     """Returns one epoch with the plain loop's hyperparameters."""
     return Recipe(
         epochs=1,
@@ -142,7 +174,10 @@ def prune_step(model: nn.Module, split: ImageTensors, asked: argparse.Namespace,
     """Removes one block, measures batch norm anew and trains for one epoch."""
     example = model.normalize(next(split.batches(2, device))[0])
     remove_block(model.network, candidates(find_blocks(model.network, example))[-1].name)
-    recalibrate_batch_norm(model, split, images=1024, batch_size=asked.batch_size, device=device, seed=0)
+    augmentation = Augmentation(pad=PAD, flip=True)
+    recalibrate_batch_norm(
+        model, split, images=1024, batch_size=asked.batch_size, device=device, augmentation=augmentation, seed=0
+    )
     train_ours(model, split, asked, device)
 
 
@@ -151,7 +186,7 @@ def train_ours(model: nn.Module, split: ImageTensors, asked: argparse.Namespace,
     train(
         model,
         split,
-        recipe(asked),
+        one_epoch(asked),
         device=device,
         augmentation=Augmentation(pad=PAD, flip=True),
         seed=0,
@@ -199,23 +234,7 @@ def main() -> None:
     )
     print(f"torch {torch.__version__}, ours in {resolve_precision(asked.precision, device)}, compiled: {asked.compile}")
 
-    transform = v2.Compose(
-        [
-            v2.RandomCrop(images.shape[1], padding=PAD),
-            v2.RandomHorizontalFlip(),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-        ]
-    )
-    loader = DataLoader(
-        Arrays(images, labels, transform),
-        asked.batch_size,
-        shuffle=True,
-        num_workers=asked.workers,
-        drop_last=True,
-        pin_memory=device.type == "cuda",
-        persistent_workers=asked.workers > 0,
-    )
+    loader = plain_loader(images, labels, asked.batch_size, pad=PAD, flip=True, workers=asked.workers, device=device)
     split = ImageTensors(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels)).to(device)
     plain = build(asked, device)
     ours = copy.deepcopy(plain).to(memory_format=torch.channels_last)

@@ -150,7 +150,7 @@ def test_recalibration_measures_the_images_and_changes_no_weight() -> None:
     model = small_network().eval()
     weights = [p.clone() for p in model.parameters()]
     split = bright_or_dark()
-    recalibrate_batch_norm(model, split, images=128, batch_size=32, device=CPU, seed=0)
+    recalibrate_batch_norm(model, split, images=128, batch_size=32, device=CPU, augmentation=Augmentation(), seed=0)
     pixels = next(split.batches(128))[0].flatten(1)
     torch.testing.assert_close(model[1].running_mean, pixels.mean(0))  # type: ignore[index]
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
@@ -159,8 +159,22 @@ def test_recalibration_measures_the_images_and_changes_no_weight() -> None:
 
 def test_recalibration_of_fewer_images_sees_only_those() -> None:
     model = small_network()
-    recalibrate_batch_norm(model, bright_or_dark(), images=2, batch_size=32, device=CPU, seed=0)
+    recalibrate_batch_norm(
+        model, bright_or_dark(), images=2, batch_size=32, device=CPU, augmentation=Augmentation(), seed=0
+    )
     assert model[1].num_batches_tracked == 1  # type: ignore[index]
+
+
+def test_recalibration_sees_the_borders_that_random_crops_show_in_training() -> None:
+    white = ImageTensors(torch.full((256, 1, 4, 4), 255, dtype=torch.uint8), torch.zeros(256, dtype=torch.int64))
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16))
+    recalibrate_batch_norm(
+        model, white, images=256, batch_size=64, device=CPU, augmentation=Augmentation(pad=2), seed=0
+    )
+    corner, inner = model[1].running_mean.view(4, 4)[[0, 1], [0, 1]].tolist()  # type: ignore[union-attr, operator]
+    # Of the offsets 0 to 4 in either direction, three show the corner pixel and four the one beside it.
+    assert corner == pytest.approx((3 / 5) ** 2, abs=0.1)
+    assert inner == pytest.approx((4 / 5) ** 2, abs=0.1)
 
 
 def test_micro_batches_give_the_update_of_the_whole_batch() -> None:
@@ -311,7 +325,9 @@ def test_compiled_training_ends_where_the_plain_one_does(monkeypatch: pytest.Mon
 def test_a_recalibration_that_breaks_off_leaves_the_network_as_it_was() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), RunsOut()).eval()
     with pytest.raises(MemoryError):
-        recalibrate_batch_norm(model, bright_or_dark(), images=64, batch_size=32, device=CPU, seed=0)
+        recalibrate_batch_norm(
+            model, bright_or_dark(), images=64, batch_size=32, device=CPU, augmentation=Augmentation(), seed=0
+        )
     assert model[1].momentum == 0.1
     assert not any(module.training for module in model.modules())
 

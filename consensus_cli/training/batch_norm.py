@@ -9,16 +9,25 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from consensus_cli.data.split import Split
+from consensus_cli.data.split import Augmentation, Split
 
 
 def recalibrate_batch_norm(
-    model: nn.Module, split: Split, *, images: int, batch_size: int, device: torch.device, seed: int
+    model: nn.Module,
+    split: Split,
+    *,
+    images: int,
+    batch_size: int,
+    device: torch.device,
+    augmentation: Augmentation,
+    seed: int,
 ) -> None:
     """Measures the means and variances of every batch norm anew, in place, without changing a weight.
 
     A block that is gone shifts the statistics of everything behind it; some forward passes mend most of that. The new
-    statistics are averages over the batches with equal weight (Ioffe & Szegedy 2015, algorithm 2, line 10).
+    statistics are averages over the batches with equal weight (Ioffe & Szegedy 2015, algorithm 2, line 10). They belong
+    to the weights, so they must be of images like those that the weights were trained on: without the black borders of
+    its random crops, a ResNet56 trained with them lost 3.6 of 89.2 % accuracy with all of its blocks in place.
 
     Args:
         model: takes images in [0, 1]; left as it is where it has no batch norm.
@@ -26,10 +35,12 @@ def recalibrate_batch_norm(
         images: how many of them are used, drawn at random; all where it has fewer.
         batch_size: images per batch.
         device: where the model lives.
-        seed: of the draw.
+        augmentation: random changes to the images, as in training.
+        seed: of the draw and the augmentation.
     """
     batch_size = min(batch_size, images, len(split))
-    batches = split.batches(batch_size, device, generator=torch.Generator().manual_seed(seed), drop_last=True)
+    generator = torch.Generator().manual_seed(seed)
+    batches = split.batches(batch_size, device, generator=generator, augmentation=augmentation, drop_last=True)
     momenta = {module: module.momentum for module in model.modules() if isinstance(module, BatchNorm)}
     training = model.training
     try:

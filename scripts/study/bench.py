@@ -144,6 +144,7 @@ def _recalibrate(model: Classifier, bench: Bench) -> None:
         images=bench.plan.recalibration_images,
         batch_size=TRAINING_BATCH_SIZE,
         device=bench.device,
+        augmentation=bench.images.augmentation,
         seed=0,
     )
 
