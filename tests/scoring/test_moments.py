@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -178,3 +181,38 @@ def test_float32_rows_give_the_distances_of_float64_rows():
     single = statistics(x.astype(np.float32), ys.astype(np.float32), labels)
     double = statistics(x.astype(np.float32).astype(float), ys.astype(np.float32).astype(float), labels)
     assert_same_distances(single, double, HOLDS_NO_BINS)
+
+
+MEASURED = """
+import resource, sys
+import torch
+from consensus_cli.scoring import metrics
+from consensus_cli.scoring.moments import PairStatistics
+
+generator, samples, names = torch.Generator().manual_seed(0), int(sys.argv[1]), sys.argv[2].split(",")
+
+def measure(samples):
+    stats = PairStatistics(24, 64, 10, keep=metrics.statistics_needed(names))
+    for start in range(0, samples, 256):
+        index = torch.arange(start, min(start + 256, samples))
+        x = torch.randn(len(index), 64, generator=generator)
+        y = x + 0.1 * torch.arange(24)[:, None, None] * torch.randn(24, len(index), 64, generator=generator)
+        stats.update(x, y, index % 10, index)
+    metrics.compute(names, stats)
+
+measure(256)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+measure(samples)
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_the_process_needs_no_more_memory_for_twenty_times_the_samples():
+    """Moments and all metrics of 24 candidates; the peak of the whole process, in its own."""
+    peaks = {}
+    for samples in (2560, 50_000):
+        words = [sys.executable, "-c", MEASURED, str(samples), ",".join(METRICS)]
+        printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        _, peaks[samples] = map(int, printed.split())
+    assert peaks[50_000] <= 1.1 * peaks[2560]
