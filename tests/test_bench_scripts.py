@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -13,21 +12,11 @@ from quick import QUICK
 
 from consensus_cli.cli import main
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def printed(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     monkeypatch.setattr("sys.argv", [f"{name}.py", *words])
-    script(name).main()
+    # pytest puts scripts/ on the path (pyproject.toml).
+    importlib.import_module(name).main()
     return capsys.readouterr().out
 
 
@@ -40,6 +29,25 @@ def test_both_loops_are_timed_in_one_run(monkeypatch: pytest.MonkeyPatch, capsys
     assert re.search(r"one prune step .*: [\d.]+ s", output)
     assert re.search(r"peak memory: \d+ MiB", output)
     assert "aten::" in output
+
+
+def test_both_loops_end_at_accuracies_that_can_be_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "--model resnet20 --image-size 8 --images 300 --test-images 100 --epochs 3 --learning-rate 0.05 --batch-size 16"
+    )
+    output = printed("bench_accuracy", [*words.split(), "--seeds", "0,1", "--workers", "0"], monkeypatch, capsys)
+    seeds = re.findall(
+        r"^seed \d: plain loop ([\d.]+) % .* ours ([\d.]+) % .* ours − plain ([+-][\d.]+) pp", output, re.M
+    )
+    assert len(seeds) == 2
+    for plain, ours, difference in seeds:
+        assert float(ours) - float(plain) == pytest.approx(float(difference), abs=0.02)
+        # Both have learned something: ten classes, chance is 10 %.
+        assert min(float(plain), float(ours)) > 30
+    (mean,) = re.findall(r"^ours: mean ([\d.]+) %", output, re.M)
+    assert float(mean) == pytest.approx(sum(float(ours) for _, ours, _ in seeds) / 2, abs=0.02)
 
 
 @pytest.mark.slow
