@@ -30,7 +30,7 @@ from study.oneshot import counts, measure_single_removals
 from study.plan import MAIN, STEPWISE, VOTES
 from study.rows import Rows, joined, split
 
-STEPWISE_DRAWS = 3
+STEPWISE_DRAWS = 2
 ATTACKS = (Attack("fgsm", eps255=8.0), Attack("pgd", eps255=8.0, steps=10))
 ATTACKED_IMAGES = 500
 CORRUPTED_IMAGES = 200
