@@ -17,7 +17,7 @@ LAUNCHERS = [(launchers.GROUP, option) for option in launchers.PLUGINS]
 
 def test_every_file_is_an_option_of_a_known_group() -> None:
     files = [path for path in conf_files.config_dir().rglob("*.yaml") if path.name != "config.yaml"]
-    assert len(files) == len({*OPTIONS, *LAUNCHERS}) == 75
+    assert len(files) == len({*OPTIONS, *LAUNCHERS}) == 76
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
@@ -39,7 +39,7 @@ def test_every_option_says_what_it_is(group: str, option: str) -> None:
 
 def test_every_metric_and_criterion_of_the_registries_has_a_file() -> None:
     assert set(conf_files.choices("criterion")) == {"consensus", *METRICS, *BASELINES}
-    assert set(conf_files.choices("metrics")) == {"paper", "fast", "families", *METRICS}
+    assert set(conf_files.choices("metrics")) == {"paper", "fast", "families", "scale_free", *METRICS}
 
 
 def test_metric_sets_name_known_metrics() -> None:
@@ -59,8 +59,8 @@ def test_a_list_of_metrics_is_their_union() -> None:
 
 def test_datasets_bring_their_baseline_recipe_and_the_command_line_has_the_last_word() -> None:
     assert compose_run(["dataset=cifar10"]).baseline.batch_size == 128
-    assert compose_run(["dataset=cifar10", "baseline.batch_size=32"]).baseline.batch_size == 32
-    assert compose_run(["dataset=cifar10", "baseline=quick"]).baseline.batch_size == 64
+    assert compose_run(["dataset=cifar10", "baseline.batch_size=48"]).baseline.batch_size == 48
+    assert compose_run(["dataset=cifar10", "baseline=quick"]).baseline.batch_size == 32
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from study.evidence import Estimate
 
 def number(value: float) -> str:
     """Returns two decimals with a real minus sign."""
-    return f"{value:.2f}".replace("-", "−")
+    # What rounds to zero has no sign.
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def estimate(value: Estimate) -> str:

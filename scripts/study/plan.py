@@ -27,6 +27,7 @@ VOTES: dict[str, tuple[tuple[str, ...], str]] = {
     "kemeny": (METRICS, "kemeny"),
     "metrics=fast": (("cka", "linear_alpha1", "permutation", "wasserstein"), "rank_sum"),
     "metrics=families": (("cka", "linear_alpha0", "permutation", "gaussian_alpha1", "wasserstein"), "rank_sum"),
+    "metrics=scale_free": (("cka", "linear_alpha0", "linear_alpha1", "permutation"), "rank_sum"),
     **{name: ((name,), "rank_sum") for name in METRICS},
 }
 #: criteria without representations

@@ -123,7 +123,7 @@ def disagreement_table(evidence: Evidence) -> str:
         own = own * len(consensus) if name in BASELINES else own
         differing = [pair for pair in zip(own, consensus, strict=True) if pair[0] != pair[1]]
         cells = [_gain(evidence, differing, treatment) for treatment in treatments]
-        taus = [f"{evidence.tau_with_truth(name, treatment):.2f}" for treatment in treatments]
+        taus = [number(evidence.tau_with_truth(name, treatment)) for treatment in treatments]
         rows.append([name, f"{len(differing)} of {len(own)}", *cells, *taus])
     heads = [f"its choice − consensus's, {t} (pp)" for t in treatments] + [f"τ with the truth, {t}" for t in treatments]
     return markdown(["criterion", "draws that differ", *heads], rows)
