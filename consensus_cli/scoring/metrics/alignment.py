@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from consensus_cli.scoring.metrics.eigen import eigh
+
 RELATIVE_CHANGE = 1e-5
 MAX_STEPS = 200
 MIN_STEPS = 2
@@ -67,7 +69,7 @@ class Alignment:
         product = self.products(rotation)
         # Several times faster than an SVD. Directions below the floor are shrunk instead of rotated fully: they
         # weigh nothing in the overlap, and a shrunk Q_k bounds the nuclear norm from below all the same.
-        squares, vectors = torch.linalg.eigh(product.mT @ product)
+        squares, vectors = eigh(product.mT @ product)
         squares = torch.maximum(squares, squares[..., -1:] * SINGULAR_FLOOR).clamp(min=torch.finfo(squares.dtype).tiny)
         rotations = (product @ vectors) * squares.rsqrt()[..., None, :] @ vectors.mT
         coupled = self.root_y.flatten(1, 2).mT @ (rotations @ self.root_x).flatten(1, 2)

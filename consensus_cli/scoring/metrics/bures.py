@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consensus_cli.scoring.metrics.eigen import eigh
 from consensus_cli.scoring.metrics.metric import Metric
 from consensus_cli.scoring.moments import PairStatistics
 
@@ -26,7 +27,7 @@ def bures_distance(stats: PairStatistics) -> np.ndarray:
 
 def root(matrix: Tensor) -> Tensor:
     """Returns R with RᵀR = matrix, for positive semidefinite matrices (..., d, d) of any rank."""
-    eigenvalues, vectors = torch.linalg.eigh(matrix)
+    eigenvalues, vectors = eigh(matrix)
     return eigenvalues.clamp(min=0.0).sqrt()[..., None] * vectors.mT
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from consensus_cli.scoring.metrics.alignment import COARSEST, Alignment, climbed, compact
 from consensus_cli.scoring.metrics.bures import root
+from consensus_cli.scoring.metrics.eigen import eigh
 from consensus_cli.scoring.metrics.metric import Metric
 from consensus_cli.scoring.moments import PairStatistics
 from consensus_cli.scoring.second_moments import FactoredMoments
@@ -112,7 +113,7 @@ class ClassGaussians:
         """
         rows = torch.cat([self.means, self.roots.flatten(-3, -2)], dim=-2)
         basis, triangle = torch.linalg.qr(rows.mT) if rows.shape[-2] < rows.shape[-1] else (None, rows.mT)
-        _, axes = torch.linalg.eigh(triangle @ triangle.mT)
+        _, axes = eigh(triangle @ triangle.mT)
         axes = axes.flip(-1)
         basis = axes if basis is None else basis @ axes
         # The bases of several streams meet roots that have one dimension more.

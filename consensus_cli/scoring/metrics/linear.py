@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from consensus_cli.scoring.metrics.angles import angle
+from consensus_cli.scoring.metrics.eigen import eigh
 from consensus_cli.scoring.metrics.metric import Metric
 from consensus_cli.scoring.moments import PairStatistics
 from consensus_cli.scoring.second_moments import PairMoments
@@ -48,7 +49,7 @@ def whitening(second_moment: Tensor, alpha: float) -> Tensor | None:
     """Returns Z (d, d) of a second moment (d, d), up to a scale that no angle depends on; None for the identity."""
     if alpha == 1:
         return None
-    eigenvalues, vectors = torch.linalg.eigh(second_moment)
+    eigenvalues, vectors = eigh(second_moment)
     gains = alpha + (1 - alpha) * eigenvalues.clamp(min=SMALLEST_EIGENVALUE).rsqrt()
     return (vectors * gains) @ vectors.mT
 
