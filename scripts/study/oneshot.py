@@ -28,7 +28,8 @@ def measure(bench: Bench, folder: Path, screen: Screen) -> None:
     score_draws(bench, folder, screen)
     write_baseline_orders(bench, folder)
     accuracies = Accuracies(bench, folder)
-    accuracies.measure((), "none")
+    for treatment in ("none", "recalibrated"):
+        accuracies.measure((), treatment)
     measure_single_removals(bench, accuracies, screen)
     follow_greedy_oracle(bench, folder, accuracies, screen)
     measure_decided_sets(bench, folder, accuracies, screen)

@@ -209,9 +209,7 @@ def _ratio_heads(evidence: Evidence) -> list[str]:
 
 
 def _share_pct(evidence: Evidence, names: tuple[str, ...], treatment: str) -> str:
-    # The unpruned network is measured as it is and, beside the tuned ones, tuned.
-    key = "none" if not names and treatment == "recalibrated" else treatment
-    return number(100 * float(evidence.right([names], key).mean()))
+    return number(100 * float(evidence.right([names], treatment).mean()))
 
 
 def _bold_beyond_noise(value: Estimate) -> str:
