@@ -68,7 +68,7 @@ def plainly(model: nn.Module, images: ImageData, asked: argparse.Namespace, devi
     updates = round(asked.epochs * len(loader))
     rates = [recipe.learning_rate * recipe.rate_factor(update / updates) for update in range(updates)]
     started = time.perf_counter()
-    train_plainly(model, loader, device, rates, asked.learning_rate)
+    train_plainly(model, loader, device, rates)
     return Trained(time.perf_counter() - started, predict(model, images.test, device).correct)
 
 
@@ -101,7 +101,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="resnet56", help="resnet20 … resnet110")
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--root", type=Path, help="folder of the dataset")
-    parser.add_argument("--image-size", type=int, help="pixels; default: the dataset's own, 16 for the digits")
+    parser.add_argument("--image-size", type=int, help="pixels; default: the dataset's own")
     parser.add_argument("--images", type=int, help="training images at most")
     parser.add_argument("--test-images", type=int, help="test images at most")
     parser.add_argument("--epochs", type=float, default=14)
@@ -118,9 +118,14 @@ def main() -> None:
     asked = parse()
     device = torch.device(asked.device)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "consensus"
-    size = 16 if asked.image_size is None and asked.dataset == "digits" else asked.image_size
-    limits = {"limit_train": asked.images, "limit_test": asked.test_images}
-    images = data.load(asked.dataset, root=asked.root, cache_dir=cache, image_size=size, **limits)
+    images = data.load(
+        asked.dataset,
+        root=asked.root,
+        cache_dir=cache,
+        image_size=asked.image_size,
+        limit_train=asked.images,
+        limit_test=asked.test_images,
+    )
     print(f"{asked.model}, {asked.dataset}: {len(images.train)} training and {len(images.test)} test images")
     print(f"{asked.epochs:g} epochs in batches of {asked.batch_size}, {device}, torch {torch.__version__}")
     accuracies: dict[str, list[float]] = {"plain loop": [], "ours": []}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import os
 import resource
 import time
@@ -87,26 +88,18 @@ def train_plainly(
     model: nn.Module,
     loader: DataLoader[tuple[torch.Tensor, int]],
     device: torch.device,
-    rates: Sequence[float] = (),
-    learning_rate: float = LEARNING_RATE,
+    rates: Sequence[float],
 ) -> None:
-    """Trains for one epoch, or for one update per rate of `rates`, as a tutorial does."""
-    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    """Trains for one update per rate of `rates`, epoch after epoch, as a tutorial does."""
+    optimizer = torch.optim.SGD(model.parameters(), rates[0], momentum=0.9, weight_decay=5e-4, nesterov=True)
     model.train()
-    updates = 0
-    while True:
-        for images, labels in loader:
-            if rates:
-                optimizer.param_groups[0]["lr"] = rates[updates]
-            optimizer.zero_grad()
-            loss = functional.cross_entropy(model(images.to(device)), labels.to(device))
-            loss.backward()
-            optimizer.step()
-            updates += 1
-            if updates == len(rates):
-                return
-        if not rates:
-            return
+    epochs = itertools.chain.from_iterable(itertools.repeat(loader))
+    for rate, (images, labels) in zip(rates, epochs, strict=False):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(images.to(device)), labels.to(device))
+        loss.backward()
+        optimizer.step()
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -236,11 +229,12 @@ def main() -> None:
 
     loader = plain_loader(images, labels, asked.batch_size, pad=PAD, flip=True, workers=asked.workers, device=device)
     split = ImageTensors(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels)).to(device)
+    rates = [LEARNING_RATE] * len(loader)
     plain = build(asked, device)
     ours = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
     for _ in range(asked.epochs + 1):
-        seconds["plain"].append(timed(lambda: train_plainly(plain, loader, device), device))
+        seconds["plain"].append(timed(lambda: train_plainly(plain, loader, device, rates), device))
         seconds["ours"].append(timed(lambda: train_ours(ours, split, asked, device), device))
     used = len(images) // asked.batch_size * asked.batch_size
     slow = report_rate("plain loop", seconds["plain"][1:], used)

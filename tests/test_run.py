@@ -12,8 +12,9 @@ import torch
 from quick import QUICK
 
 import consensus_cli
+from consensus_cli import training
 from consensus_cli.cli import main
-from consensus_cli.data import load
+from consensus_cli.data import Augmentation, load
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.complexity import complexity
 from consensus_cli.results import COLUMNS
@@ -94,7 +95,15 @@ def test_the_run_directory_rebuilds_the_pruned_network(outputs: Path, row: dict[
     assert "ratio: 0.5" in (folder / "config.yaml").read_text()
 
 
-def test_a_baseline_criterion_and_a_macs_target(outputs: Path) -> None:
+def test_a_baseline_criterion_and_a_macs_target(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    augmentations = []
+    recalibrate = training.recalibrate_batch_norm
+
+    def noted(*words: object, **more: object) -> None:
+        augmentations.append(more["augmentation"])
+        recalibrate(*words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "recalibrate_batch_norm", noted)
     words = [
         "criterion=last",
         "prune=macs",
@@ -110,6 +119,9 @@ def test_a_baseline_criterion_and_a_macs_target(outputs: Path) -> None:
     assert row["macs_reduction_pct"] >= 20
     assert row["metrics"] == "none"
     assert pd.isna(row["fgsm_base_pct"])
+    # Batch norm is measured anew on images like those of training: digits are cropped, not mirrored.
+    assert augmentations
+    assert set(augmentations) == {Augmentation(pad=1)}
 
 
 def test_the_original_network_can_be_the_measure(outputs: Path) -> None:

@@ -39,7 +39,8 @@ def test_what_is_no_number_is_still_an_error():
         eigh(torch.full((3, 3), torch.nan))
 
 
-@pytest.mark.parametrize("seed", [22, 23, 37])
+# LAPACK alone gives up on each of these.
+@pytest.mark.parametrize("seed", [5, 8, 55])
 def test_every_metric_is_finite_for_dying_features(seed):
     original, ablated = dying_features(seed, 400), dying_features(100 + seed, 400)
     stats = statistics(original.numpy(), torch.stack([original, ablated]).numpy(), (torch.arange(400) % 4).numpy())
