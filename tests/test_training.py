@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import CPU, bright_or_dark, small_network
 from torch import nn
 
 from consensus_cli.data.memory import ImageTensors
@@ -18,7 +19,6 @@ from consensus_cli.training import (
     Progress,
     Recipe,
     TrainingDivergedError,
-    recalibrate_batch_norm,
     resolve_compile,
     resolve_precision,
     train,
@@ -26,7 +26,6 @@ from consensus_cli.training import (
 from consensus_cli.training.distillation import distilling
 from consensus_cli.training.machine import repeated_modules
 
-CPU = torch.device("cpu")
 RECIPE = Recipe(
     epochs=6,
     learning_rate=0.1,
@@ -37,18 +36,6 @@ RECIPE = Recipe(
     batch_size=16,
     label_smoothing=0.0,
 )
-
-
-def bright_or_dark(count: int = 128) -> ImageTensors:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(count) % 2
-    images = torch.randint(0, 100, (count, 1, 4, 4), generator=generator) + 150 * labels[:, None, None, None]
-    return ImageTensors(images.to(torch.uint8), labels)
-
-
-def small_network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 2))
 
 
 def run(model: nn.Module, recipe: Recipe = RECIPE, seed: int = 0, **kwargs: object) -> list[Progress]:
@@ -144,37 +131,6 @@ def test_bf16_autocast_trains_fp32_weights() -> None:
     result = train(model, bright_or_dark(), RECIPE, device=CPU, augmentation=Augmentation(), seed=0, precision="bf16")
     assert result.loss < 0.3
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-
-
-def test_recalibration_measures_the_images_and_changes_no_weight() -> None:
-    model = small_network().eval()
-    weights = [p.clone() for p in model.parameters()]
-    split = bright_or_dark()
-    recalibrate_batch_norm(model, split, images=128, batch_size=32, device=CPU, augmentation=Augmentation(), seed=0)
-    pixels = next(split.batches(128))[0].flatten(1)
-    torch.testing.assert_close(model[1].running_mean, pixels.mean(0))  # type: ignore[index]
-    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
-    assert not any(module.training for module in model.modules())
-
-
-def test_recalibration_of_fewer_images_sees_only_those() -> None:
-    model = small_network()
-    recalibrate_batch_norm(
-        model, bright_or_dark(), images=2, batch_size=32, device=CPU, augmentation=Augmentation(), seed=0
-    )
-    assert model[1].num_batches_tracked == 1  # type: ignore[index]
-
-
-def test_recalibration_sees_the_borders_that_random_crops_show_in_training() -> None:
-    white = ImageTensors(torch.full((256, 1, 4, 4), 255, dtype=torch.uint8), torch.zeros(256, dtype=torch.int64))
-    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16))
-    recalibrate_batch_norm(
-        model, white, images=256, batch_size=64, device=CPU, augmentation=Augmentation(pad=2), seed=0
-    )
-    corner, inner = model[1].running_mean.view(4, 4)[[0, 1], [0, 1]].tolist()  # type: ignore[union-attr, operator]
-    # Of the offsets 0 to 4 in either direction, three show the corner pixel and four the one beside it.
-    assert corner == pytest.approx((3 / 5) ** 2, abs=0.1)
-    assert inner == pytest.approx((4 / 5) ** 2, abs=0.1)
 
 
 def test_micro_batches_give_the_update_of_the_whole_batch() -> None:
@@ -320,21 +276,6 @@ def test_compiled_training_ends_where_the_plain_one_does(monkeypatch: pytest.Mon
         assert compiled_modules == (repeated_modules(network) if compiled else [])
     # Fused operations round otherwise, which six updates of a fresh network make visible.
     assert results[1] == pytest.approx(results[0], rel=0.2)
-
-
-def test_a_recalibration_that_breaks_off_leaves_the_network_as_it_was() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), RunsOut()).eval()
-    with pytest.raises(MemoryError):
-        recalibrate_batch_norm(
-            model, bright_or_dark(), images=64, batch_size=32, device=CPU, augmentation=Augmentation(), seed=0
-        )
-    assert model[1].momentum == 0.1
-    assert not any(module.training for module in model.modules())
-
-
-class RunsOut(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        raise MemoryError
 
 
 def test_a_training_leaves_no_trace_that_changes_the_next_one() -> None:
