@@ -184,14 +184,15 @@ class ScoringConfig:
 
     Attributes:
         against: `current` network or the unpruned `original`.
-        precision: `fp32` or `bf16` autocast for the forward pass; the metrics are float64 in either case.
+        precision: `fp32` or `bf16` autocast for the forward pass, `auto` for that of training; the metrics are float64
+            in any case.
         memory_gb: GiB for the statistics (half at most) and for activations and the metrics' matrices beside them;
             blocks whose statistics do not fit together are scored in several passes.
         bootstrap: resamples for the interval of each block's rank; 0: none.
     """
 
     against: str = "current"
-    precision: str = "fp32"
+    precision: str = "auto"
     memory_gb: float = 2.0
     bootstrap: int = 0
 

@@ -25,7 +25,7 @@ from consensus_cli.pruning import schedule
 from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
 from consensus_cli.pruning.costs import block_costs
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.ablation import AblationEngine
+from consensus_cli.scoring.ablation import representation_size
 from consensus_cli.scoring.score import metrics_needed
 from consensus_cli.screen import Screen
 
@@ -38,6 +38,7 @@ class Prepared:
         config: everything that determines the run.
         device: where the networks are.
         precision: `fp32` or `bf16`, of training.
+        scoring_precision: `fp32` or `bf16`, of the forward pass of scoring.
         compiled: whether training compiles the network.
         images: the dataset.
         spec: how to build the unpruned network.
@@ -51,6 +52,7 @@ class Prepared:
     config: RunConfig
     device: torch.device
     precision: str
+    scoring_precision: str
     compiled: bool
     images: ImageData
     spec: zoo.ModelSpec
@@ -93,10 +95,12 @@ def prepare(config: RunConfig, screen: Screen) -> Prepared:
         images = _with_cue(data.load(**preflight.dataset_arguments(config), seed=config.seed, progress=report), config)
     spec, model = build_model(config, images, device)
     example = model.normalize(next(images.test.batches(2, device))[0])
+    precision = training.resolve_precision(config.precision, device)
     prepared = Prepared(
         config=config,
         device=device,
-        precision=training.resolve_precision(config.precision, device),
+        precision=precision,
+        scoring_precision=precision if config.scoring.precision == "auto" else config.scoring.precision,
         compiled=training.resolve_compile(config.compile, device),
         images=images,
         spec=spec,
@@ -145,7 +149,7 @@ def _with_cue(images: ImageData, config: RunConfig) -> ImageData:
 def _set_up_device(config: RunConfig) -> torch.device:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    # Two runs of one configuration must agree, and distances between close networks need all bits of fp32.
+    # Two runs of one configuration must agree, and fp32 means all of its bits: TF32 keeps 10 of 23.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     return preflight.pick_device(config.device)
@@ -177,7 +181,7 @@ def _check_fit(prepared: Prepared) -> None:
         list(prepared.votes),
         samples_per_class=config.metrics.samples_per_class,
         num_classes=len(prepared.images.classes),
-        features=AblationEngine(prepared.fresh.network, (), prepared.example()).features,
+        features=representation_size(prepared.fresh.network, prepared.example()),
     )
     check_ratio: Callable[[Prepared], Any] = _check_blocks if config.prune.unit == "blocks" else _check_macs
     checks = [functools.partial(check_ratio, prepared)]

@@ -113,6 +113,7 @@ class Record:
             "co2_run_kg": total.co2_kg,
             "aggregation": self.config.criterion.aggregation,
             "precision": steps.prepared.precision,
+            "scoring_precision": steps.prepared.scoring_precision,
             "energy_estimated": steps.stages.meter.estimated,
             "finetune_batch_size": steps.batch_size("training"),
             "scoring_batch_size": steps.batch_size("scoring"),

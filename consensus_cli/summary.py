@@ -65,6 +65,7 @@ def _started(
         goal=goal,
         device=str(prepared.device),
         precision=prepared.precision,
+        scoring_precision=prepared.scoring_precision,
         planned=planned,
         least_s={"evaluate": _least_evaluation_s(config.evaluate)} if "evaluate" in planned else {},
     )

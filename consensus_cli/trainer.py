@@ -19,7 +19,7 @@ from consensus_cli.screen import Screen, events
 from consensus_cli.tracking import Tracker
 
 #: most updates of a network for one reading of the energy of training
-ENERGY_UPDATES = 8
+ENERGY_UPDATES = 4
 
 
 @dataclass(frozen=True)

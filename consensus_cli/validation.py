@@ -42,7 +42,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "finetune.schedule": _SCHEDULES,
     "finetune.span": ("step", "run"),
     "scoring.against": ("current", "original"),
-    "scoring.precision": ("fp32", "bf16"),
+    "scoring.precision": ("auto", "fp32", "bf16"),
     "prune.unit": ("blocks", "macs"),
     "prune.granularity": ("block", "branch"),
     "if_done": ("skip", "rerun"),

@@ -91,7 +91,7 @@ def passes(
         original=None if original is None else original.network,
         num_classes=len(prepared.images.classes),
         sample_count=len(prepared.samples),
-        precision=scoring.precision,
+        precision=prepared.scoring_precision,
         memory_gb=scoring.memory_gb * batch_size / SCORING_BATCH_SIZE,
         resamples=scoring.bootstrap,
     )

@@ -89,13 +89,14 @@ def train_plainly(
     loader: DataLoader[tuple[torch.Tensor, int]],
     device: torch.device,
     rates: Sequence[float],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Trains for one update per rate of `rates`, epoch after epoch, as a tutorial does."""
-    optimizer = torch.optim.SGD(model.parameters(), rates[0], momentum=0.9, weight_decay=5e-4, nesterov=True)
     model.train()
     epochs = itertools.chain.from_iterable(itertools.repeat(loader))
     for rate, (images, labels) in zip(rates, epochs, strict=False):
-        optimizer.param_groups[0]["lr"] = rate
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(images.to(device)), labels.to(device))
         loss.backward()
@@ -231,10 +232,11 @@ def main() -> None:
     split = ImageTensors(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels)).to(device)
     rates = [LEARNING_RATE] * len(loader)
     plain = build(asked, device)
+    optimizer = torch.optim.SGD(plain.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     ours = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
     for _ in range(asked.epochs + 1):
-        seconds["plain"].append(timed(lambda: train_plainly(plain, loader, device, rates), device))
+        seconds["plain"].append(timed(lambda: train_plainly(plain, loader, device, rates, optimizer), device))
         seconds["ours"].append(timed(lambda: train_ours(ours, split, asked, device), device))
     used = len(images) // asked.batch_size * asked.batch_size
     slow = report_rate("plain loop", seconds["plain"][1:], used)

@@ -130,7 +130,9 @@ def test_a_consensus_of_nobody_is_a_problem() -> None:
 
 
 def test_dictionaries_that_are_open_take_new_keys() -> None:
-    run = compose_run(["model.kwargs={width: 64}", "metrics.weights.bures=2", "evaluate.shift.cifar101=data.npy"])
+    run = compose_run(
+        ["model=resnet18", "model.kwargs={width: 64}", "metrics.weights.bures=2", "evaluate.shift.cifar101=data.npy"]
+    )
     assert run.model.kwargs == {"width": 64}
     assert run.metrics.weights["bures"] == 2
     assert run.evaluate.shift == {"cifar101": "data.npy"}
@@ -148,3 +150,8 @@ def test_a_schedule_over_the_run_fits_one_ratio() -> None:
 
 def test_compilation_is_asked_for_in_yaml_s_own_words() -> None:
     assert [compose_run([f"compile={word}"]).compile for word in ("auto", "true", "false")] == ["auto", True, False]
+
+
+def test_a_group_chosen_beside_an_experiment_is_what_it_is_alone() -> None:
+    run = compose_run(["experiment=smoke", "finetune=none", "attacks=none"])
+    assert (run.finetune.epochs_per_step, run.finetune.final_epochs, run.attacks.suite) == (0, 0, {})

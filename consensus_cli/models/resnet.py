@@ -46,9 +46,13 @@ class ResNet(nn.Module):
         blocks_per_stage: residual blocks in each of the three stages (9 for ResNet56).
         num_classes: outputs of the head.
         in_channels: channels of the images.
+        zero_init_residual: start the last batch norm of every block at zero, so that a fresh network is a short one
+            whose blocks come in as they learn (Goyal et al. 2017); a short training then ends higher and steadier.
     """
 
-    def __init__(self, blocks_per_stage: int, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self, blocks_per_stage: int, num_classes: int = 10, in_channels: int = 3, *, zero_init_residual: bool = False
+    ) -> None:
         super().__init__()
         width = STAGE_CHANNELS[0]
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
@@ -62,6 +66,8 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init_residual and isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (n, c, h, w) to logits (n, num_classes)."""
@@ -76,6 +82,6 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequ
     )
 
 
-def resnet(depth: int, num_classes: int = 10, in_channels: int = 3) -> ResNet:
+def resnet(depth: int, num_classes: int = 10, in_channels: int = 3, *, zero_init_residual: bool = False) -> ResNet:
     """Returns the ResNet of the given depth (20, 32, 44, 56 or 110) for small images."""
-    return ResNet(BLOCKS_PER_STAGE[depth], num_classes, in_channels)
+    return ResNet(BLOCKS_PER_STAGE[depth], num_classes, in_channels, zero_init_residual=zero_init_residual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -54,7 +55,8 @@ def _cifar_resnet(spec: ModelSpec) -> nn.Module:
     depths = {f"resnet{depth}": depth for depth in BLOCKS_PER_STAGE}
     if spec.name not in depths:
         raise unknown_name("model", spec.name, depths)
-    return resnet(depths[spec.name], spec.num_classes, spec.in_channels)
+    arguments = {"num_classes": spec.num_classes, "in_channels": spec.in_channels, **spec.kwargs}
+    return _construct(spec.name, functools.partial(resnet, depths[spec.name]), arguments)
 
 
 def _custom(spec: ModelSpec) -> nn.Module:

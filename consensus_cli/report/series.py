@@ -12,7 +12,7 @@ _SHOWN_ELSEWHERE = frozenset({
     "dataset.download",
 })  # fmt: skip
 #: what tells two lines of one criterion apart, looked at in this order
-_SETTINGS = ("settings", "aggregation", "samples_per_class", "metrics", "ratio_unit", "precision")
+_SETTINGS = ("settings", "aggregation", "samples_per_class", "metrics", "ratio_unit", "precision", "scoring_precision")
 _UNITS = {"blocks": "of the blocks", "macs": "of the MACs"}
 
 

@@ -19,8 +19,8 @@ from consensus_cli.rundir import RESULTS_NAME, RunDir, row_files
 
 _TEXTS = (
     "run_id", "status", "started_at", "version", "git_commit", "overrides", "device", "torch_version", "model",
-    "dataset", "criterion", "metrics", "aggregation", "precision", "ratio_unit", "removed_blocks", "energy_source",
-    "energy_estimated", "country", "run_dir", "error",
+    "dataset", "criterion", "metrics", "aggregation", "precision", "scoring_precision", "ratio_unit", "removed_blocks",
+    "energy_source", "energy_estimated", "country", "run_dir", "error",
 )  # fmt: skip
 _NUMBERS = (
     "duration_s", "seed", "threads", "samples_per_class", "ratio", "blocks_candidates", "blocks_removed",
@@ -35,7 +35,7 @@ _NUMBERS = (
 )  # fmt: skip
 #: columns that only newer versions write, or only some runs: their absence is no defect of the source
 _OPTIONAL = frozenset({
-    "aggregation", "precision", "energy_estimated", "error",
+    "aggregation", "precision", "scoring_precision", "energy_estimated", "error",
     "energy_baseline_kwh", "energy_score_kwh", "energy_finetune_kwh", "energy_evaluate_kwh",
 })  # fmt: skip
 _NUMBER_ENDINGS = ("_pct", "_pp", "_eps255", "_ci95_low", "_ci95_high", "_kwh", "_kg", "_ms", "_s", "_mib", "_w")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import bypassed
+from consensus_cli.pruning.trace import evaluating
 from consensus_cli.scoring.folding import fold_batch_norms
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -161,17 +162,35 @@ class AblationEngine:
         return images.contiguous(memory_format=torch.channels_last) if self._channels_last else images
 
 
+def representation_size(network: nn.Module, example: Tensor) -> int:
+    """Returns the length d of the input of the classifier.
+
+    Args:
+        network: takes images as `example`; left as it is.
+        example: (n, c, h, w) or other images as the network takes them.
+
+    Raises:
+        UserError: a network without a linear classifier.
+    """
+    with evaluating(network):
+        return _classifier_input(network, _find_classifier(network, example), example).shape[1]
+
+
 def _scoring_copy(network: nn.Module, images: Tensor) -> tuple[nn.Module, str]:
     """Returns a copy made for speed and the name of its classifier."""
-    plain = copy.deepcopy(network).eval()
-    if images.ndim == 4:
-        plain = plain.to(memory_format=torch.channels_last)
-    classifier = _find_classifier(plain, images)
-    folded = copy.deepcopy(plain)
-    fold_batch_norms(folded, images)
+    copied = _laid_out_copy(network, images)
+    classifier = _find_classifier(copied, images)
     with torch.inference_mode():
-        same = _same(_classifier_input(folded, classifier, images), _classifier_input(plain, classifier, images))
-    return (folded if same else plain), classifier
+        expected = _classifier_input(copied, classifier, images)
+    fold_batch_norms(copied, images)
+    with torch.inference_mode():
+        same = _same(_classifier_input(copied, classifier, images), expected)
+    return (copied if same else _laid_out_copy(network, images)), classifier
+
+
+def _laid_out_copy(network: nn.Module, images: Tensor) -> nn.Module:
+    copied = copy.deepcopy(network).eval()
+    return copied.to(memory_format=torch.channels_last) if images.ndim == 4 else copied
 
 
 def _find_classifier(network: nn.Module, images: Tensor) -> str:

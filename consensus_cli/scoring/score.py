@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from consensus_cli.errors import unknown_name
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.ablation import AblationEngine
+from consensus_cli.scoring.ablation import AblationEngine, representation_size
 from consensus_cli.scoring.baselines import BASELINES
 from consensus_cli.scoring.bootstrap import resampled_distances
 from consensus_cli.scoring.budget import Expected, candidates_per_pass, left_for_activations_gb
@@ -125,7 +125,7 @@ def plan_passes(
     """
     example = next(iter(samples(1, 1)))[0][:1]
     keep = metrics.statistics_needed(names)
-    features = AblationEngine(network, (), example, precision=precision).features
+    features = representation_size(network, example)
     chunks = chunks_for(resamples)
     expected = Expected(features, num_classes, sample_count, keep, EXACT_SAMPLES, chunks)
     size = candidates_per_pass(expected, len(blocks), memory_gb)

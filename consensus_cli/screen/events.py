@@ -48,6 +48,7 @@ class Started(Event):
         goal: what is to be removed; empty where nothing is.
         device: what computes.
         precision: of training.
+        scoring_precision: of the forward pass of scoring.
         planned: stage -> how often it will run; empty where that is open.
         least_s: stage -> seconds that it takes at least, as far as they are known.
     """
@@ -71,6 +72,7 @@ class Started(Event):
     goal: str
     device: str
     precision: str
+    scoring_precision: str
     planned: Mapping[str, int] = field(default_factory=dict)
     least_s: Mapping[str, float] = field(default_factory=dict)
 
@@ -84,7 +86,7 @@ class Started(Event):
             f"  network    {self.macs / 1e6:.2f} M MACs, {len(self.blocks)} residual blocks",
             f"  criterion  {self.criterion}{votes}",
             *([f"  removes    {self.goal}"] if self.goal else []),
-            f"  device     {self.device}, training in {self.precision}",
+            f"  device     {self.device}, training in {self.precision}, scoring in {self.scoring_precision}",
             f"  directory  {self.run_dir}",
         ]
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from consensus_cli.errors import UserError
 from consensus_cli.evaluation.complexity import complexity
+from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier, Normalize
 from consensus_cli.models.resnet import BLOCKS_PER_STAGE, resnet
+
+SPEC = zoo.ModelSpec("cifar_resnet", "resnet20", 10, 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @pytest.mark.parametrize("depth", BLOCKS_PER_STAGE)
@@ -33,6 +39,18 @@ def test_resnet56_macs_and_parameters() -> None:
 @pytest.mark.parametrize(("channels", "size"), [(1, 16), (3, 32), (3, 33)])
 def test_any_channels_and_sizes(channels: int, size: int) -> None:
     assert resnet(20, num_classes=7, in_channels=channels)(torch.rand(2, channels, size, size)).shape == (2, 7)
+
+
+def test_blocks_of_a_fresh_network_are_identities_with_zero_init_residual() -> None:
+    network = zoo.build(replace(SPEC, kwargs={"zero_init_residual": True})).network.eval()
+    features = torch.rand(2, 16, 8, 8)
+    assert torch.equal(network.layer1(features), features)
+    assert not torch.equal(resnet(20).eval().layer1(features), features)
+
+
+def test_an_unknown_argument_of_the_network_is_one_clear_error() -> None:
+    with pytest.raises(UserError, match=r"resnet20 cannot be built: .*width"):
+        zoo.build(replace(SPEC, kwargs={"width": 64}))
 
 
 def test_normalisation_is_the_first_layer_and_no_part_of_the_weights() -> None:
