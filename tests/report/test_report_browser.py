@@ -187,6 +187,13 @@ def test_theme_follows_the_system_and_the_button(browser: Chrome, page: Path) ->
     assert browser.execute_script(label) == "rgb(0, 0, 0)"
 
 
+def test_what_was_never_scrolled_to_is_there_to_be_printed(browser: Chrome, page: Path) -> None:
+    open_page(browser, page)
+    top = "return document.getElementById('networks').getBoundingClientRect().top"
+    assert browser.execute_script(top) > browser.execute_script("return innerHeight + 200")
+    wait(browser, "return document.querySelectorAll('#order .mark-rect.role-mark path').length > 0")
+
+
 def test_1500_runs_open_in_two_seconds(tmp_path: Path) -> None:
     rows = sweep([i / 26 for i in range(1, 26)], 3, [*CRITERIA, *(f"metric_{i}" for i in range(16))])
     page = write_report(write_results(tmp_path, rows), tmp_path / "report.html").page

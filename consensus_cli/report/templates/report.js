@@ -75,11 +75,12 @@ function setUpCharts() {
 }
 
 /* Paper cannot scroll: what is out of sight is drawn when the page has nothing else to do. */
-async function drawTheRest(plots) {
+async function drawTheRest(plots, showNetworks) {
   for (const plot of plots) {
     await new Promise((resolve) => setTimeout(resolve, 50));
     if (!plot.closest("[hidden]")) await drawChart(plot);
   }
+  showNetworks();
 }
 
 function setUpLegend() {
@@ -207,15 +208,21 @@ function showNetwork(network) {
 
 function setUpNetworks() {
   const select = byId("network");
-  if (!select) return;
+  if (!select) return () => {};
   const chosen = () => payload.networks[Number(select.value)];
   select.addEventListener("change", () => showNetwork(chosen()));
   byId("step").addEventListener("input", () => showStep(chosen()));
+  let shown = false;
+  const showOnce = () => {
+    if (!shown) showNetwork(chosen());
+    shown = true;
+  };
   // The block charts wait until they are near, as all others do.
   const observer = new IntersectionObserver((entries) => {
-    if (entries.some((entry) => entry.isIntersecting)) { observer.disconnect(); showNetwork(chosen()); }
+    if (entries.some((entry) => entry.isIntersecting)) { observer.disconnect(); showOnce(); }
   }, { rootMargin: "200px" });
   observer.observe(byId("networks"));
+  return showOnce;
 }
 
 /* Table of runs */
@@ -294,9 +301,9 @@ setUpTheme();
 setUpTable();
 setUpTasks();
 setUpLegend();
-setUpNetworks();
+const showNetworks = setUpNetworks();
 const plots = setUpCharts();
 Promise.all(plots.slice(0, 1).map(drawChart)).then(() => {
   performance.mark("report-ready");
-  return drawTheRest(plots);
+  return drawTheRest(plots, showNetworks);
 });
