@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import atexit
-import gc
 import logging
 import os
 import signal
@@ -64,8 +62,6 @@ LISTS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command with the given words (the process's own unless given) and returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments is None:
-        _spare_garbage_collection()
     # On a machine with a CUDA toolkit and no GPU, PyTorch's benchmark module warns when it is imported.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -87,16 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 128 + signal.SIGINT
-
-
-def _spare_garbage_collection() -> None:
-    """Saves every command two to three seconds, which went into looking for garbage in thousands of imported modules.
-
-    Python looks through them again and again while they load, and once more when the process ends, whose memory goes
-    back to the system either way.
-    """
-    gc.set_threshold(100_000)
-    atexit.register(gc.freeze)
 
 
 def _start(command: Callable[[list[str]], int], words: list[str]) -> int:

@@ -48,6 +48,21 @@ def compose_runs(words: Sequence[str], *, multirun: bool, searchpath: str | None
     Raises:
         UserError: unknown group option or key, a value of the wrong type, a missing value.
     """
+    overrides = check_overrides(words, multirun=multirun, searchpath=searchpath)
+    jobs = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0] if multirun else [list(words)]
+    path = [f"hydra.searchpath=[file://{searchpath}]"] if searchpath else []
+    config.register()
+    launchers.register()
+    with initialize_config_dir(str(conf_files.config_dir()), version_base="1.3"):
+        return [_compose([*job, *path]) for job in jobs]
+
+
+def check_overrides(words: Sequence[str], *, multirun: bool, searchpath: str | None = None) -> list[Override]:
+    """Returns the overrides after checking what they name, not yet their values; arguments as in `compose_runs`.
+
+    Raises:
+        UserError: names every override that cannot be read, or that names what there is not.
+    """
     overrides = _parse(words)
     problems = [problem for override in overrides for problem in _override_problems(override, multirun, searchpath)]
     if not multirun:
@@ -58,12 +73,7 @@ def compose_runs(words: Sequence[str], *, multirun: bool, searchpath: str | None
         ]
     if problems:
         raise ConfigError(problems)
-    jobs = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0] if multirun else [list(words)]
-    path = [f"hydra.searchpath=[file://{searchpath}]"] if searchpath else []
-    config.register()
-    launchers.register()
-    with initialize_config_dir(str(conf_files.config_dir()), version_base="1.3"):
-        return [_compose([*job, *path]) for job in jobs]
+    return overrides
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
@@ -78,6 +88,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     run_config = OmegaConf.to_object(composed)
     assert isinstance(run_config, RunConfig)
     run_config.ratio = _ratio(run_config.ratio)
+    run_config.attacks.suite = {name: _attack(name, plain) for name, plain in run_config.attacks.suite.items()}
     return run_config
 
 
@@ -103,6 +114,19 @@ def read_config(path: Path) -> RunConfig:
         raise UserError(
             f"'{path}' is no configuration of a run: {error}", "name a run directory below runs/"
         ) from error
+
+
+def _attack(name: str, settings: Any) -> AttackConfig:
+    key = f"attacks.suite.{name}"
+    hint = f"write {key}={{name: pgd, eps255: 8, steps: 20}}; keys: {', '.join(f.name for f in fields(AttackConfig))}"
+    if not isinstance(settings, dict):
+        raise UserError(f"{key}={settings!r} is no attack", hint)
+    try:
+        attack = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AttackConfig), settings))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {str(error).splitlines()[0]}", hint) from error
+    assert isinstance(attack, AttackConfig)
+    return attack
 
 
 def _ratio(value: Any) -> float | list[float]:
@@ -184,7 +208,7 @@ def _compose(words: list[str]) -> RunConfig:
         # them: which keys hydra.launcher has depends on it.
         launcher = [word for word in words if word.startswith(f"{launchers.GROUP}=")]
         alone = [problem for word in words if (problem := _composition_problem([*launcher, word])) is not None]
-        raise ConfigError(alone or [_explain(error)]) from error
+        raise ConfigError(alone or [explain(error)]) from error
 
 
 def opened(word: str) -> str:
@@ -197,11 +221,12 @@ def _composition_problem(words: list[str]) -> UserError | None:
     try:
         compose("config", words)
     except (ConfigCompositionException, OmegaConfBaseException) as error:
-        return _explain(error)
+        return explain(error)
     return None
 
 
-def _explain(error: Exception) -> UserError:
+def explain(error: ConfigCompositionException | OmegaConfBaseException) -> UserError:
+    """Returns what Hydra or OmegaConf says of an override, in one line with a hint."""
     message = str(error).removeprefix("Error merging override ").removeprefix("++").splitlines()[0]
     if isinstance(error.__cause__, OmegaConfBaseException) and "=" in message:
         return UserError(

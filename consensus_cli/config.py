@@ -240,11 +240,12 @@ class AttacksConfig:
     """The adversarial suite, run on the same test images for baseline and pruned network.
 
     Attributes:
-        suite: column name -> attack.
+        suite: column name -> attack. Plain settings in a file or on the command line, an `AttackConfig` each in a
+            `RunConfig`: OmegaConf refuses new keys in a dictionary of typed values.
         images: test images attacked, stratified.
     """
 
-    suite: dict[str, AttackConfig] = field(default_factory=dict)
+    suite: dict[str, Any] = field(default_factory=dict)
     images: int = 200
 
 

@@ -15,11 +15,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from consensus_cli import conf_files, config, launchers
-from consensus_cli.composition import compose_runs, opened, to_run_config
+from consensus_cli.composition import check_overrides, compose_runs, explain, opened, to_run_config
 from consensus_cli.errors import RunFailedError, UserError, tell
 
 #: packages whose exceptions, in a sweep, say that they lost a run's process
@@ -34,7 +36,11 @@ def launch(words: list[str], screen_kind: str) -> int:
     """
     flags = get_args_parser().parse_args(words)
     only_shows = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
-    if not only_shows and flags.config_name is None and flags.config_path is None:
+    own_files = flags.config_name is not None or flags.config_path is not None
+    if flags.cfg and not own_files:
+        # The values may be incomplete: what is missing is one of the things to look up.
+        check_overrides(flags.overrides, multirun=flags.multirun, searchpath=flags.config_dir)
+    if not only_shows and not own_files:
         runs = compose_runs(flags.overrides, multirun=flags.multirun, searchpath=flags.config_dir)
         from consensus_cli import preflight
 
@@ -46,6 +52,10 @@ def launch(words: list[str], screen_kind: str) -> int:
         return _sweep(flags, screen_kind) if flags.multirun and not only_shows else _run(words, screen_kind)
     except SystemExit as stop:
         return int(stop.code or 0)
+    except (ConfigCompositionException, OmegaConfBaseException) as error:
+        if only_shows or own_files:
+            raise explain(error) from error
+        raise
 
 
 def _run(words: list[str], screen_kind: str) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from consensus_cli import conf_files, config, data, launchers, validation
-from consensus_cli.composition import compose_run
+from consensus_cli.composition import compose_run, from_plain
 from consensus_cli.evaluation.attacks import ATTACKS, Attack, check_attacks
 from consensus_cli.models.zoo import SOURCES
 from consensus_cli.scoring.baselines import BASELINES
@@ -155,3 +157,10 @@ def test_compilation_is_asked_for_in_yaml_s_own_words() -> None:
 def test_a_group_chosen_beside_an_experiment_is_what_it_is_alone() -> None:
     run = compose_run(["experiment=smoke", "finetune=none", "attacks=none"])
     assert (run.finetune.epochs_per_step, run.finetune.final_epochs, run.attacks.suite) == (0, 0, {})
+
+
+def test_an_attack_of_ones_own_joins_the_suite() -> None:
+    run = compose_run(["attacks.suite.pgd50={name: pgd, steps: 50}", "attacks.suite.pgd.steps=20"])
+    steps = {name: (attack.name, attack.steps) for name, attack in run.attacks.suite.items()}
+    assert steps == {"fgsm": ("fgsm", 10), "pgd": ("pgd", 20), "pgd50": ("pgd", 50)}
+    assert from_plain(asdict(run)) == run
