@@ -140,18 +140,28 @@ def samples_table(evidence: Evidence) -> str:
 
 
 def stepwise_table(evidence: Evidence) -> str:
-    """Accuracy when every step ranks anew, against the current and the original network, and their difference."""
-    rows = []
+    """Accuracy when every step ranks anew, and what that gains: on ranking once, by the network compared with."""
+    counts = evidence.counts.values()
+
+    def gains(one: tuple[str, str], other: tuple[str, str]) -> list[str]:
+        # Ranking once has more draws than ranking anew.
+        pairs = [list(zip(_sets(evidence, *one, n), _sets(evidence, *other, n), strict=False)) for n in counts]
+        return [_gain(evidence, pair) for pair in pairs]
+
+    rows, differences = [], []
     for criterion in STEPWISE:
-        paths = {against: evidence.path(criterion, against) for against in ("current", "original")}
-        for against, found in paths.items():
-            if found:
-                cells = [_stepwise_pct(evidence, criterion, against, count) for count in evidence.counts.values()]
-                rows.append([criterion, against, str(len(found)), *cells])
-        if paths["current"] and len(paths["current"]) == len(paths["original"]):
-            cells = [_current_gain(evidence, criterion, count) for count in evidence.counts.values()]
-            rows.append([criterion, "current − original (pp)", "", *cells])
-    return markdown(["criterion", "against", "draws", *_ratio_heads(evidence)], rows) if rows else NOT_MEASURED
+        for against in ("current", "original"):
+            if found := len(evidence.path(criterion, against)):
+                cells = [_stepwise_pct(evidence, criterion, against, count) for count in counts]
+                rows.append([criterion, against, str(found), *cells])
+        for other in ("one-shot", "original"):
+            gained = gains((criterion, "current"), (criterion, other))
+            differences.append([criterion, f"current − {other} (pp)", "", *gained])
+    for against in ("current", "original"):
+        gained = gains(*((criterion, against) for criterion in STEPWISE))
+        differences.append([" − ".join(STEPWISE), f"{against} (pp)", "", *gained])
+    heads = ["criterion", "against", "draws", *_ratio_heads(evidence)]
+    return markdown(heads, rows + differences) if rows else NOT_MEASURED
 
 
 def step_agreement_table(evidence: Evidence) -> str:
@@ -179,6 +189,7 @@ def robustness_table(evidence: Evidence) -> str:
             found = evidence.robustness[evidence.robustness["removed"] == joined(names)].set_index("measure")
             if set(found.index) == {"fgsm", "pgd", "corruption"}:
                 cells = [f"{found.loc[m, 'pruned_pct']:.1f} ({found.loc[m, 'delta_pp']:+.1f})" for m in found.index]
+                cells = [cell.replace("-", "−") for cell in cells]
                 rows.append([criterion, f"{ratio:g}", _share_pct(evidence, names, "recalibrated"), *cells])
     heads = ["criterion", "ratio", "clean (%)", "FGSM 8/255 (%)", "PGD 8/255 (%)", "corrupted (%)"]
     return markdown(heads, rows) if rows else NOT_MEASURED
@@ -216,7 +227,9 @@ def _bold_beyond_noise(value: Estimate) -> str:
     return f"**{estimate(value)}**" if value.beyond_noise else estimate(value)
 
 
-def _gain(evidence: Evidence, differing: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], treatment: str) -> str:
+def _gain(
+    evidence: Evidence, differing: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], treatment: str = "recalibrated"
+) -> str:
     if not differing:
         return "–"
     own, theirs = (evidence.right(sets, treatment) for sets in zip(*differing, strict=True))
@@ -227,9 +240,9 @@ def _stepwise_pct(evidence: Evidence, criterion: str, against: str, count: int) 
     return number(100 * float(evidence.right(evidence.path_sets(criterion, against, count)).mean()))
 
 
-def _current_gain(evidence: Evidence, criterion: str, count: int) -> str:
-    current, original = (evidence.right(evidence.path_sets(criterion, a, count)) for a in ("current", "original"))
-    return _bold_beyond_noise(difference(current, original))
+def _sets(evidence: Evidence, criterion: str, way: str, count: int) -> list[tuple[str, ...]]:
+    """Returns what goes draw by draw: at once, or step by step against the `current` or the `original` network."""
+    return evidence.removed(criterion, count) if way == "one-shot" else evidence.path_sets(criterion, way, count)
 
 
 TABLES: dict[str, Callable[[Evidence], str]] = {
