@@ -88,7 +88,10 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     run_config = OmegaConf.to_object(composed)
     assert isinstance(run_config, RunConfig)
     run_config.ratio = _ratio(run_config.ratio)
-    run_config.attacks.suite = {name: _attack(name, plain) for name, plain in run_config.attacks.suite.items()}
+    suite = {name: _attack(name, plain) for name, plain in run_config.attacks.suite.items()}
+    if problems := [attack for attack in suite.values() if isinstance(attack, UserError)]:
+        raise ConfigError(problems)
+    run_config.attacks.suite = suite
     return run_config
 
 
@@ -116,15 +119,17 @@ def read_config(path: Path) -> RunConfig:
         ) from error
 
 
-def _attack(name: str, settings: Any) -> AttackConfig:
+def _attack(name: str, settings: Any) -> AttackConfig | UserError:
     key = f"attacks.suite.{name}"
     hint = f"write {key}={{name: pgd, eps255: 8, steps: 20}}; keys: {', '.join(f.name for f in fields(AttackConfig))}"
     if not isinstance(settings, dict):
-        raise UserError(f"{key}={settings!r} is no attack", hint)
+        return UserError(f"{key}={settings!r} is no attack", hint)
+    if "name" not in settings:
+        return UserError(f"{key}.name is missing", hint)
     try:
         attack = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AttackConfig), settings))
     except OmegaConfBaseException as error:
-        raise UserError(f"{key}: {str(error).splitlines()[0]}", hint) from error
+        return UserError(f"{key}: {str(error).splitlines()[0]}", hint)
     assert isinstance(attack, AttackConfig)
     return attack
 
@@ -225,12 +230,12 @@ def _composition_problem(words: list[str]) -> UserError | None:
     return None
 
 
-def explain(error: ConfigCompositionException | OmegaConfBaseException) -> UserError:
+def explain(error: Exception) -> UserError:
     """Returns what Hydra or OmegaConf says of an override, in one line with a hint."""
     message = str(error).removeprefix("Error merging override ").removeprefix("++").splitlines()[0]
     if isinstance(error.__cause__, OmegaConfBaseException) and "=" in message:
         return UserError(
             f"{message}: {str(error.__cause__).splitlines()[0]}", "consensus run --cfg job shows the types in use"
         )
-    hint = str(error).splitlines()[1] if "\n" in str(error) else "consensus run --cfg job shows what can be set"
-    return UserError(message.rstrip("."), hint)
+    further = [line for line in str(error).splitlines()[1:] if line.strip()]
+    return UserError(message.rstrip("."), further[0] if further else "consensus run --cfg job shows what can be set")

@@ -15,7 +15,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
-from hydra.errors import ConfigCompositionException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -37,9 +37,12 @@ def launch(words: list[str], screen_kind: str) -> int:
     flags = get_args_parser().parse_args(words)
     only_shows = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
     own_files = flags.config_name is not None or flags.config_path is not None
+    if flags.cfg and flags.multirun:
+        raise UserError("--cfg shows one configuration, a sweep has several", "leave -m out")
     if flags.cfg and not own_files:
         # The values may be incomplete: what is missing is one of the things to look up.
-        check_overrides(flags.overrides, multirun=flags.multirun, searchpath=flags.config_dir)
+        # A launcher's settings can be looked up without a sweep.
+        check_overrides(flags.overrides, multirun=True, searchpath=flags.config_dir)
     if not only_shows and not own_files:
         runs = compose_runs(flags.overrides, multirun=flags.multirun, searchpath=flags.config_dir)
         from consensus_cli import preflight
@@ -52,8 +55,8 @@ def launch(words: list[str], screen_kind: str) -> int:
         return _sweep(flags, screen_kind) if flags.multirun and not only_shows else _run(words, screen_kind)
     except SystemExit as stop:
         return int(stop.code or 0)
-    except (ConfigCompositionException, OmegaConfBaseException) as error:
-        if only_shows or own_files:
+    except (HydraException, OmegaConfBaseException) as error:
+        if only_shows:
             raise explain(error) from error
         raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from consensus_cli import data, processes, validation
 from consensus_cli.config import CueConfig, DatasetConfig, ModelConfig, RecipeConfig, RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
-from consensus_cli.evaluation.attacks import Attack, check_attacks
+from consensus_cli.evaluation.attacks import ATTACKS, Attack, check_attacks
 from consensus_cli.evaluation.corruption import SEVERITIES, check_corruptions
 from consensus_cli.evaluation.energy import check_country
 from consensus_cli.evaluation.shift import Archive, open_archive
@@ -109,8 +110,14 @@ def _name_problems(config: RunConfig) -> Iterator[UserError]:
     if config.criterion.aggregation not in AGGREGATIONS:
         yield unknown_name("criterion.aggregation", config.criterion.aggregation, AGGREGATIONS)
     yield from _told_by(lambda: metrics_needed(config.criterion.name, config.metrics.weights))
-    for attack in config.attacks.suite.values():
+    for name, attack in config.attacks.suite.items():
         yield from _told_by(lambda attack=attack: check_attacks([Attack(**asdict(attack))]))  # type: ignore[misc]
+        # So that its columns cannot be those of another measure.
+        if attack.name in ATTACKS and not re.fullmatch(rf"{attack.name}[a-z0-9_]*", name):
+            yield UserError(
+                f"attacks.suite.{name} does not begin with its attack, '{attack.name}'",
+                f"use lower-case letters, digits and _, such as attacks.suite.{attack.name}_mine",
+            )
 
 
 def _check_model(model: ModelConfig) -> None:

@@ -38,7 +38,7 @@ class Prepared:
         config: everything that determines the run.
         device: where the networks are.
         precision: `fp32` or `bf16`, of training.
-        scoring_precision: `fp32` or `bf16`, of the forward pass of scoring.
+        scoring_precision: `fp32` or `bf16`, of the forward pass of scoring; None where the criterion reads no metric.
         compiled: whether training compiles the network.
         images: the dataset.
         spec: how to build the unpruned network.
@@ -52,7 +52,7 @@ class Prepared:
     config: RunConfig
     device: torch.device
     precision: str
-    scoring_precision: str
+    scoring_precision: str | None
     compiled: bool
     images: ImageData
     spec: zoo.ModelSpec
@@ -96,17 +96,18 @@ def prepare(config: RunConfig, screen: Screen) -> Prepared:
     spec, model = build_model(config, images, device)
     example = model.normalize(next(images.test.batches(2, device))[0])
     precision = training.resolve_precision(config.precision, device)
+    votes = metrics_needed(config.criterion.name, config.metrics.weights)
     prepared = Prepared(
         config=config,
         device=device,
         precision=precision,
-        scoring_precision=precision if config.scoring.precision == "auto" else config.scoring.precision,
+        scoring_precision=_scoring_precision(config, precision) if votes else None,
         compiled=training.resolve_compile(config.compile, device),
         images=images,
         spec=spec,
         fresh=model,
         blocks=find_blocks(model.network, example, config.prune.granularity),
-        votes=metrics_needed(config.criterion.name, config.metrics.weights),
+        votes=votes,
         samples=images.train.subset(
             stratified_indices(images.train.labels, config.metrics.samples_per_class, config.seed)
         ),
@@ -153,6 +154,10 @@ def _set_up_device(config: RunConfig) -> torch.device:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     return preflight.pick_device(config.device)
+
+
+def _scoring_precision(config: RunConfig, of_training: str) -> str:
+    return of_training if config.scoring.precision == "auto" else config.scoring.precision
 
 
 def _model_spec(config: RunConfig, images: ImageData) -> zoo.ModelSpec:

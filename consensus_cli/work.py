@@ -72,6 +72,7 @@ def passes(
         batch_size: images in one batch; with fewer than `SCORING_BATCH_SIZE` the memory budget shrinks alike.
         report: told about the progress.
     """
+    assert prepared.scoring_precision is not None
     scoring, samples, wanted = prepared.config.scoring, prepared.samples, set(candidates)
     chunks = chunks_for(scoring.bootstrap)
     if shares_samples(share, len(samples), chunks):

@@ -49,8 +49,7 @@ def network(images: ImageData, name: str, seed: int) -> nn.Module:
     """Returns the network with fresh weights, drawn by `seed`."""
     torch.manual_seed(seed)
     channels, classes = images.train.image_shape[0], len(images.classes)
-    kwargs = {"zero_init_residual": True}
-    return zoo.build(zoo.ModelSpec("cifar_resnet", name, classes, channels, images.mean, images.std, kwargs=kwargs))
+    return zoo.build(zoo.ModelSpec("cifar_resnet", name, classes, channels, images.mean, images.std))
 
 
 def plainly(model: nn.Module, images: ImageData, asked: argparse.Namespace, device: torch.device, seed: int) -> Trained:

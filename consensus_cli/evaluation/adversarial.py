@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,7 @@ from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.attacked import AttackedNetwork, AttackProgress
-from consensus_cli.evaluation.attacks import ATTACKS, Attack, check_attacks, column_names
+from consensus_cli.evaluation.attacks import ATTACKS, Attack, check_attacks
 from consensus_cli.evaluation.mode import Progress, evaluation_mode, frozen_parameters
 from consensus_cli.evaluation.statistics import paired_change
 
@@ -80,7 +80,7 @@ def attack_accuracy(
     base: nn.Module,
     pruned: nn.Module,
     split: Split,
-    attacks: Sequence[Attack],
+    attacks: Mapping[str, Attack],
     *,
     images: int,
     seed: int,
@@ -94,7 +94,7 @@ def attack_accuracy(
         base: the network before pruning, on `device`.
         pruned: the network after pruning, on `device`.
         split: where the images come from.
-        attacks: what to run; the result is keyed by `column_names(attacks)`.
+        attacks: what to run, by the names that the results are to have.
         images: size of the subset; the whole split if it has fewer.
         seed: of the subset and of the bootstrap.
         device: where the networks are.
@@ -105,13 +105,12 @@ def attack_accuracy(
         UserError: for an attack that cannot be run so, or no images to attack.
         RuntimeError: if an attack breaks its own threat model or a sanity check fails: a bug, not a finding.
     """
-    check_attacks(attacks)
-    names = column_names(attacks)
+    check_attacks(attacks.values())
     if images < 1:
         raise UserError(f"{images} images to attack", "attack at least 1 image, or switch the attacks off")
     subset = split.subset(stratified_subset(split.labels, images, seed))
     results = {}
-    for name, attack in zip(names, attacks, strict=True):
+    for name, attack in attacks.items():
         started_s, outcomes = time.perf_counter(), []
         report = None if progress is None else AttackProgress(progress, name, len(subset))
         for batch, labels in subset.batches(batch_size, device):

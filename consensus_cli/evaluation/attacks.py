@@ -181,29 +181,3 @@ def check_attacks(attacks: Iterable[Attack]) -> None:
                 f"attack '{attack.name}' starts the same way every time, {attack.restarts} restarts change nothing",
                 "use restarts=1, or an attack with a random start such as pgd",
             )
-
-
-def column_names(attacks: Iterable[Attack]) -> list[str]:
-    """Names each attack for its columns: `pgd`; where a name occurs twice, `pgd_l2`; then `pgd_l2_eps64`.
-
-    Raises:
-        UserError: if two attacks are the same in name, norm and epsilon.
-    """
-    attacks = list(attacks)
-    for describe in (_by_name, _by_norm, _by_eps):
-        names = [describe(attack) for attack in attacks]
-        if len(set(names)) == len(names):
-            return names
-    raise UserError("two attacks are alike in name, norm and epsilon", "remove one of them")
-
-
-def _by_name(attack: Attack) -> str:
-    return attack.name
-
-
-def _by_norm(attack: Attack) -> str:
-    return f"{attack.name}_l2" if attack.norm == "L2" and len(ATTACKS[attack.name].norms) > 1 else attack.name
-
-
-def _by_eps(attack: Attack) -> str:
-    return f"{_by_norm(attack)}_eps{attack.eps255:g}"

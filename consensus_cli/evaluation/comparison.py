@@ -70,11 +70,9 @@ def robustness_columns(
         progress: told after each batch.
     """
     start_s = time.perf_counter()
-    results = attack_accuracy(
-        base, pruned, test, list(attacks.values()), images=images, seed=seed, device=device, progress=progress
-    )
+    results = attack_accuracy(base, pruned, test, attacks, images=images, seed=seed, device=device, progress=progress)
     columns: Columns = {"attacked_images": min(images, len(test)), "attacks_s": time.perf_counter() - start_s}
-    for name, result in zip(attacks, results.values(), strict=True):
+    for name, result in results.items():
         columns |= {
             f"{name}_eps255": result.attack.eps255,
             f"{name}_base_pct": result.base_pct,

@@ -196,7 +196,8 @@ def _laid_out_copy(network: nn.Module, images: Tensor) -> nn.Module:
 def _find_classifier(network: nn.Module, images: Tensor) -> str:
     """Returns the name of the last linear layer that the network executes."""
     executed: list[str] = []
-    with ExitStack() as hooks, torch.inference_mode():
+    # No inference mode: what a network keeps of its first forward pass must serve training, too.
+    with ExitStack() as hooks, torch.no_grad():
         for name, module in network.named_modules():
             if isinstance(module, nn.Linear):
                 hooks.enter_context(module.register_forward_hook(lambda _m, _a, _o, name=name: executed.append(name)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from consensus_cli.errors import unknown_name
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.ablation import AblationEngine, representation_size
+from consensus_cli.scoring.ablation import PROBE_IMAGES, AblationEngine, representation_size
 from consensus_cli.scoring.baselines import BASELINES
 from consensus_cli.scoring.bootstrap import resampled_distances
 from consensus_cli.scoring.budget import Expected, candidates_per_pass, left_for_activations_gb
@@ -123,7 +123,7 @@ def plan_passes(
         memory_gb: budget in GiB for the statistics, and for the activations and the metrics' matrices beside them.
         resamples: draws of the bootstrap; 0 for none.
     """
-    example = next(iter(samples(1, 1)))[0][:1]
+    example = next(iter(samples(1, 1)))[0][:PROBE_IMAGES]
     keep = metrics.statistics_needed(names)
     features = representation_size(network, example)
     chunks = chunks_for(resamples)

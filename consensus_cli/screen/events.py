@@ -48,7 +48,7 @@ class Started(Event):
         goal: what is to be removed; empty where nothing is.
         device: what computes.
         precision: of training.
-        scoring_precision: of the forward pass of scoring.
+        scoring_precision: of the forward pass of scoring; None where nothing is scored.
         planned: stage -> how often it will run; empty where that is open.
         least_s: stage -> seconds that it takes at least, as far as they are known.
     """
@@ -72,7 +72,7 @@ class Started(Event):
     goal: str
     device: str
     precision: str
-    scoring_precision: str
+    scoring_precision: str | None
     planned: Mapping[str, int] = field(default_factory=dict)
     least_s: Mapping[str, float] = field(default_factory=dict)
 
@@ -80,13 +80,14 @@ class Started(Event):
         """Returns the header of a run."""
         shape = "×".join(map(str, self.image_shape))
         votes = f": {', '.join(self.metrics)}" if self.metrics else ""
+        scoring = f", scoring in {self.scoring_precision}" if self.scoring_precision else ""
         return [
             f"consensus {self.version}: {self.model} on {self.dataset}, seed {self.seed}",
             f"  images     {self.train_images} train, {self.test_images} test, {shape}, {self.classes} classes",
             f"  network    {self.macs / 1e6:.2f} M MACs, {len(self.blocks)} residual blocks",
             f"  criterion  {self.criterion}{votes}",
             *([f"  removes    {self.goal}"] if self.goal else []),
-            f"  device     {self.device}, training in {self.precision}, scoring in {self.scoring_precision}",
+            f"  device     {self.device}, training in {self.precision}{scoring}",
             f"  directory  {self.run_dir}",
         ]
 

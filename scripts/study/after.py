@@ -176,7 +176,13 @@ def _robustness_measures(bench: Bench) -> dict[str, Callable[[Classifier], dict[
 
 def _attacked(bench: Bench, attack: Attack, model: Classifier) -> dict[str, object]:
     result = attack_accuracy(
-        bench.model, model, bench.parts["report"], [attack], images=ATTACKED_IMAGES, seed=0, device=bench.device
+        bench.model,
+        model,
+        bench.parts["report"],
+        {attack.name: attack},
+        images=ATTACKED_IMAGES,
+        seed=0,
+        device=bench.device,
     )[attack.name]
     return {
         "images": result.attacked_images,

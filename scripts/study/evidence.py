@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +183,8 @@ class Evidence:
         """Returns the whole paths of the stepwise protocol, one per draw, in order of removal."""
         rows = self.paths[(self.paths["criterion"] == criterion) & (self.paths["against"] == against)]
         paths = [tuple(path.sort_values("step")["removed"]) for _, path in rows.groupby("draw")]
-        return [path for path in paths if len(path) == max(self.counts.values())]
+        # Up to the first that is unfinished: what is compared draw by draw is told apart by position.
+        return list(itertools.takewhile(lambda path: len(path) == max(self.counts.values()), paths))
 
     def path_sets(self, criterion: str, against: str, count: int) -> list[tuple[str, ...]]:
         """Returns what the stepwise protocol has removed after so many steps, one set per draw."""

@@ -210,6 +210,7 @@ def costs_table(evidence: Evidence) -> str:
                     (row["energy_base_mwh_per_1000_images"], row["energy_pruned_mwh_per_1000_images"]),
                 ]
                 cells = [f"{after:.2f} ({100 * (after / before - 1):+.0f} %)" for before, after in pairs]
+                cells = [cell.replace("-", "−") for cell in cells]
                 rows.append([criterion, f"{ratio:g}", f"{row['macs'] / 1e6:.2f} M", *cells])
     heads = ["criterion", "ratio", "MACs", "batch 1 (ms)", "batch 128 (ms)", "energy of 1,000 images (mWh)"]
     return markdown(heads, rows) if rows else NOT_MEASURED

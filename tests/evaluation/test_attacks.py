@@ -3,19 +3,13 @@ from __future__ import annotations
 import pytest
 
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.attacks import Attack, check_attacks, column_names
+from consensus_cli.evaluation.attacks import Attack, check_attacks
 
 
 def test_step_is_a_fraction_of_epsilon_unless_given():
     assert Attack("pgd", eps255=8, steps=10).step == pytest.approx(2 / 255)
     assert Attack("pgd", eps255=8, steps=1).step == pytest.approx(8 / 255)
     assert Attack("pgd", eps255=8, step255=0.5).step == pytest.approx(0.5 / 255)
-
-
-def test_columns_say_only_what_tells_attacks_apart():
-    assert column_names([Attack("fgsm"), Attack("pgd")]) == ["fgsm", "pgd"]
-    assert column_names([Attack("pgd"), Attack("pgd", "L2"), Attack("cw", "L2")]) == ["pgd", "pgd_l2", "cw"]
-    assert column_names([Attack("pgd", eps255=2), Attack("pgd", eps255=0.5)]) == ["pgd_eps2", "pgd_eps0.5"]
 
 
 @pytest.mark.parametrize(
@@ -34,8 +28,3 @@ def test_impossible_attacks_are_refused(attack, message, hint):
         check_attacks([attack])
     assert message in caught.value.message
     assert hint in caught.value.hint
-
-
-def test_twins_are_refused():
-    with pytest.raises(UserError, match="alike"):
-        column_names([Attack("pgd"), Attack("pgd")])

@@ -37,7 +37,7 @@ def test_latency_and_memory_are_measured_on_the_gpu():
 def test_attacks_run_on_the_gpu(name, noise_split):
     model = resnet(20).cuda().to(memory_format=torch.channels_last)
     attack = Attack(name, ATTACKS[name].norms[0], steps=3)
-    found = attack_accuracy(model, model, noise_split(20, 10), [attack], images=20, seed=0, device="cuda")[name]
+    found = attack_accuracy(model, model, noise_split(20, 10), {name: attack}, images=20, seed=0, device="cuda")[name]
     assert found.base_pct <= found.clean_base_pct
 
 

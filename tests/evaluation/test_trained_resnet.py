@@ -69,7 +69,7 @@ def test_accuracy_and_calibration_are_those_of_a_trained_network(model, split):
 @pytest.mark.parametrize("eps255", [2, 8])
 def test_fgsm_and_pgd_agree_with_independent_lines(model, split, eps255):
     images = 200
-    attacks = [Attack("fgsm", eps255=eps255), Attack("pgd", eps255=eps255, steps=20)]
+    attacks = {"fgsm": Attack("fgsm", eps255=eps255), "pgd": Attack("pgd", eps255=eps255, steps=20)}
     subset = split.subset(torch.arange(images))
     constant = Fixed(torch.arange(10.0))  # a second network that costs nothing to attack
     found = attack_accuracy(model, constant, subset, attacks, images=images, seed=0, device="cpu", batch_size=images)
@@ -86,7 +86,11 @@ def test_fgsm_and_pgd_agree_with_independent_lines(model, split, eps255):
 
 
 def test_attacks_rank_as_they_must(model, split):
-    attacks = [Attack("pgd", eps255=2), Attack("autoattack", eps255=2, steps=5), Attack("pgd", eps255=0, steps=2)]
+    attacks = {
+        "pgd": Attack("pgd", eps255=2),
+        "autoattack": Attack("autoattack", eps255=2, steps=5),
+        "pgd_eps0": Attack("pgd", eps255=0, steps=2),
+    }
     constant = Fixed(torch.arange(10.0))
     subset = split.subset(torch.arange(24))
     found = attack_accuracy(model, constant, subset, attacks, images=24, seed=0, device="cpu")

@@ -8,7 +8,7 @@ from consensus_cli.errors import UserError
 from consensus_cli.models.resnet import ResNet, resnet
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import bypassed
-from consensus_cli.scoring.ablation import AblationEngine
+from consensus_cli.scoring.ablation import AblationEngine, representation_size
 from consensus_cli.scoring.folding import fold_batch_norms
 
 
@@ -279,3 +279,26 @@ def test_features_of_the_authors_network_are_those_in_float64():
     features = AblationEngine(network, authors_blocks(), images[:1]).representations(images)
     exact = one_by_one(network.double(), authors_blocks(), images.double())
     assert (features - exact).abs().max() < 2e-5
+
+
+class Remembering(nn.Module):
+    """Keeps a tensor of its first forward pass, as lazily made position encodings are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.fc = nn.Linear(3, 2)
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.arange(3.0) * x.new_ones(3)
+        return self.fc(x.mean(dim=(2, 3)) * self.scale * self.kept)
+
+
+def test_looking_for_the_size_leaves_a_network_that_can_be_trained():
+    network = Remembering().train()
+    assert representation_size(network, torch.rand(2, 3, 4, 4)) == 3
+    assert network.training
+    network(torch.rand(2, 3, 4, 4)).sum().backward()
+    assert network.scale.grad is not None
