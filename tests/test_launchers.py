@@ -190,3 +190,8 @@ def test_a_process_that_dies_is_told_in_one_line_and_the_exit_code_is_1(
     told = capfd.readouterr().err
     assert "error: a run's process ended before the run did: " in told
     assert "hint: the same command again" in told
+
+
+def test_the_settings_of_a_launcher_are_shown_without_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", f"{launchers.GROUP}={launchers.BASIC}", "--cfg", "hydra", "--package", "hydra.launcher"]) == 0
+    assert "BasicLauncher" in capsys.readouterr().out
