@@ -13,7 +13,7 @@ from study.evidence import Evidence, difference
 from study.figures import FIGURES, draw
 from study.markdown import estimate
 from study.plan import BASELINES, METRICS, VOTES
-from study.tables import MARKER, TABLES, update, with_tables
+from study.tables import MARKER, TABLES, stepwise_table, update, with_tables
 
 from consensus_cli.errors import UserError
 from consensus_cli.report.figures import save
@@ -134,6 +134,25 @@ def test_document_shows_exactly_what_the_rows_give():
     without_rows = MARKER.sub(r"\1\3", text)
     measured = (rows / "paths.csv").is_file()
     assert text == (with_tables(text, Evidence.of_resnet56(rows)) if measured else without_rows)
+
+
+def test_what_ranking_anew_gains_is_the_difference_of_the_accuracies_it_stands_below():
+    found = Evidence.of_resnet56(ROOT / "docs" / "study")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in stepwise_table(found).splitlines()[2:]]
+    cells = {(name, way): found_cells for name, way, _, *found_cells in lines}
+    once = [found.right(found.removed("cka", count)[:2]).mean() for count in found.counts.values()]
+
+    def shown(cell: str) -> float:
+        return float(cell.strip("*").split(" ")[0].replace("−", "-"))
+
+    for column, ranked_once in enumerate(once):
+        cka, consensus = (shown(cells[name, "current"][column]) for name in ("cka", "consensus"))
+        gained = shown(cells["cka", "current − one-shot (pp)"][column])
+        assert gained == pytest.approx(cka - 100 * ranked_once, abs=0.011)
+        assert shown(cells["cka", "current − original (pp)"][column]) == pytest.approx(
+            cka - shown(cells["cka", "original"][column]), abs=0.011
+        )
+        assert shown(cells["consensus − cka", "current (pp)"][column]) == pytest.approx(consensus - cka, abs=0.011)
 
 
 @pytest.mark.slow
