@@ -14,6 +14,7 @@ from typing import NoReturn
 from consensus_cli import __version__
 from consensus_cli.errors import RunFailedError, UserError, tell, unknown_name
 from consensus_cli.signals import InterruptedRunError
+from consensus_cli.startup import lasting_imports
 
 HELP = """\
 consensus: layer pruning by the consensus of similarity metrics
@@ -118,7 +119,8 @@ def _resume(words: list[str]) -> int:
     parser = _Parser(prog="consensus resume", add_help=False)
     parser.add_argument("run", type=Path)
     asked = parser.parse_args(words)
-    from consensus_cli import pipeline
+    with lasting_imports():
+        from consensus_cli import pipeline
 
     with open_screen(kind) as screen:
         pipeline.resume(asked.run, screen)
@@ -126,12 +128,14 @@ def _resume(words: list[str]) -> int:
 
 
 def _score(words: list[str]) -> int:
-    from consensus_cli import pipeline
     from consensus_cli.composition import compose_run
     from consensus_cli.screen import open_screen, take_kind
 
     words, kind = take_kind(words)
     config = compose_run(words)
+    with lasting_imports():
+        from consensus_cli import pipeline
+
     with open_screen(kind) as screen:
         pipeline.score(config, screen)
     return 0

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from consensus_cli import conf_files, config, launchers
 from consensus_cli.composition import check_overrides, compose_runs, explain, opened, to_run_config
 from consensus_cli.errors import RunFailedError, UserError, tell
+from consensus_cli.startup import lasting_imports
 
 #: packages whose exceptions, in a sweep, say that they lost a run's process
 _LAUNCHING = ("joblib", "submitit", "ray")
@@ -45,7 +46,8 @@ def launch(words: list[str], screen_kind: str) -> int:
         check_overrides(flags.overrides, multirun=True, searchpath=flags.config_dir)
     if not only_shows and not own_files:
         runs = compose_runs(flags.overrides, multirun=flags.multirun, searchpath=flags.config_dir)
-        from consensus_cli import preflight
+        with lasting_imports():
+            from consensus_cli import preflight
 
         for run in runs:
             preflight.check(run)
@@ -110,8 +112,9 @@ def run_job(composed: DictConfig, screen_kind: str) -> str | None:
 
     In a sweep a run that fails leaves its row, and the next one starts.
     """
-    from consensus_cli import pipeline
-    from consensus_cli.screen import open_screen
+    with lasting_imports():
+        from consensus_cli import pipeline
+        from consensus_cli.screen import open_screen
 
     hydra_config = HydraConfig.get()
     overrides, sweeping = list(hydra_config.overrides.task), hydra_config.mode == RunMode.MULTIRUN

@@ -1,8 +1,10 @@
 """Compares ways to recover after a removal: batch norm measured anew on/off × distillation on/off, in equal time.
 
 One network is pruned by one criterion in every way; what differs is what follows a removal. Each way gets as many
-seconds of fine-tuning as the plain one takes: the epochs per step of a way are the plain ones times the ratio of the
-seconds that an epoch takes, which a first, short pass measures. Writes a CSV and a markdown table:
+seconds of fine-tuning as the plain one: its epochs per step follow from the seconds of an update with and without a
+teacher and of a new measure of batch norm, each timed several times in turn, in one process, before the runs. So the
+ways are equal by the clock of one hour, however the machine's speed changes while the runs take place. Writes a CSV and
+a markdown table:
 
     python scripts/bench_recovery.py --out recovery --seeds 0,1,2 -- model=resnet56 dataset=imagefolder \\
         dataset.root=FOLDER model.weights=resnet56.safetensors ratio=0.5 finetune=quick
@@ -11,12 +13,23 @@ seconds that an epoch takes, which a first, short pass measures. Writes a CSV an
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from rich.console import Console
+
+from consensus_cli import recipes, training
+from consensus_cli.composition import compose_run
+from consensus_cli.prepare import prepare
+from consensus_cli.screen import QuietScreen
 
 #: way -> what it adds to the plain one
 WAYS = {
@@ -25,6 +38,11 @@ WAYS = {
     "distillation": ("finetune.distill={distill}",),
     "both": ("finetune.recalibration_images={images}", "finetune.distill={distill}"),
 }
+#: columns of a run's row that the table keeps
+KEPT = ("finetune_s", "blocks_removed", "accuracy_base_pct", "accuracy_pruned_pct", "accuracy_delta_pp")
+#: updates in one timed training, and how often each way is timed
+TIMED_UPDATES = 8
+TURNS = 5
 #: nothing but accuracy is asked for
 WITHOUT_THE_REST = ("attacks=none", "evaluate.energy_window_s=0.1", "evaluate.energy_repeats=1")
 
@@ -44,32 +62,64 @@ def words_of(way: str, asked: argparse.Namespace, epochs: float, seed: int) -> l
     return [*asked.words, *added, f"finetune.epochs_per_step={epochs:.4f}", "finetune.final_epochs=0", f"seed={seed}"]
 
 
+def epochs_in_equal_time(asked: argparse.Namespace) -> dict[str, float]:
+    """Returns the epochs per step that take each way as long as `--epochs-per-step` take the plain one."""
+    both = words_of("both", asked, asked.epochs_per_step, seed=0)
+    prepared = prepare(compose_run(both), QuietScreen(Console(quiet=True)))
+    images, network = prepared.images, copy.deepcopy(prepared.fresh)
+    batch_size = prepared.config.finetune.batch_size
+    updates_per_epoch = len(images.train) // batch_size
+    plain = recipes.part_of_epoch(prepared.config, TIMED_UPDATES / updates_per_epoch)
+    shared = {"device": prepared.device, "augmentation": images.augmentation, "seed": 0}
+
+    def trains(distill: float) -> Callable[[], object]:
+        recipe, teacher = replace(plain, distill=distill), prepared.fresh
+        return lambda: training.train(
+            network, images.train, recipe, **shared, precision=prepared.precision, teacher=teacher
+        )
+
+    work = {
+        "update": trains(0.0),
+        "taught update": trains(asked.distill),
+        "recalibration": lambda: training.recalibrate_batch_norm(
+            network, images.train, images=asked.recalibration_images, batch_size=batch_size, **shared
+        ),
+    }
+    times_s: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(1 + TURNS):
+        for name, do in work.items():
+            started_s = time.perf_counter()
+            do()
+            times_s[name].append(time.perf_counter() - started_s)
+    # The first turn warms up.
+    seconds = {name: statistics.median(times[1:]) for name, times in times_s.items()}
+    update_s, taught_s = seconds["update"] / TIMED_UPDATES, seconds["taught update"] / TIMED_UPDATES
+    whole_s, recalibration_s = asked.epochs_per_step * updates_per_epoch * update_s, seconds["recalibration"]
+    print(
+        f"an update takes {update_s * 1e3:.0f} ms, with a teacher {taught_s * 1e3:.0f} ms, "
+        f"{asked.recalibration_images} images of recalibration {recalibration_s:.2f} s: {whole_s:.1f} s per step",
+        file=sys.stderr,
+    )
+    if recalibration_s >= whole_s:
+        raise SystemExit("recalibration alone takes longer than the plain way: more --epochs-per-step, or fewer images")
+    left_s = whole_s - recalibration_s
+    return {
+        "plain": asked.epochs_per_step,
+        "recalibration": left_s / update_s / updates_per_epoch,
+        "distillation": whole_s / taught_s / updates_per_epoch,
+        "both": left_s / taught_s / updates_per_epoch,
+    }
+
+
 def compare(asked: argparse.Namespace) -> pd.DataFrame:
     """Returns a row per way and seed."""
-    seeds = [int(seed) for seed in asked.seeds.split(",")]
+    epochs = epochs_in_equal_time(asked)
     rows = []
-    for seed in seeds:
-        plain_s = None
+    for seed in map(int, asked.seeds.split(",")):
         for way in WAYS:
-            epochs = asked.epochs_per_step
-            row = run(words_of(way, asked, epochs, seed), asked.out)
-            if plain_s is None:
-                plain_s = row["finetune_s"]
-            elif row["finetune_s"] > plain_s:
-                epochs *= plain_s / row["finetune_s"]
-                row = run(words_of(way, asked, epochs, seed), asked.out)
-            rows.append(
-                {
-                    "way": way,
-                    "seed": seed,
-                    "epochs_per_step": epochs,
-                    "finetune_s": row["finetune_s"],
-                    "blocks_removed": row["blocks_removed"],
-                    "accuracy_base_pct": row["accuracy_base_pct"],
-                    "accuracy_pruned_pct": row["accuracy_pruned_pct"],
-                    "accuracy_delta_pp": row["accuracy_delta_pp"],
-                }
-            )
+            row = run(words_of(way, asked, epochs[way], seed), asked.out)
+            rows.append({"way": way, "seed": seed, "epochs_per_step": epochs[way]} | {name: row[name] for name in KEPT})
+            pd.DataFrame(rows).to_csv(asked.out / "recovery.csv", index=False)
     return pd.DataFrame(rows)
 
 
@@ -100,7 +150,6 @@ def main() -> None:
     parser.add_argument("--distill", type=float, default=0.5)
     asked = parser.parse_args()
     rows = compare(asked)
-    rows.to_csv(asked.out / "recovery.csv", index=False)
     table = markdown(rows)
     (asked.out / "recovery.md").write_text(table, encoding="utf-8")
     print(table, end="")

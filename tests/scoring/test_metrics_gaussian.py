@@ -19,7 +19,12 @@ from consensus_cli.scoring.metrics.alignment import (
     polar,
     step_limit,
 )
-from consensus_cli.scoring.metrics.gaussian import ablated_gaussians, gaussian_distance, original_gaussians
+from consensus_cli.scoring.metrics.gaussian import (
+    ablated_gaussians,
+    gaussian_distance,
+    on_all_cores,
+    original_gaussians,
+)
 
 LABELS = np.arange(120) % 3
 ALPHAS = {"gaussian_alpha0": 0, "gaussian_alpha1": 1, "gaussian_alpha2": 2}
@@ -190,3 +195,17 @@ def test_classes_of_unequal_size_and_empty_ones():
     for name, alpha in ALPHAS.items():
         identity = gaussian_objective(x, ys[0], labels, alpha, np.eye(4))
         assert 0 < values[name][0] <= identity
+
+
+def test_chunks_are_solved_with_one_thread_each_and_the_count_comes_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        used = on_all_cores(lambda chunk: np.array([chunk.start, torch.get_num_threads()]), [slice(2, 3), slice(4, 5)])
+        assert [values.tolist() for values in used] == [[2, 1], [4, 1]]
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError):
+            on_all_cores(lambda chunk: np.array([1 / 0]), [slice(0)])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -57,8 +58,18 @@ def gaussian_distance(stats: PairStatistics, alpha: float) -> np.ndarray:
 
     if stats.device.type != "cpu" or stats.features > SHARED_CORES_FEATURES:
         return np.concatenate([solve(chunk) for chunk in chunks])
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return np.concatenate(list(pool.map(solve, chunks)))
+    return np.concatenate(on_all_cores(solve, chunks))
+
+
+def on_all_cores(solve: Callable[[slice], np.ndarray], chunks: Sequence[slice]) -> list[np.ndarray]:
+    """Solves for chunks of candidates at once, each with one thread: small matrices share the cores badly."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(solve, chunks))
+    finally:
+        # PyTorch's own threads are counted for each thread, those of its linear algebra for the whole process.
+        torch.set_num_threads(threads)
 
 
 def chunk_size(stats: PairStatistics) -> int:
@@ -70,7 +81,9 @@ def chunk_size(stats: PairStatistics) -> int:
 
 def means_distance(stats: PairStatistics) -> np.ndarray:
     """The distance for α = 2, √ min over rotations T of the mean over classes of 2‖μˣ − μʸT‖²; (c,)."""
-    x, y = original_gaussians(stats.classes).means, ablated_gaussians(stats.classes, slice(None)).means
+    filled = [c for c in stats.classes if c.weight]
+    x = torch.cat([class_mean(c, None) for c in filled], dim=-2)
+    y = torch.cat([class_mean(c, slice(None)) for c in filled], dim=-2)
     # The means' overlap has the singular values of the product of their triangular factors, which is small.
     _, factor_x = torch.linalg.qr(x.mT, mode="r")
     _, factor_y = torch.linalg.qr(y.mT, mode="r")
@@ -146,15 +159,27 @@ def class_gaussian(moments: FactoredMoments, chunk: slice | None) -> ClassGaussi
     The centred rows themselves are a root where they are still held.
     """
     freedom = max(moments.weight - 1, 1)
+    mean = class_mean(moments, chunk)
     if moments.moments:
-        m = moments.moments
-        mean, second = (m.mean_x, m.xx) if chunk is None else (m.mean_y[chunk], m.yy[chunk])
-        return ClassGaussians(mean[..., None, :], root(second / freedom)[..., None, :, :])
-    x, y, weights = moments.rows_of(slice(0) if chunk is None else chunk)
-    values = (x if chunk is None else y).double()
-    mean = (weights / weights.sum()) @ values
+        second = moments.moments.xx if chunk is None else moments.moments.yy[chunk]
+        return ClassGaussians(mean, root(second / freedom)[..., None, :, :])
+    values, weights = class_rows(moments, chunk)
     scale = (weights / freedom).sqrt()[:, None]
-    return ClassGaussians(mean[..., None, :], ((values - mean[..., None, :]) * scale)[..., None, :, :])
+    return ClassGaussians(mean, ((values - mean) * scale)[..., None, :, :])
+
+
+def class_mean(moments: FactoredMoments, chunk: slice | None) -> Tensor:
+    """Returns one class's mean (..., 1, d), of X where `chunk` is None."""
+    if moments.moments:
+        return (moments.moments.mean_x if chunk is None else moments.moments.mean_y[chunk])[..., None, :]
+    values, weights = class_rows(moments, chunk)
+    return ((weights / weights.sum()) @ values)[..., None, :]
+
+
+def class_rows(moments: FactoredMoments, chunk: slice | None) -> tuple[Tensor, Tensor]:
+    """Returns one class's rows (..., n, d), of X where `chunk` is None, and their weights (n,)."""
+    x, y, weights = moments.rows_of(slice(0) if chunk is None else chunk)
+    return (x if chunk is None else y).double(), weights
 
 
 def within_class_coupling(
