@@ -261,7 +261,7 @@ class Steps:
     def _show_removal(self, ranking: Ranking, position: int) -> None:
         criterion = self.config.criterion
         by_ranks = (criterion.name, criterion.aggregation) == ("consensus", "rank_sum")
-        others = np.delete(ranking.importance, position)
+        left = [i for i, name in enumerate(ranking.blocks) if name not in self.removed]
         self.screen.show(
             events.BlockRemoved(
                 block=ranking.blocks[position],
@@ -269,7 +269,7 @@ class Steps:
                 of=self.prepared.target_blocks if self.config.prune.unit == "blocks" else None,
                 importance=float(ranking.importance[position]),
                 unit="rank sum" if by_ranks else "importance",
-                next_importance=float(others.min()) if len(others) else None,
+                next_importance=float(ranking.importance[left].min()) if left else None,
             )
         )
 
@@ -280,7 +280,9 @@ class Steps:
         # Every n-th: the samples lie class after class.
         few = images.subset(torch.arange(0, len(images), max(1, len(images) // CHECKED_IMAGES)))
         correct_pct = accuracy_pct(predict(network, few, self.prepared.device))
-        self.screen.show(events.AccuracyChecked(correct_pct, len(few), "validation" if len(held_out) else "training"))
+        kind = "validation" if len(held_out) else "training"
+        self.screen.show(events.AccuracyChecked(correct_pct, len(few), kind))
+        self.tracker.accuracy(correct_pct, kind, len(self.removed))
 
     def _seed(self, *where: int) -> int:
         """Returns a seed that differs from step to step and depends on nothing but the run's seed."""

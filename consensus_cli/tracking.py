@@ -13,11 +13,15 @@ from consensus_cli.errors import UserError, unknown_name
 TRACKERS = ("none", "tensorboard", "mlflow", "wandb")
 
 
+#: what each group of values is logged over
+AXES = {"train": "updates", "accuracy": "removed_blocks", "scores": "removed_blocks", "row": "removed_blocks"}
+
+
 class Tracker:
     """Follows one run; without a tool (`none`) it does nothing.
 
-    Values are named `scores/…`, `train/…`, `row/…`; the step is the number of removed blocks, and of training losses
-    the number of updates since the run began or was resumed.
+    Values are named `scores/…`, `train/…`, `accuracy/…`, `row/…`; the step is the number of removed blocks, and of
+    training losses the number of updates since the run began or was resumed.
     """
 
     def __init__(self, name: str, run_dir: Path, settings: Mapping[str, Any]) -> None:
@@ -39,24 +43,34 @@ class Tracker:
     def loss(self, value: float, updates: int) -> None:
         """Logs a training loss, reported after so many further updates."""
         self._updates += updates
-        self._log({"train/loss": value}, self._updates)
+        self._log("train", {"loss": value}, self._updates)
+
+    def accuracy(self, pct: float, of: str, removed: int) -> None:
+        """Logs the accuracy in percent on some images (`validation`, `training`) when so many blocks are gone."""
+        self._log("accuracy", {f"{of}_pct": pct}, removed)
 
     def scores(self, values: Mapping[str, float], removed: int) -> None:
         """Logs the importance of every block when so many are gone."""
-        self._log({f"scores/{block}": float(value) for block, value in values.items()}, removed)
+        self._log("scores", values, removed)
 
     def row(self, row: Mapping[str, object], removed: int) -> None:
         """Logs the numbers of the final row."""
-        self._log({f"row/{key}": float(v) for key, v in row.items() if isinstance(v, int | float)}, removed)
+        self._log("row", {key: v for key, v in row.items() if isinstance(v, int | float)}, removed)
 
     def finish(self) -> None:
         """Writes what is left."""
         if self._tracker is not None:
             self._tracker.finish()
 
-    def _log(self, values: dict[str, float], step: int) -> None:
-        if self._tracker is not None:
-            self._tracker.log(values, step=step)
+    def _log(self, group: str, values: Mapping[str, float], step: int) -> None:
+        if self._tracker is None:
+            return
+        named = {f"{group}/{key}": float(value) for key, value in values.items()}
+        if self._tracker.name == "wandb":
+            # Its own step may never fall, or the values are dropped; ours is an axis there.
+            self._tracker.log(named | {AXES[group]: step})
+        else:
+            self._tracker.log(named, step=step)
 
 
 def check_tracker(name: str) -> None:
@@ -86,6 +100,9 @@ def _start(name: str, run_dir: Path, settings: dict[str, Any]) -> Any:
     tracker = LOGGER_TYPE_TO_CLASS[name](**where[name])
     tracker.start()
     tracker.store_init_configuration(settings)
+    if name == "wandb":
+        for group, axis in AXES.items():
+            tracker.run.define_metric(f"{group}/*", step_metric=axis)
     return tracker
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from consensus_cli.pruning.blocks import Block
+
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no reference network at {REFERENCE}")
 CANDIDATES = [*range(1, 9), *range(10, 18), *range(19, 27)]
 
 
@@ -56,3 +61,19 @@ def trained() -> AuthorsNetwork:
     assert not unexpected
     assert all("num_batches_tracked" in name for name in missing)
     return network.eval()
+
+
+def authors_blocks() -> list[Block]:
+    """The candidates, with stage and shape."""
+    return [
+        Block(f"blocks.{number}", number // 9, (16 << number // 9,) + (32 >> number // 9,) * 2, True)
+        for number in CANDIDATES
+    ]
+
+
+def golden_images(per_class: int) -> Tensor:
+    """Returns the first training images of each class, class after class, in [0, 1]."""
+    with np.load(REFERENCE / "cifar10_subset.npz") as subset:
+        images, labels = subset["x_train"], subset["y_train"]
+    index = np.concatenate([np.flatnonzero(labels == label)[:per_class] for label in range(10)])
+    return torch.from_numpy(images[index]).permute(0, 3, 1, 2) / 255

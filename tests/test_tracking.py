@@ -28,6 +28,10 @@ def test_tensorboard_gets_losses_scores_and_the_row(tmp_path: Path) -> None:
     assert events.Scalars("row/accuracy_pruned_pct")[0].value == pytest.approx(row["accuracy_pruned_pct"], rel=1e-6)
     assert len([tag for tag in tags if tag.startswith("scores/")]) == 6
     assert [event.step for event in events.Scalars("scores/layer1.1")] == [0, 1]
+    (accuracies,) = (events.Scalars(tag) for tag in tags if tag.startswith("accuracy/"))
+    # Before pruning, after each removal, after the final fine-tuning.
+    assert [event.step for event in accuracies] == [0, 1, 2, 2]
+    assert all(0 <= event.value <= 100 for event in accuracies)
     updates = [event.step for event in events.Scalars("train/loss")]
     assert updates == sorted(set(updates))
     # One epoch of 4 updates for the baseline, half of one after each removal, one at the end.
@@ -40,16 +44,42 @@ def test_mlflow_gets_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyP
     tracker = Tracker("mlflow", tmp_path / "run", {"seed": 0, "model": {"name": "resnet20"}, "ratio": None})
     tracker.loss(0.5, updates=3)
     tracker.scores({"layer1.1": 4}, removed=0)
+    tracker.accuracy(75.0, "validation", removed=1)
     tracker.row({"accuracy_pruned_pct": 90.0, "model": "resnet20"}, removed=1)
     tracker.finish()
     written = {file.name: file.read_text().split()[1:] for file in tmp_path.glob("mlruns/*/*/metrics/*/*")}
     assert {name: tuple(map(float, values)) for name, values in written.items()} == {
         "loss": (0.5, 3),
         "layer1.1": (4, 0),
+        "validation_pct": (75, 1),
         "accuracy_pruned_pct": (90, 1),
     }
     (parameter,) = tmp_path.glob("mlruns/*/*/params/model.name")
     assert parameter.read_text() == "resnet20"
+
+
+def test_wandb_drops_nothing_although_removed_blocks_are_fewer_than_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "run").mkdir()
+    tracker = Tracker("wandb", tmp_path / "run", {"seed": 0})
+    tracker.loss(0.5, updates=30)
+    tracker.scores({"layer1.1": 4}, removed=0)
+    tracker.accuracy(75.0, "validation", removed=1)
+    tracker.row({"accuracy_pruned_pct": 90.0, "model": "resnet20"}, removed=1)
+    summary = dict(tracker._tracker.run.summary)
+    tracker.finish()
+    assert "ignored" not in capfd.readouterr().err
+    logged = {key: value for key, value in summary.items() if not key.startswith("_")}
+    assert logged == {
+        "train/loss": 0.5,
+        "updates": 30,
+        "scores/layer1.1": 4,
+        "accuracy/validation_pct": 75,
+        "row/accuracy_pruned_pct": 90,
+        "removed_blocks": 1,
+    }
 
 
 def test_a_tracker_that_is_not_installed_is_told_before_anything_runs(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from authors_network import CANDIDATES, REFERENCE, AuthorsNetwork
+from authors_network import CANDIDATES, REFERENCE, AuthorsNetwork, needs_reference
 from quick import QUICK
 from torchvision.io import write_png
 
@@ -33,7 +33,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no reference network at {REFERENCE}")
+@needs_reference
 def test_the_reference_network_is_pruned_through_the_command_line(images: Path, tmp_path: Path) -> None:
     words = [
         *("model=custom", "model.target=authors_network.AuthorsNetwork"),

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from authors_network import CANDIDATES, REFERENCE, trained
+from authors_network import CANDIDATES, REFERENCE, golden_images, needs_reference, trained
 from fvcore.nn import FlopCountAnalysis
 from residual_networks import Net, Residual
 from surgery_checks import check_round_trip, flops
@@ -113,15 +113,13 @@ def test_names_of_branches() -> None:
     assert parts_of("a.b+norm+c.attention[1of2]") == ("a.b.norm", "a.b.c.attention")
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the shared reference network")
+@needs_reference
 def test_golden_representations_without_each_block() -> None:
     """Features of the paper's authors' network without a block, as computed by their own code."""
     network, samples = trained(), 4
     golden = np.load(REFERENCE / "base_features.npz")
     original, ablated = (golden[name][..., :samples, :] for name in ("original", "ablated"))
-    images = np.load(REFERENCE / "cifar10_subset.npz")
-    first_class = images["x_train"][images["y_train"] == 0][:samples]
-    x = torch.from_numpy(first_class).permute(0, 3, 1, 2) / 255
+    x = golden_images(samples)[:samples]
     with torch.no_grad():
         np.testing.assert_allclose(network.features(x).numpy(), original, rtol=1e-3, atol=1e-4)
         for i, block in enumerate(CANDIDATES):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from authors_resnet56 import REFERENCE, authors_blocks, authors_network, golden_images, needs_reference
+from authors_network import REFERENCE, authors_blocks, golden_images, needs_reference, trained
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError
@@ -262,9 +262,8 @@ def golden_features(per_class: int) -> tuple[np.ndarray, np.ndarray]:
 @needs_reference
 @pytest.mark.parametrize("per_class", [2, pytest.param(256, marks=pytest.mark.slow)])
 def test_features_of_the_authors_network_are_the_golden_ones(per_class):
-    network, mean_image = authors_network()
-    images = golden_images(per_class, mean_image)
-    engine = AblationEngine(network, authors_blocks(), images[:1])
+    images = golden_images(per_class)
+    engine = AblationEngine(trained(), authors_blocks(), images[:1])
     golden, candidates = golden_features(per_class)
     assert engine.one_pass
     assert [name.split(".")[1] for name in engine.candidates] == [str(number) for number in candidates]
@@ -275,8 +274,7 @@ def test_features_of_the_authors_network_are_the_golden_ones(per_class):
 
 @needs_reference
 def test_features_of_the_authors_network_are_those_in_float64():
-    network, mean_image = authors_network()
-    images = golden_images(1, mean_image)[:2]
+    network, images = trained(), golden_images(1)[:2]
     features = AblationEngine(network, authors_blocks(), images[:1]).representations(images)
     exact = one_by_one(network.double(), authors_blocks(), images.double())
     assert (features - exact).abs().max() < 2e-5
