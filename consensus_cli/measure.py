@@ -15,6 +15,9 @@ from consensus_cli.evaluation.mode import Progress
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.prepare import Prepared, planted_cue
 
+#: idle power is read once, over a stretch as long as so many energy windows
+IDLE_WINDOWS = 3
+
 
 @dataclass(frozen=True)
 class Training:
@@ -73,7 +76,7 @@ def _cost_columns(
     progress: Progress,
 ) -> Columns:
     settings, test = prepared.config.evaluate, prepared.images.test
-    columns: Columns = {"idle_w": meter.idle_w(settings.energy_window_s)}
+    columns: Columns = {"idle_w": meter.idle_w(IDLE_WINDOWS * settings.energy_window_s)}
     columns |= cost_comparison.complexity_columns(original, network, test.image_shape)
     columns |= cost_comparison.latency_columns(
         original,

@@ -64,7 +64,7 @@ class Steps:
         screen: where progress is shown.
         stages: energy and time of each stage.
         fitting: which batches fit into memory.
-        tracker: where losses and scores are logged beside the run directory.
+        tracker: where losses, accuracies and scores are logged beside the run directory.
         removed: names of the blocks that are gone, in order of removal.
         scores: what the criterion said before each step.
     """
@@ -94,7 +94,7 @@ class Steps:
 
     @contextmanager
     def tracking(self, run_dir: Path) -> Iterator[None]:
-        """Logs losses and scores to the configured tracker while the body runs."""
+        """Logs losses, accuracies and scores to the configured tracker while the body runs."""
         self.tracker = Tracker(self.config.tracker, run_dir, asdict(self.config))
         try:
             yield

@@ -11,6 +11,7 @@ import pandas as pd
 
 from consensus_cli import __version__
 from consensus_cli.config import EvaluateConfig
+from consensus_cli.measure import IDLE_WINDOWS
 from consensus_cli.prepare import Prepared
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.report.measures import changes
@@ -90,7 +91,8 @@ def _baseline_stage(prepared: Prepared) -> dict[str, int]:
 def _least_evaluation_s(settings: EvaluateConfig) -> float:
     """Returns the seconds of all windows: energy of inference and training, and latency, of two networks each."""
     energy_s = 2 * (1 + settings.energy_repeats) * settings.energy_window_s
-    return settings.energy_window_s + 2 * (energy_s + len(settings.batch_sizes) * settings.latency_min_run_s)
+    idle_s = IDLE_WINDOWS * settings.energy_window_s
+    return idle_s + 2 * (energy_s + len(settings.batch_sizes) * settings.latency_min_run_s)
 
 
 def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:

@@ -12,8 +12,7 @@ from consensus_cli.errors import UserError, unknown_name
 #: `none`, and the libraries that can follow a run; each is an extra of the same name
 TRACKERS = ("none", "tensorboard", "mlflow", "wandb")
 
-
-#: what each group of values is logged over
+#: group of values -> what it is logged over; the axes of Weights & Biases, and the step elsewhere
 AXES = {"train": "updates", "accuracy": "removed_blocks", "scores": "removed_blocks", "row": "removed_blocks"}
 
 

@@ -1,10 +1,10 @@
 """Compares ways to recover after a removal: batch norm measured anew on/off × distillation on/off, in equal time.
 
 One network is pruned by one criterion in every way; what differs is what follows a removal. Each way gets as many
-seconds of fine-tuning as the plain one: its epochs per step follow from the seconds of an update with and without a
-teacher and of a new measure of batch norm, each timed several times in turn, in one process, before the runs. So the
-ways are equal by the clock of one hour, however the machine's speed changes while the runs take place. Writes a CSV and
-a markdown table:
+seconds of fine-tuning as the plain one: its epochs per step follow from the seconds of a step's training with and
+without a teacher and of a new measure of batch norm, on the network with half of the blocks gone, timed several times
+in turn in one process before the runs. So the machine's speed, which changes while the runs take place, favours none.
+Writes a CSV and a markdown table:
 
     python scripts/bench_recovery.py --out recovery --seeds 0,1,2 -- model=resnet56 dataset=imagefolder \\
         dataset.root=FOLDER model.weights=resnet56.safetensors ratio=0.5 finetune=quick
@@ -29,6 +29,7 @@ from rich.console import Console
 from consensus_cli import recipes, training
 from consensus_cli.composition import compose_run
 from consensus_cli.prepare import prepare
+from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.screen import QuietScreen
 
 #: way -> what it adds to the plain one
@@ -40,9 +41,8 @@ WAYS = {
 }
 #: columns of a run's row that the table keeps
 KEPT = ("finetune_s", "blocks_removed", "accuracy_base_pct", "accuracy_pruned_pct", "accuracy_delta_pp")
-#: updates in one timed training, and how often each way is timed
-TIMED_UPDATES = 8
-TURNS = 5
+#: how often each way is timed
+TURNS = 3
 #: nothing but accuracy is asked for
 WITHOUT_THE_REST = ("attacks=none", "evaluate.energy_window_s=0.1", "evaluate.energy_repeats=1")
 
@@ -68,8 +68,10 @@ def epochs_in_equal_time(asked: argparse.Namespace) -> dict[str, float]:
     prepared = prepare(compose_run(both), QuietScreen(Console(quiet=True)))
     images, network = prepared.images, copy.deepcopy(prepared.fresh)
     batch_size = prepared.config.finetune.batch_size
-    updates_per_epoch = len(images.train) // batch_size
-    plain = recipes.part_of_epoch(prepared.config, TIMED_UPDATES / updates_per_epoch)
+    # The student shrinks while the teacher does not: half-way is the average of all steps.
+    removable = [block.name for block in prepared.blocks if block.removable]
+    remove_blocks(network.network, removable[: prepared.target_blocks // 2])
+    plain = recipes.part_of_epoch(prepared.config, asked.epochs_per_step)
     shared = {"device": prepared.device, "augmentation": images.augmentation, "seed": 0}
 
     def trains(distill: float) -> Callable[[], object]:
@@ -79,8 +81,8 @@ def epochs_in_equal_time(asked: argparse.Namespace) -> dict[str, float]:
         )
 
     work = {
-        "update": trains(0.0),
-        "taught update": trains(asked.distill),
+        "plain": trains(0.0),
+        "taught": trains(asked.distill),
         "recalibration": lambda: training.recalibrate_batch_norm(
             network, images.train, images=asked.recalibration_images, batch_size=batch_size, **shared
         ),
@@ -93,22 +95,22 @@ def epochs_in_equal_time(asked: argparse.Namespace) -> dict[str, float]:
             times_s[name].append(time.perf_counter() - started_s)
     # The first turn warms up.
     seconds = {name: statistics.median(times[1:]) for name, times in times_s.items()}
-    update_s, taught_s = seconds["update"] / TIMED_UPDATES, seconds["taught update"] / TIMED_UPDATES
-    whole_s, recalibration_s = asked.epochs_per_step * updates_per_epoch * update_s, seconds["recalibration"]
+    plain_s, taught_s, recalibration_s = seconds["plain"], seconds["taught"], seconds["recalibration"]
     print(
-        f"an update takes {update_s * 1e3:.0f} ms, with a teacher {taught_s * 1e3:.0f} ms, "
-        f"{asked.recalibration_images} images of recalibration {recalibration_s:.2f} s: {whole_s:.1f} s per step",
+        f"{asked.epochs_per_step} epochs take {plain_s:.2f} s, with a teacher {taught_s:.2f} s, "
+        f"{asked.recalibration_images} images of recalibration {recalibration_s:.2f} s",
         file=sys.stderr,
     )
-    if recalibration_s >= whole_s:
+    if recalibration_s >= plain_s:
         raise SystemExit("recalibration alone takes longer than the plain way: more --epochs-per-step, or fewer images")
-    left_s = whole_s - recalibration_s
-    return {
-        "plain": asked.epochs_per_step,
-        "recalibration": left_s / update_s / updates_per_epoch,
-        "distillation": whole_s / taught_s / updates_per_epoch,
-        "both": left_s / taught_s / updates_per_epoch,
+    left = (plain_s - recalibration_s) / plain_s
+    shares = {
+        "plain": 1.0,
+        "recalibration": left,
+        "distillation": plain_s / taught_s,
+        "both": left * plain_s / taught_s,
     }
+    return {way: share * asked.epochs_per_step for way, share in shares.items()}
 
 
 def compare(asked: argparse.Namespace) -> pd.DataFrame:

@@ -123,7 +123,7 @@ def test_a_baseline_criterion_and_a_macs_target(outputs: Path, monkeypatch: pyte
     # Batch norm is measured anew on images like those of training: digits are cropped, not mirrored.
     assert augmentations
     assert set(augmentations) == {Augmentation(pad=1)}
-    # The second block of a step is compared with those that stay, not with the one that has just gone.
+    # The second block of a step is compared with those still there, not with the one that has just gone.
     log = (outputs / "runs" / row["run_id"] / "run.log").read_text()
     told = re.findall(r"removed .* importance (\S+) \(next (\S+)\)", log)
     assert len(told) >= 2

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import wandb
 from quick import QUICK
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -62,6 +63,14 @@ def test_wandb_drops_nothing_although_removed_blocks_are_fewer_than_updates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
+    defined: dict[str, object] = {}
+    define = wandb.Run.define_metric
+
+    def noted(run: wandb.Run, name: str, **more: object) -> object:
+        defined[name] = more["step_metric"]
+        return define(run, name, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(wandb.Run, "define_metric", noted)
     (tmp_path / "run").mkdir()
     tracker = Tracker("wandb", tmp_path / "run", {"seed": 0})
     tracker.loss(0.5, updates=30)
@@ -70,6 +79,7 @@ def test_wandb_drops_nothing_although_removed_blocks_are_fewer_than_updates(
     tracker.row({"accuracy_pruned_pct": 90.0, "model": "resnet20"}, removed=1)
     summary = dict(tracker._tracker.run.summary)
     tracker.finish()
+    assert (defined["train/*"], defined["scores/*"]) == ("updates", "removed_blocks")
     assert "ignored" not in capfd.readouterr().err
     logged = {key: value for key, value in summary.items() if not key.startswith("_")}
     assert logged == {

@@ -31,9 +31,8 @@ _NOT_MACS = (
     "aten::upsample_bilinear2d",
     "aten::grid_sampler",
 )
-#: least length of one timed block, least passes in it (as many untimed ones go before), least blocks per network
+#: least length of one timed block of forward passes, and least number of blocks per network
 LATENCY_BLOCK_S = 0.02
-LATENCY_BLOCK_PASSES = 2
 LATENCY_MIN_BLOCKS = 5
 
 
@@ -130,9 +129,7 @@ def latency_ms(
             for name, model in models.items()
         }
         passes_s = {name: timer.timeit(1).median for name, timer in timers.items()}
-        passes = {
-            name: max(LATENCY_BLOCK_PASSES, math.ceil(LATENCY_BLOCK_S / pass_s)) for name, pass_s in passes_s.items()
-        }
+        passes = {name: math.ceil(LATENCY_BLOCK_S / pass_s) for name, pass_s in passes_s.items()}
         shortest_block_s = min(passes[name] * pass_s for name, pass_s in passes_s.items())
         for block in range(max(LATENCY_MIN_BLOCKS, math.ceil(min_run_time_s / shortest_block_s))):
             for name in alternating(list(models), block):

@@ -179,7 +179,7 @@ class BlockRemoved(Event):
         of: how many will go; None where a share of the MACs decides.
         importance: what the criterion said of it.
         unit: what the importance is: `rank sum` or `importance`.
-        next_importance: the lowest importance among the blocks that stay; None where none does.
+        next_importance: the lowest importance among the blocks still there; None where none is.
     """
 
     name = "removed"

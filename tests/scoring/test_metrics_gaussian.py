@@ -197,13 +197,14 @@ def test_classes_of_unequal_size_and_empty_ones():
         assert 0 < values[name][0] <= identity
 
 
-def test_chunks_are_solved_with_one_thread_each_and_the_count_comes_back():
+def test_chunks_share_the_threads_and_the_count_comes_back():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         used = on_all_cores(lambda chunk: np.array([chunk.start, torch.get_num_threads()]), [slice(2, 3), slice(4, 5)])
         assert [values.tolist() for values in used] == [[2, 1], [4, 1]]
         assert torch.get_num_threads() == 3
+        assert on_all_cores(lambda chunk: np.array([torch.get_num_threads()]), [slice(1)])[0] == [3]
         with pytest.raises(ZeroDivisionError):
             on_all_cores(lambda chunk: np.array([1 / 0]), [slice(0)])
         assert torch.get_num_threads() == 3

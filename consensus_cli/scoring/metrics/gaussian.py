@@ -62,10 +62,11 @@ def gaussian_distance(stats: PairStatistics, alpha: float) -> np.ndarray:
 
 
 def on_all_cores(solve: Callable[[slice], np.ndarray], chunks: Sequence[slice]) -> list[np.ndarray]:
-    """Solves for chunks of candidates at once, each with one thread: small matrices share the cores badly."""
+    """Solves for chunks of candidates at once, each with its part of the threads: small matrices share cores badly."""
     threads = torch.get_num_threads()
+    each = max(1, threads // len(chunks))
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(each,)) as pool:
             return list(pool.map(solve, chunks))
     finally:
         # PyTorch's own threads are counted for each thread, those of its linear algebra for the whole process.
@@ -159,11 +160,11 @@ def class_gaussian(moments: FactoredMoments, chunk: slice | None) -> ClassGaussi
     The centred rows themselves are a root where they are still held.
     """
     freedom = max(moments.weight - 1, 1)
-    mean = class_mean(moments, chunk)
     if moments.moments:
         second = moments.moments.xx if chunk is None else moments.moments.yy[chunk]
-        return ClassGaussians(mean, root(second / freedom)[..., None, :, :])
+        return ClassGaussians(class_mean(moments, chunk), root(second / freedom)[..., None, :, :])
     values, weights = class_rows(moments, chunk)
+    mean = weighted_mean(values, weights)
     scale = (weights / freedom).sqrt()[:, None]
     return ClassGaussians(mean, ((values - mean) * scale)[..., None, :, :])
 
@@ -172,8 +173,12 @@ def class_mean(moments: FactoredMoments, chunk: slice | None) -> Tensor:
     """Returns one class's mean (..., 1, d), of X where `chunk` is None."""
     if moments.moments:
         return (moments.moments.mean_x if chunk is None else moments.moments.mean_y[chunk])[..., None, :]
-    values, weights = class_rows(moments, chunk)
-    return ((weights / weights.sum()) @ values)[..., None, :]
+    return weighted_mean(*class_rows(moments, chunk))
+
+
+def weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
+    """Returns the mean (..., 1, d) of rows (..., n, d) with weights (n,)."""
+    return ((weights / weights.sum()) @ rows)[..., None, :]
 
 
 def class_rows(moments: FactoredMoments, chunk: slice | None) -> tuple[Tensor, Tensor]:
