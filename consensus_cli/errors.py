@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 #: names that a hint lists before it only counts them
 _LISTED = 40
@@ -31,6 +35,10 @@ class ConfigError(UserError):
         super().__init__("; ".join(p.message for p in self.problems), "; ".join(p.hint for p in self.problems))
 
 
+class ForeignCodeError(UserError):
+    """Code that the user gave (a constructor, a forward pass, a hook) raised; `__cause__` is what it raised."""
+
+
 class RunFailedError(Exception):
     """A run that could not go on, through no mistake in what was asked for: one line that says why, and a hint."""
 
@@ -38,6 +46,30 @@ class RunFailedError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+@contextmanager
+def foreign_code(what: str, hint: str) -> Iterator[None]:
+    """Reports what user-given code in the body raises as one line: WHAT raised TYPE: text, with where in their code.
+
+    Args:
+        what: whose code it is, such as the class of the network.
+        hint: what mends it.
+
+    Raises:
+        ForeignCodeError: instead of any exception but ours, exhausted memory and those that our own code raised, which
+            are bugs and keep their traceback.
+    """
+    try:
+        yield
+    except (UserError, RunFailedError, MemoryError):
+        raise
+    except Exception as error:
+        if _is_ours(error) or _is_out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())
+        said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise ForeignCodeError(f"{what} raised {said}{_place(error)}", hint) from error
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
@@ -53,6 +85,31 @@ def tell(error: UserError | RunFailedError) -> None:
     """Prints each mistake in one line with its hint, on standard error."""
     for problem in error.problems if isinstance(error, ConfigError) else [error]:
         sys.stderr.write(f"error: {_one_line(problem.message)}\nhint: {_one_line(problem.hint)}\n")
+
+
+#: networks that this package ships are user-given code like any other
+_SHIPPED_NETWORKS = Path(__file__).parent / "models" / "resnet.py"
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package's own code raised an exception, as opposed to something it called."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return Path(__file__).parent in raised_in.parents and raised_in != _SHIPPED_NETWORKS
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
+def _place(error: BaseException) -> str:
+    """Returns the innermost line of code that belongs neither to an installed package nor to us; empty if none does."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        installed = {"site-packages", "dist-packages"} & set(path.parts) or frame.filename.startswith("<")
+        libraries = Path(sysconfig.get_paths()["stdlib"]), Path(__file__).parent
+        if not installed and not any(library in path.parents for library in libraries):
+            return f" ({path.name}, line {frame.lineno}, in {frame.name})"
+    return ""
 
 
 def _one_line(text: str) -> str:
