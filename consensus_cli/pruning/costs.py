@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import parts_of
-from consensus_cli.pruning.trace import evaluating, unfused_attention
+from consensus_cli.torch_modes import evaluating, unfused_attention
 
 
 def block_costs(network: nn.Module, example: Tensor, blocks: Iterable[Block]) -> dict[str, int]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli.errors import unknown_name
-from consensus_cli.pruning.trace import evaluating, tensors_in
+from consensus_cli.torch_modes import evaluating, tensors_in
 
 if TYPE_CHECKING:
     from consensus_cli.pruning.blocks import Block

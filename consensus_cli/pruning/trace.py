@@ -9,15 +9,15 @@ another operation (`addcmul`, `torch.stack(...).sum`) are not seen as additions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
+
+from consensus_cli.torch_modes import evaluating, tensors_in, unfused_attention
 
 #: operations whose result holds the same elements in the same order as their first argument
 SAME_ELEMENTS = {
@@ -93,18 +93,6 @@ class Trace:
         while inner > outer:
             inner = self.calls[inner].parent
         return inner == outer
-
-
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Yields the tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, dict):
-        for value in values.values():
-            yield from tensors_in(value)
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from tensors_in(value)
 
 
 class _Recorder(TorchDispatchMode):
@@ -206,30 +194,6 @@ class _Recorder(TorchDispatchMode):
     def _unify(self, value: int, with_value: int) -> None:
         self.trace.same[value] = self.trace.same[with_value]
         self.trace.ancestors[value] = self.trace.ancestors[with_value]
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Puts a network in eval mode, without gradients, and gives every module its own mode back afterwards."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextmanager
-def unfused_attention() -> Iterator[None]:
-    """Keeps PyTorch's transformer layers from computing themselves, additions included, as one operation."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _hook(recorder: _Recorder, module: nn.Module, path: str) -> list[RemovableHandle]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import bypassed
-from consensus_cli.pruning.trace import evaluating
 from consensus_cli.scoring.folding import fold_batch_norms
+from consensus_cli.torch_modes import evaluating
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
