@@ -1,0 +1,46 @@
+"""States of PyTorch and of networks for the time of a `with` block, and the tensors in what networks pass around."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Puts a network in eval mode, without gradients, and gives every module its own mode back afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Keeps PyTorch's transformer layers from computing themselves, additions included, as one operation."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """Yields the tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from tensors_in(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from tensors_in(value)
