@@ -47,10 +47,8 @@ def load_decoded(split: ImageFiles, cache_dir: Path | None, progress: Progress |
 
 
 def _key(split: ImageFiles) -> str:
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {split.geometry}\n".encode())
-    for index in split.indices.tolist():
-        digest.update(f"{split.images.fingerprint(index)}\n".encode())
-    return digest.hexdigest()[:24]
+    content = f"{FORMAT_VERSION} {split.geometry} {split.images.fingerprint(split.indices)}"
+    return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
 def _decode_all(split: ImageFiles, progress: Progress | None) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +34,8 @@ class EncodedImages(Protocol):
     def name(self, index: int) -> str:
         """Returns what to call the file in a message."""
 
-    def fingerprint(self, index: int) -> str:
-        """Returns a text that changes when the file does."""
+    def fingerprint(self, indices: Tensor) -> str:
+        """Returns 64 hex digits that change when one of the files at `indices` ((m,) int64) or their order does."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,12 @@ class ImageFiles:
         """Returns the files at `indices` ((m,) int64), in that order."""
         chosen, labels = self.indices[indices], self.labels[indices]
         return ImageFiles(self.images, chosen, labels, self.geometry, on_corrupt=self.on_corrupt, workers=self.workers)
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of geometry, labels, and names, sizes and times of the files; opens none of them."""
+        digest = hashlib.sha256(f"{self.geometry} {len(self)} {self.images.fingerprint(self.indices)}".encode())
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def name(self, position: int) -> str:
         """Returns what to call the file at a position of this split."""

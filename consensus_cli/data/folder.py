@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import read_file
 
 from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geometry, ImageFiles, decode
 from consensus_cli.data.sampling import stratified_split
@@ -30,25 +31,32 @@ class FolderImages:
     Attributes:
         folder: what the paths are relative to.
         paths: of the files, in the order of the images.
-        stamps: size in bytes and time of change in ns of each file.
+        stamps: size in bytes and time of change in ns of each file, (n, 2) int64.
     """
 
     folder: Path
     paths: list[str]
-    stamps: list[tuple[int, int]]
+    stamps: Tensor
 
     def read(self, index: int) -> Tensor:
         """Returns the bytes of one file, (m,) uint8."""
-        return read_file(self.name(index))
+        # PyTorch's own reader takes no name that is not UTF-8.
+        try:
+            return torch.from_numpy(np.fromfile(self.name(index), dtype=np.uint8))
+        except OSError as error:
+            raise RuntimeError(str(error)) from error
 
     def name(self, index: int) -> str:
         """Returns the path of one file."""
         return str(self.folder / self.paths[index])
 
-    def fingerprint(self, index: int) -> str:
-        """Returns the relative path of one file, its size and its time of change."""
-        size_bytes, changed_ns = self.stamps[index]
-        return f"{self.paths[index]} {size_bytes} {changed_ns}"
+    def fingerprint(self, indices: Tensor) -> str:
+        """Returns the SHA-256 of the relative paths, sizes and times of change of files; takes 1 s for a million."""
+        # No path holds a zero byte; names need not be text in UTF-8.
+        names = "\0".join([self.paths[index] for index in indices.tolist()])
+        digest = hashlib.sha256(os.fsencode(names))
+        digest.update(self.stamps[indices].contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,8 @@ def _list_files(folder: Path, classes: list[str]) -> tuple[FolderImages, Tensor]
         labels += [label] * len(found)
     if not files:
         raise UserError(f"{folder} holds no images", f"image files end in {', '.join(IMAGE_SUFFIXES)}; {LAYOUT_HINT}")
-    images = FolderImages(folder, [path for path, _ in files], [stamp for _, stamp in files])
+    stamps = torch.tensor([stamp for _, stamp in files], dtype=torch.int64)
+    images = FolderImages(folder, [path for path, _ in files], stamps)
     return images, torch.tensor(labels, dtype=torch.int64)
 
 

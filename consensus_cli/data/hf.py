@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 from dataclasses import dataclass
@@ -45,9 +46,11 @@ class TableImages:
         """Returns the table and the row."""
         return f"{self.label} row {index}"
 
-    def fingerprint(self, index: int) -> str:
-        """Returns the library's own fingerprint of the table, and the row."""
-        return f"{self.table._fingerprint} {self.column} {index}"
+    def fingerprint(self, indices: Tensor) -> str:
+        """Returns the SHA-256 of the library's own fingerprint of the table, and of the numbers of the rows."""
+        digest = hashlib.sha256(f"{self.table._fingerprint} {self.column}\n".encode())
+        digest.update(indices.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 class HuggingFace:

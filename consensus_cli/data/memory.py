@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from consensus_cli.data.split import ALL, Augmentation, Share
+
+# Images are hashed in parts of about this size, so that a copy in another order stays small.
+HASHED_AT_ONCE_BYTES = 2**24
 
 
 class ImageTensors:
@@ -49,6 +53,16 @@ class ImageTensors:
     def subset(self, indices: Tensor) -> ImageTensors:
         """Returns a copy of the images at `indices` ((m,) int64), in that order."""
         return ImageTensors(self.images[indices.to(self.images.device)], self.labels[indices.cpu()])
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of shape, labels and pixels, the same on every device and in every memory format."""
+        digest = hashlib.sha256(f"{tuple(self.images.shape)}".encode())
+        digest.update(self.labels.contiguous().numpy().data)
+        per_chunk = max(1, HASHED_AT_ONCE_BYTES // max(1, self.images[:1].numel()))
+        # Channels last: the order in which most images lie already, so that nothing is copied.
+        for chunk in self.images.permute(0, 2, 3, 1).split(per_chunk):
+            digest.update(chunk.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def batches(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,18 @@ class ImageData:
     augmentation: Augmentation
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def fingerprint(self) -> str:
+        """Returns 64 hex digits that change with the images of any split, their labels, classes and statistics.
+
+        Neither the dataset's name nor the place of its files has a part in it.
+        """
+        # Nine digits: the last ones of a sum may differ from one processor to another.
+        statistics = [f"{value:.9g}" for value in (*self.mean, *self.std)]
+        parts = [split.fingerprint() for split in (self.train, self.val, self.test)]
+        # Names of folders may hold bytes that are no text.
+        told = "\0".join((*parts, *self.classes, *statistics)).encode(errors="surrogateescape")
+        return hashlib.sha256(told).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,13 @@ class Split(Protocol):
     def subset(self, indices: Tensor) -> Split:
         """Returns the images at `indices` ((m,) int64), in that order."""
 
+    def fingerprint(self) -> str:
+        """Returns 64 hex digits that change with the images, their order and their labels.
+
+        Images in memory are known by their pixels; image files by relative path, size and time of change, so that
+        the same folder elsewhere is the same.
+        """
+
     def batches(
         self,
         batch_size: int,

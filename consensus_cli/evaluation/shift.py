@@ -162,7 +162,7 @@ def _imagenet_c(folder: Path) -> Archive:
 def _read_files(root: Path, classes: tuple[str, ...], image_size: int) -> ImageFiles:
     files = list(_files(root, classes))
     stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
-    images = FolderImages(root, [str(path.relative_to(root)) for path, _ in files], stamps)
+    images = FolderImages(root, [str(path.relative_to(root)) for path, _ in files], torch.tensor(stamps))
     labels = torch.tensor([label for _, label in files])
     return ImageFiles(
         images, torch.arange(len(files)), labels, Geometry.for_size(image_size), on_corrupt="error", workers=None
