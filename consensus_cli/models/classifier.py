@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from consensus_cli.errors import UserError
 
 
 class Normalize(nn.Module):
@@ -34,13 +37,64 @@ class Classifier(nn.Module):
     Attributes:
         normalize: maps images in [0, 1] to what the network was trained on.
         network: the module that is pruned; block names and state-dict names are relative to it.
+        memory_format: of the images that the network gets; None leaves it as it comes.
     """
 
     def __init__(self, normalize: nn.Module, network: nn.Module) -> None:
         super().__init__()
         self.normalize = normalize
         self.network = network
+        self.memory_format: torch.memory_format | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (n, c, h, w) in [0, 1] to logits (n, num_classes)."""
-        return self.network(self.normalize(x))
+        return logits_of(self.network(self.inputs(x)))
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Maps images (n, c, h, w) in [0, 1] to what the network takes: normalised, in its memory format."""
+        normalized: Tensor = self.normalize(x)
+        return normalized if self.memory_format is None else normalized.contiguous(memory_format=self.memory_format)
+
+
+def logits_of(answer: Any) -> Tensor:
+    """Returns the logits (n, k) in what a network answers.
+
+    That is a tensor, a mapping or an object that holds `logits` (as those of transformers and torchvision's Inception
+    do), a mapping with a single tensor, or a tuple or list whose first element is one. Trailing dimensions of size 1,
+    as a convolution leaves them behind global pooling, are dropped.
+
+    Raises:
+        UserError: the answer is something else.
+    """
+    found = _find_logits(answer)
+    if isinstance(found, Tensor) and found.ndim > 2 and found.shape[2:].numel() == 1:
+        found = found.flatten(1)
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise UserError(
+            f"the network answers with {_described(answer)}, not with logits (images, classes)",
+            "let its forward return the logits: as a tensor, as 'logits' of a dictionary or object, or first in a tuple",
+        )
+    return found
+
+
+def _find_logits(answer: Any) -> Any:
+    if isinstance(answer, Tensor):
+        return answer
+    if isinstance(answer, Mapping):
+        if "logits" in answer:
+            return answer["logits"]
+        tensors = [value for value in answer.values() if isinstance(value, Tensor)]
+        return tensors[0] if len(tensors) == 1 else None
+    if isinstance(getattr(answer, "logits", None), Tensor):
+        return answer.logits
+    return answer[0] if isinstance(answer, tuple | list) and answer else None
+
+
+def _described(answer: Any) -> str:
+    if isinstance(answer, Tensor):
+        return f"a tensor of shape {tuple(answer.shape)}"
+    if isinstance(answer, Mapping):
+        return f"a {type(answer).__name__} of {', '.join(map(str, answer)) or 'nothing'}"
+    if isinstance(answer, tuple | list):
+        return f"a {type(answer).__name__} of {', '.join(_described(part) for part in answer[:4]) or 'nothing'}"
+    return f"a {type(answer).__name__}"

@@ -1,0 +1,243 @@
+"""The head of a network, found by what it computes: the last products with weights, of which the logits are made.
+
+The representation of an image is what the head gets. Which module, or which product in a function, is the head is read
+off one forward pass: from the logits back along everything that they were computed from, up to the first products. So a
+linear layer, a convolution, a cosine classifier written in the network's own forward and a distilled pair of heads are
+all found, and an auxiliary head that only contributes to the logits is not mistaken for one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from consensus_cli.errors import UserError
+from consensus_cli.models.classifier import logits_of
+from consensus_cli.torch_modes import evaluating, tensors_in
+
+_CONVOLUTIONS: tuple[Any, ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
+
+#: functions that mix features by weights; all others hand the logits on
+_PRODUCTS: frozenset[Any] = frozenset(
+    {functional.linear, functional.bilinear, torch.cdist, torch.einsum, *_CONVOLUTIONS}
+    | {getattr(torch, name) for name in ("addmm", "baddbmm", "bmm", "matmul", "mm")}
+    | {
+        getattr(Tensor, name)
+        for name in ("__matmul__", "__rmatmul__", "addmm", "baddbmm", "bmm", "matmul", "mm")
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the products that logits are made of.
+
+    Attributes:
+        path: the module that consists of it; None where it stands in the code of a larger module.
+        from_end: how many products run from this one to the end of the forward pass, itself included.
+        operand: which of the tensors it is given holds the features.
+        channels_first: whether the features are the second dimension and positions follow.
+        transposed: whether they are (d, n).
+    """
+
+    path: str | None
+    from_end: int
+    operand: int
+    channels_first: bool
+    transposed: bool
+
+    def representation(self, features: Tensor) -> Tensor:
+        """Returns the features of each image, (n, d), averaged over positions where there are some."""
+        if self.transposed:
+            return features.T
+        if features.ndim <= 2:
+            return features
+        return features.flatten(2).mean(2) if self.channels_first else features.flatten(1, -2).mean(1)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What computes the logits of a network.
+
+    Attributes:
+        parts: one product, or several whose results together are the logits (a distilled pair).
+    """
+
+    parts: tuple[_Part, ...]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Dotted names of the modules that the head consists of; none where it is written in other code."""
+        return tuple(part.path for part in self.parts if part.path is not None)
+
+    @contextmanager
+    def watching(self, network: nn.Module) -> Iterator[Callable[[], Tensor]]:
+        """Watches a network while the body runs.
+
+        Args:
+            network: the one in which the head was found, or a copy of it, also without some of its blocks.
+
+        Yields:
+            A function that returns the representation (n, d) of the latest forward pass.
+        """
+        seen: dict[str, Tensor] = {}
+        written = [part for part in self.parts if part.path is None]
+        products = _LatestProducts(max((part.from_end for part in written), default=0))
+
+        def features(part: _Part) -> Tensor:
+            if part.path is None:
+                return products.operands[-part.from_end][part.operand]
+            return seen[part.path]
+
+        with ExitStack() as stack:
+            for path in self.modules:
+                hook = _keep_input(seen, path)
+                stack.enter_context(network.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
+            if written:
+                stack.enter_context(products)
+
+            def representation() -> Tensor:
+                found = [part.representation(features(part)) for part in self.parts]
+                return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+            yield representation
+
+
+def find_head(network: nn.Module, images: Tensor) -> Head:
+    """Returns the head of a network.
+
+    Args:
+        network: answers with logits in any form that `logits_of` reads; runs once, in eval mode, and is left as it was.
+        images: (n, …) as the network takes them.
+
+    Raises:
+        UserError: the logits are not made of features and weights.
+    """
+    recorder = _Recorder(images)
+    with evaluating(network), ExitStack() as stack:
+        for path, module in network.named_modules():
+            stack.enter_context(module.register_forward_pre_hook(recorder.enter(path), with_kwargs=True))
+            stack.enter_context(module.register_forward_hook(recorder.leave))
+        with recorder:
+            logits = logits_of(network(images))
+    products = recorder.products_behind(logits)
+    # An auxiliary head adds something to every logit; its own result has another size.
+    whole = [product for product in products if product.result.numel() == logits.numel()]
+    if not products:
+        raise UserError(
+            f"{type(network).__name__} has no head: its logits come from no linear layer, convolution or matrix product",
+            "metrics compare what the head gets; these criteria need no metric: random, weight_norm, first, last",
+        )
+    last = len(recorder.products)
+    return Head(tuple(product.part(last, len(images)) for product in whole or products))
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product that ran: its number in order of execution, the tensors it got, and the module it makes up."""
+
+    number: int
+    operands: list[Tensor]
+    operand: int
+    result: Tensor
+    path: str | None
+    channels_first: bool
+
+    def part(self, count: int, images: int) -> _Part:
+        features = self.operands[self.operand]
+        transposed = features.ndim == 2 and len(features) != images == features.shape[1]
+        return _Part(self.path, count - self.number, self.operand, self.channels_first, transposed)
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes what the tensors of a forward pass are computed from; keeps them alive, so that no id is used twice."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.products: list[_Product] = []
+        self._made_from: dict[int, list[Tensor]] = {id(images): [images]}
+        self._product_of: dict[int, _Product] = {}
+        self._running: list[tuple[str, list[Tensor]]] = []
+
+    def enter(self, path: str) -> Callable[..., None]:
+        """Returns a hook that notes that a module starts."""
+
+        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._running.append((path, list(tensors_in([args, kwargs]))))
+
+        return hook
+
+    def leave(self, *_: Any) -> None:
+        """Notes that the module that started last ends."""
+        self._running.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sources = list(tensors_in([args, kwargs or {}]))
+        depends = [i for i, source in enumerate(sources) if id(source) in self._made_from]
+        if depends:
+            # What is written in place, also by `x[i] = …`, is computed from all that was given.
+            results = list(tensors_in([result])) or sources[:1]
+            for tensor in results:
+                self._made_from[id(tensor)] = [*self._made_from.get(id(tensor), []), *sources, tensor]
+            if func in _PRODUCTS and isinstance(result, Tensor):
+                self._note_product(func, sources, depends[0], result)
+        return result
+
+    def _note_product(self, func: Any, sources: list[Tensor], operand: int, result: Tensor) -> None:
+        path, given = self._running[-1] if self._running else ("", [])
+        makes_up_module = path if len(given) == 1 and given[0] is sources[operand] else ""
+        product = _Product(
+            len(self.products), sources, operand, result, makes_up_module or None, func in _CONVOLUTIONS
+        )
+        self.products.append(product)
+        self._product_of[id(result)] = product
+
+    def products_behind(self, logits: Tensor) -> list[_Product]:
+        """Returns the products that the logits are made of without another one in between, in order of execution."""
+        found: dict[int, _Product] = {}
+        seen: set[int] = set()
+        waiting = [logits]
+        while waiting:
+            tensor = waiting.pop()
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            product = self._product_of.get(id(tensor))
+            if product is None:
+                waiting += self._made_from.get(id(tensor), [])
+            else:
+                found[product.number] = product
+        return [found[number] for number in sorted(found)]
+
+
+@dataclass
+class _LatestProducts(TorchFunctionMode):
+    """Keeps what the latest products got; only so many, for they keep the features of whole batches alive."""
+
+    count: int
+    operands: deque[list[Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.operands = deque(maxlen=self.count)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _PRODUCTS:
+            self.operands.append(list(tensors_in([args, kwargs or {}])))
+        return func(*args, **(kwargs or {}))
+
+
+def _keep_input(seen: dict[str, Tensor], path: str) -> Callable[..., None]:
+    def keep(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen[path] = next(tensors_in([args, kwargs]))
+
+    return keep
