@@ -14,19 +14,20 @@ import torch
 from torch import nn
 
 from consensus_cli import joint, recipes, training
-from consensus_cli.baseline import cached, fingerprint
+from consensus_cli.baseline import cached
 from consensus_cli.config import RunConfig
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.complexity import complexity
 from consensus_cli.evaluation.energy import EnergyMeter, StageMeter
 from consensus_cli.fitting import Fitting
+from consensus_cli.inputs import code_hash
 from consensus_cli.measure import measure
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.prepare import Prepared
 from consensus_cli.processes import Team, team
 from consensus_cli.pruning import schedule
-from consensus_cli.pruning.blocks import Block
+from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import remove_block
 from consensus_cli.scoring import metrics
 from consensus_cli.scoring.bootstrap import RankStability, rank_stability
@@ -99,7 +100,17 @@ class Steps:
         try:
             yield
         finally:
-            self.tracker.finish()
+            with self.tracker_may_fail():
+                self.tracker.finish()
+
+    @contextmanager
+    def tracker_may_fail(self) -> Iterator[None]:
+        """Lets the body fail with a warning: what a tracker does once the row is on disk must not cost the run."""
+        try:
+            yield
+        except Exception as error:
+            text = " ".join(str(error).split())
+            self.screen.warning(f"tracker={self.config.tracker} failed: {type(error).__name__}: {text}")
 
     @property
     def config(self) -> RunConfig:
@@ -126,7 +137,9 @@ class Steps:
         recipe = recipes.training_baseline(self.config)
         determined_by = {
             "model": asdict(self.prepared.spec),
-            "images": fingerprint(self.prepared.images),
+            "code": code_hash(self.prepared.spec.target),
+            "images": self.prepared.images.train.fingerprint(),
+            "augmentation": asdict(self.prepared.images.augmentation),
             "recipe": asdict(recipe),
             "seed": self.config.seed,
             "precision": self.prepared.precision,

@@ -13,7 +13,7 @@ from consensus_cli import __version__
 from consensus_cli.config import EvaluateConfig
 from consensus_cli.measure import IDLE_WINDOWS
 from consensus_cli.prepare import Prepared
-from consensus_cli.pruning.blocks import Block
+from consensus_cli.pruning.block import Block
 from consensus_cli.report.measures import changes
 from consensus_cli.report.source import complete
 from consensus_cli.scoring.consensus import kendall_tau

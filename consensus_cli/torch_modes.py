@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,17 @@ def unfused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Runs compiled parts of a network as they were written: PyTorch refuses to compile what is being watched."""
+    # Importing the compiler takes half a second; without it nothing is compiled.
+    if {"torch._dynamo", "torch.nn.attention.flex_attention"}.isdisjoint(sys.modules):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:

@@ -38,6 +38,7 @@ class Classifier(nn.Module):
         normalize: maps images in [0, 1] to what the network was trained on.
         network: the module that is pruned; block names and state-dict names are relative to it.
         memory_format: of the images that the network gets; None leaves it as it comes.
+        classes: names of the classes in the order of the logits, where they are known.
     """
 
     def __init__(self, normalize: nn.Module, network: nn.Module) -> None:
@@ -45,6 +46,7 @@ class Classifier(nn.Module):
         self.normalize = normalize
         self.network = network
         self.memory_format: torch.memory_format | None = None
+        self.classes: tuple[str, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (n, c, h, w) in [0, 1] to logits (n, num_classes)."""

@@ -195,9 +195,7 @@ class _Recorder(TorchFunctionMode):
     def _note_product(self, func: Any, sources: list[Tensor], operand: int, result: Tensor) -> None:
         path, given = self._running[-1] if self._running else ("", [])
         makes_up_module = path if len(given) == 1 and given[0] is sources[operand] else ""
-        product = _Product(
-            len(self.products), sources, operand, result, makes_up_module or None, func in _CONVOLUTIONS
-        )
+        product = _Product(len(self.products), sources, operand, result, makes_up_module or None, func in _CONVOLUTIONS)
         self.products.append(product)
         self._product_of[id(result)] = product
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from consensus_cli.pruning.trace import SAME_ELEMENTS, Op, Trace
 
-ACTIVATIONS = {"celu", "elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "selu", "silu"}
+ACTIVATIONS = {
+    "_prelu_kernel", "celu", "elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "prelu", "relu", "rrelu",
+    "selu", "silu",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

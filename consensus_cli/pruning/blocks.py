@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.models.copying import clone
+from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.discovery import Found, discover
 from consensus_cli.pruning.trace import trace
+from consensus_cli.pruning.trials import tried
+
+__all__ = ["GRANULARITIES", "Block", "candidates", "check_candidates", "find_blocks"]
 
 GRANULARITIES = ("block", "branch")
 
 _WHAT_CAN_GO = "consensus removes residual blocks with an identity shortcut, as in ResNet, MobileNetV2, ConvNeXt, ViT"
-
-
-@dataclass(frozen=True)
-class Block:
-    """A residual block: a part of a network with a shortcut around it.
-
-    Attributes:
-        name: unique; what the column `removed_blocks` records. The dotted path of the block's module in the network,
-            or, for a branch without a module of its own, the form described in `surgery`.
-        stage: 0-based index of the stage; a stage starts where the shape of the features changes.
-        shape: shape of the features that the block returns, without the batch dimension.
-        removable: whether the block can be replaced by its shortcut.
-        reason: why it cannot be; empty where it can.
-    """
-
-    name: str
-    stage: int
-    shape: tuple[int, ...]
-    removable: bool
-    reason: str = ""
 
 
 def find_blocks(network: nn.Module, example: Tensor, granularity: str = "block") -> list[Block]:
@@ -46,9 +31,12 @@ def find_blocks(network: nn.Module, example: Tensor, granularity: str = "block")
 
     The first block of each stage is kept: the one that changes the shape, or else the first after the change.
 
+    What looks like a candidate is tried: the network runs without it once, and where its code fails or answers in
+    another form, the block stays, with the reason.
+
     Args:
-        network: module that maps (n, ...) to an output; runs once, in eval mode, and is left as it was.
-        example: (n, ...) a batch on the network's device; its first sample is used.
+        network: module that maps (n, ...) to an output; never run itself, a copy is, in eval mode.
+        example: (n, ...) a few samples on the network's device.
         granularity: `block`, or `branch` to list the branches of a block with several additions one by one.
 
     Raises:
@@ -56,10 +44,12 @@ def find_blocks(network: nn.Module, example: Tensor, granularity: str = "block")
     """
     if granularity not in GRANULARITIES:
         raise unknown_name("granularity", granularity, GRANULARITIES)
-    found = discover(network, example, trace(network, example), granularity == "branch")
+    # A network may keep what its first forward pass computes, from weights that it does not have for long.
+    copied = clone(network)
+    found = discover(copied, example, trace(copied, example), granularity == "branch")
     if not found:
         raise UserError(f"{type(network).__name__} has no residual blocks", _WHAT_CAN_GO)
-    return _number_stages(found)
+    return tried(copied, example, _number_stages(found))
 
 
 def candidates(blocks: Iterable[Block]) -> list[Block]:

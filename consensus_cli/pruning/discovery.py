@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from consensus_cli.pruning.additions import Addition, Shortcut, find_additions, shortcut_through
 from consensus_cli.pruning.branches import BranchTrials, branch_calls, branch_name
-from consensus_cli.pruning.removability import has_parameters, why_module_stays
+from consensus_cli.pruning.removability import has_parameters, returns_one_in_sequence, why_module_stays
 from consensus_cli.pruning.trace import Trace
 
 
@@ -102,7 +102,8 @@ def _module(trace: Trace, index: int, reason: str) -> Found:
     output = call.outputs[0]
     assert output is not None
     shape_in, shape = trace.shapes[call.inputs[0]][1:], trace.shapes[output][1:]
-    return Found(call.path, shape_in, shape, reason, unit=index, position=call.end)
+    element = f"[1of{len(call.outputs)}]" if returns_one_in_sequence(trace, index) else ""
+    return Found(call.path + element, shape_in, shape, reason, unit=index, position=call.end)
 
 
 def _branches_of_block(trace: Trace, trials: BranchTrials, call: int, additions: Iterable[Addition]) -> Iterable[Found]:

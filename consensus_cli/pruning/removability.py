@@ -21,7 +21,7 @@ def why_module_stays(network: nn.Module, trace: Trace, index: int, shortcut: Sho
         shortcut: the way from the call's output back to its input.
     """
     call = trace.calls[index]
-    if not call.returns_tensor:
+    if not call.returns_tensor and not returns_one_in_sequence(trace, index):
         return f"returns {len(call.outputs)} values, not one tensor"
     if trace.shapes[call.inputs[0]] != trace.shapes[call.outputs[0] or 0]:
         return "changes the shape"
@@ -31,6 +31,12 @@ def why_module_stays(network: nn.Module, trace: Trace, index: int, shortcut: Sho
         if changes_in_training(network.get_submodule(path), trace.shapes[call.inputs[0]]):
             return f"its shortcut passes {path}, which acts in training only"
     return why_shared(network, trace, [index]) or _why_side_outputs(trace, index)
+
+
+def returns_one_in_sequence(trace: Trace, index: int) -> bool:
+    """Whether a call returns a tuple or list whose first element is its only tensor, as layers of transformers do."""
+    call = trace.calls[index]
+    return call.returns_sequence and call.outputs[0] is not None and not any(v is not None for v in call.outputs[1:])
 
 
 def why_shared(network: nn.Module, trace: Trace, calls: Iterable[int]) -> str:
@@ -75,15 +81,17 @@ def changes_in_training(module: nn.Module, shape: tuple[int, ...]) -> bool:
 
 
 def _shared_parameters(network: nn.Module, path: str) -> tuple[str, str] | None:
-    """Returns the names of one parameter inside a module and of the same one outside of it."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    for group in names.values():
-        inside = [name for name in group if _is_below(name, path)]
-        outside = [name for name in group if not _is_below(name, path)]
-        if inside and outside:
-            return inside[0], outside[0]
+    """Returns the names of one parameter inside a module and of the same one outside of it.
+
+    A module under a second name (`features = nn.Sequential(*backbone.children())`) is the same module, not another.
+    """
+    inside = set(network.get_submodule(path).modules())
+    own = {id(parameter): name for name, parameter in network.get_submodule(path).named_parameters()}
+    for prefix, module in network.named_modules():
+        if module not in inside:
+            for name, parameter in module.named_parameters(prefix, recurse=False):
+                if id(parameter) in own:
+                    return f"{path}.{own[id(parameter)]}", name
     return None
 
 

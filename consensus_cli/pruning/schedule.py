@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from consensus_cli.errors import UserError
-from consensus_cli.pruning.blocks import Block
+from consensus_cli.pruning.block import Block
 
 
 def blocks_to_remove(ratio: float, candidates: int) -> int:

@@ -2,7 +2,8 @@
 
 The name of a block says all that its removal needs:
 
-- `layer1.1`: a module, replaced by its identity shortcut;
+- `layer1.1`: a module, replaced by its identity shortcut; `layer.1[1of2]`: one that returns the features as the
+  first of two values;
 - `encoder.layers.3+ln_1+self_attention[1of2]`: a branch of the module `encoder.layers.3`, made of its submodules
   `ln_1` and `self_attention`, of which the last is to add nothing; `[1of2]`: the first of two values it returns.
 """
@@ -12,26 +13,43 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from consensus_cli.errors import unknown_name
+from consensus_cli.pruning.block import Block
 from consensus_cli.torch_modes import evaluating, tensors_in
-
-if TYPE_CHECKING:
-    from consensus_cli.pruning.blocks import Block
 
 _PART = re.compile(r"(?P<path>.+?)(?:\[(?P<element>\d+)of(?P<count>\d+)\])?")
 
 
 class Shortcut(nn.Module):
-    """The identity: returns its first argument, whatever else it is called with."""
+    """The identity: returns its first tensor, whatever else it is called with."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Maps the first tensor among the arguments, of any shape, to itself."""
-        return next(tensors_in((args, kwargs)))
+        return args[0] if args and isinstance(args[0], Tensor) else next(tensors_in((args, kwargs)))
+
+
+class ShortcutInTuple(Shortcut):
+    """The identity of a block that returns its features as the first of several values.
+
+    Args:
+        count: how many values the block returns; the others are what it was called with in their place (the size of
+            the feature map, for one), or None.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:  # type: ignore[override]
+        """Returns a tuple of `count` with the first tensor among the arguments in front."""
+        others = [None if isinstance(argument, Tensor) else argument for argument in args[1 : self.count]]
+        return (super().forward(*args, **kwargs), *others, *[None] * (self.count - 1 - len(others)))
 
 
 class Nothing(nn.Module):
@@ -66,8 +84,9 @@ class OneOf(nn.Module):
 def remove_block(network: nn.Module, block: Block | str, example: Tensor | None = None) -> None:
     """Removes one block from a network, in place.
 
-    A block in a plain `nn.Sequential` is deleted, and the others keep their names; elsewhere a `Shortcut` without
-    parameters takes its place. The modules of a branch are replaced by ones without parameters.
+    A `Shortcut` without parameters takes its place, so that the others keep their names and places, by which a network
+    may call them (`self.blocks[3]`, `zip(self.blocks, self.gains)`). The modules of a branch are replaced by ones
+    without parameters.
 
     Postconditions, asserted: the network has fewer parameters, by as many as the block had; given an example, it
     returns for it what it returned with the block bypassed.
@@ -85,12 +104,10 @@ def remove_block(network: nn.Module, block: Block | str, example: Tensor | None 
         with bypassed(network, block):
             expected = _outputs(network, example)
     parameters, going = _count_parameters(network), 0
-    for path, replacement in _replacements(network, block):
-        container, key = _container(network, path)
-        going += _count_parameters(container.get_submodule(key))
-        container._modules[key] = replacement
-        if type(container) is nn.Sequential and type(replacement) is Shortcut:
-            del container._modules[key]
+    for module, replacement in _replacements(network, block):
+        going += _count_parameters(module)
+        for container, key in _places(network, module):
+            container._modules[key] = replacement
     left = _count_parameters(network)
     assert left == parameters - going < parameters, f"{_name(block)}: {going} of {parameters} parameters, {left} left"
     if example is not None:
@@ -109,12 +126,12 @@ def remove_blocks(network: nn.Module, blocks: Iterable[Block | str]) -> None:
 
 
 @contextmanager
-def bypassed(network: nn.Module, block: Block | str) -> Iterator[nn.Module]:
-    """Runs the body with a block replaced by its shortcut; the very same modules are back afterwards.
+def bypassed(network: nn.Module, *blocks: Block | str) -> Iterator[nn.Module]:
+    """Runs the body with blocks replaced by their shortcuts; the very same modules are back afterwards.
 
     Args:
-        network: the network the block's name is relative to.
-        block: a block of `find_blocks`, or its name.
+        network: the network the blocks' names are relative to.
+        blocks: blocks of `find_blocks`, or their names.
 
     Yields:
         The network.
@@ -122,12 +139,12 @@ def bypassed(network: nn.Module, block: Block | str) -> Iterator[nn.Module]:
     Raises:
         UserError: the network has no such block.
     """
-    replacements = _replacements(network, block)
+    replacements = [pair for block in blocks for pair in _replacements(network, block)]
     with ExitStack() as stack:
-        for path, replacement in replacements:
-            container, key = _container(network, path)
-            stack.callback(container._modules.__setitem__, key, container._modules[key])
-            container._modules[key] = replacement
+        for module, replacement in replacements:
+            for container, key in _places(network, module):
+                stack.callback(container._modules.__setitem__, key, module)
+                container._modules[key] = replacement
         yield network
 
 
@@ -135,26 +152,27 @@ def parts_of(name: str) -> tuple[str, ...]:
     """Returns the dotted paths of the modules that go with a block: its own, or those of its branch, in order."""
     parent, *parts = name.split("+")
     if not parts:
-        return (name,)
+        return (_parse(name)["path"],)
     prefix = f"{parent}." if parent else ""
     return tuple(prefix + _parse(part)["path"] for part in parts)
 
 
-def _replacements(network: nn.Module, block: Block | str) -> list[tuple[str, nn.Module]]:
-    """Returns (path, module to put there) for each module that goes; all exist in the network."""
+def _replacements(network: nn.Module, block: Block | str) -> list[tuple[nn.Module, nn.Module]]:
+    """Returns each module that goes and what takes its place."""
     name = _name(block)
-    paths = parts_of(name)
     present = dict(network.named_modules(remove_duplicate=False))
-    if any(path == "" or path not in present for path in paths):
+    if not name or any(path == "" or path not in present for path in parts_of(name)):
         raise unknown_name("block", name, (path for path in present if path))
+    going = [present[path] for path in parts_of(name)]
     parts = [_parse(part) for part in name.split("+")[1:]]
     if not parts:
-        return [(name, Shortcut())]
+        count = _parse(name)["count"]
+        return [(going[0], (ShortcutInTuple(int(count)) if count else Shortcut()).train(network.training))]
     modules: list[nn.Module] = [Shortcut() for _ in parts[:-1]] + [Nothing()]
     for i, part in enumerate(parts):
         if part["element"]:
             modules[i] = OneOf(modules[i], int(part["element"]), int(part["count"]))
-    return [(path, module.train(network.training)) for path, module in zip(paths, modules, strict=True)]
+    return [(module, new.train(network.training)) for module, new in zip(going, modules, strict=True)]
 
 
 def _parse(part: str) -> re.Match[str]:
@@ -167,13 +185,19 @@ def _name(block: Block | str) -> str:
     return block if isinstance(block, str) else block.name
 
 
-def _container(network: nn.Module, path: str) -> tuple[nn.Module, str]:
-    parent, _, key = path.rpartition(".")
-    return network.get_submodule(parent), key
+def _places(network: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Returns every container that holds a module, with its name there; one module may go by several names."""
+    return [
+        (container, key)
+        for container in network.modules()
+        for key, child in container._modules.items()
+        if child is module
+    ]
 
 
 def _count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    # Layers that take their size from the first input have none before it.
+    return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
 
 
 def _outputs(network: nn.Module, example: Tensor) -> list[Tensor]:

@@ -25,6 +25,9 @@ SAME_ELEMENTS = {
     "unsqueeze", "view",
 }  # fmt: skip
 
+#: operations that change nothing with this number: `sum([x, f(x)])` begins with x + 0
+_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
+
 
 @dataclass(frozen=True)
 class Op:
@@ -47,6 +50,7 @@ class Call:
         inputs: values of the tensors it was given, in order.
         outputs: values it returned, None where an element is no tensor.
         returns_tensor: whether it returned one bare tensor, as opposed to several values in some container.
+        returns_sequence: whether it returned a plain tuple or list.
     """
 
     path: str
@@ -56,6 +60,7 @@ class Call:
     end: int = -1
     outputs: tuple[int | None, ...] = ()
     returns_tensor: bool = False
+    returns_sequence: bool = False
 
 
 @dataclass
@@ -130,7 +135,7 @@ class _Recorder(TorchDispatchMode):
         for tensor in tensors_in(result):
             if id(tensor) not in self._values:
                 self._register(tensor, index, reads)
-                self._mark_same(name, tensor, reads)
+                self._mark_same(name, tensor, reads, args)
         for value in reads:
             self.trace.readers[value].append(index)
         outputs = tuple(self.value(tensor) for tensor in tensors_in([*written, result]))
@@ -153,6 +158,7 @@ class _Recorder(TorchDispatchMode):
         self.stack.pop()
         call.end = len(self.trace.ops)
         call.returns_tensor = isinstance(output, Tensor)
+        call.returns_sequence = type(output) in (tuple, list)
         elements = output if isinstance(output, list | tuple) else list(tensors_in([output]))
         call.outputs = tuple(self.value(e) if isinstance(e, Tensor) else None for e in elements)
         return output
@@ -187,8 +193,10 @@ class _Recorder(TorchDispatchMode):
             if self.trace.same[held] == before:
                 self._unify(value, after)
 
-    def _mark_same(self, name: str, tensor: Tensor, reads: tuple[int, ...]) -> None:
-        if name in SAME_ELEMENTS and len(reads) == 1 and tensor.dtype.is_floating_point:
+    def _mark_same(self, name: str, tensor: Tensor, reads: tuple[int, ...], args: tuple[Any, ...]) -> None:
+        number = args[1] if len(args) == 2 and isinstance(args[1], int | float) else None
+        changes_nothing = name in SAME_ELEMENTS or (number is not None and _NEUTRAL.get(name) == number)
+        if changes_nothing and len(reads) == 1 and tensor.dtype.is_floating_point:
             self._unify(self.value(tensor), reads[0])
 
     def _unify(self, value: int, with_value: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import nn
 
-from consensus_cli.pruning.blocks import Block
+from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import bypassed
 
 #: (network, candidate blocks, generator of the run) -> importance (c,), the lowest is removed first

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli.errors import unknown_name
-from consensus_cli.pruning.blocks import Block
+from consensus_cli.pruning.block import Block
 from consensus_cli.scoring import metrics
 from consensus_cli.scoring.ablation import PROBE_IMAGES, AblationEngine, representation_size
 from consensus_cli.scoring.baselines import BASELINES

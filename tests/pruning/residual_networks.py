@@ -303,3 +303,93 @@ class Lucid(nn.Module):
             x = attention(x) + x
             x = mlp(x) + x
         return self.norm(x)
+
+
+class InTuple(Residual):
+    """Returns its features in a tuple, as layers of transformers do."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (super().forward(x),)
+
+
+class WithSize(Residual):
+    """Takes and returns the features and their size, as timm's MViTv2 does."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        return super().forward(x), size
+
+
+class TupleNet(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        sized, size = isinstance(self.blocks[0], WithSize), tuple(x.shape[2:])
+        for block in self.blocks:
+            if sized:
+                x, size = block(x, size)
+            else:
+                (x,) = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class SumOfList(Residual):
+    """`sum` begins with 0 + x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum([x, self.branch(x)])  # type: ignore[return-value]
+
+
+class ThenPReLU(Residual):
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x + self.branch(x))
+
+
+class Numbered(Net):
+    """Blocks in a plain `nn.Sequential`, called by number."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for number in range(len(self.blocks)):
+            x = self.blocks[number](x)
+        return self.head(x.mean((2, 3)))
+
+
+class Paired(Numbered):
+    """Each block with a gain of its own, paired by `zip`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block, gain in zip(self.blocks, (1.0, 0.5, 2.0, -1.0), strict=True):
+            x = gain * block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Aliased(nn.Module):
+    """The stages of a backbone under a second name, through which they run; the blocks in a second container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Net(Residual(), Residual(), Residual())
+        del self.backbone.head
+        self.features = nn.Sequential(self.backbone.stem, *self.backbone.blocks)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+class ReadsBlocks(Net):
+    """Looks at an attribute of its blocks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x) if isinstance(block.branch, nn.Module) else x
+        return self.head(x.mean((2, 3)))

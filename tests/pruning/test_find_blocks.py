@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from authors_network import CANDIDATES, AuthorsNetwork
 from residual_networks import (
     WIDTH,
     AddsElsewhere,
+    Aliased,
     AttentionLayer,
     BorrowingNet,
     DavidNet,
@@ -17,19 +19,27 @@ from residual_networks import (
     FixedAttention,
     GlobalSkip,
     HalvedBranch,
+    InTuple,
     Lucid,
     Net,
+    Numbered,
     OpenNet,
     OverwritesInput,
     OverwritesView,
     PairBlock,
+    Paired,
     PairNet,
     PreActivation,
     ReadingNet,
+    ReadsBlocks,
     Remembers,
     Residual,
     ScaledShortcut,
+    SumOfList,
+    ThenPReLU,
     TokenNet,
+    TupleNet,
+    WithSize,
     encoder,
 )
 from surgery_checks import check_removal, check_round_trip
@@ -77,6 +87,63 @@ def test_ways_to_write_a_block(block: type[nn.Module]) -> None:
     assert [b.name for b in found] == ["blocks.1", "blocks.2"]
     for b in found:
         check_removal(network, b, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (lambda: Net(*(SumOfList() for _ in range(3))), ["blocks.1", "blocks.2"]),
+        (lambda: Net(*(ThenPReLU() for _ in range(3))), ["blocks.1", "blocks.2"]),
+        (lambda: TupleNet(*(InTuple() for _ in range(3))), ["blocks.1[1of1]", "blocks.2[1of1]"]),
+        (lambda: TupleNet(*(WithSize() for _ in range(3))), ["blocks.1[1of2]", "blocks.2[1of2]"]),
+        (lambda: Numbered(*(Residual() for _ in range(4))), ["blocks.1", "blocks.2", "blocks.3"]),
+        (lambda: Paired(*(Residual() for _ in range(4))), ["blocks.1", "blocks.2", "blocks.3"]),
+        (Aliased, ["backbone.blocks.1", "backbone.blocks.2"]),
+    ],
+)
+def test_ways_to_hold_and_to_call_blocks(network: Callable[[], nn.Module], expected: list[str]) -> None:
+    built = network()
+    found = candidates(find_blocks(built, IMAGES))
+    assert [block.name for block in found] == expected
+    for block in found:
+        check_removal(built, block, IMAGES)
+    check_round_trip(built, expected, IMAGES)
+
+
+def test_without_a_block_of_a_pair_the_gains_stay_with_their_blocks() -> None:
+    network = Paired(*(Residual() for _ in range(4))).eval()
+    silent = copy.deepcopy(network)
+    for parameter in silent.blocks[1].branch[1].parameters():
+        nn.init.zeros_(parameter)
+    remove_block(network, "blocks.1")
+    with torch.no_grad():
+        torch.testing.assert_close(network(IMAGES), silent(IMAGES))
+
+
+def test_a_block_that_the_network_looks_into_stays() -> None:
+    said = reasons(ReadsBlocks(*(Residual() for _ in range(3))))
+    assert "AttributeError" in said["blocks.1"]
+    assert "'branch'" in said["blocks.1"]
+    with pytest.raises(UserError, match="none of the 3 residual blocks"):
+        check_candidates(find_blocks(ReadsBlocks(*(Residual() for _ in range(3))), IMAGE))
+
+
+class Caches(Residual):
+    """Keeps what it computes from its weights at the first forward pass in eval mode."""
+
+    kept: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training or self.kept is None:
+            self.kept = self.branch[0].weight.sum()
+        return super().forward(x) * self.kept
+
+
+def test_the_network_itself_never_runs() -> None:
+    """It may keep what it computes at first, from weights that are replaced later."""
+    network = Net(Residual(), Caches(), Residual())
+    find_blocks(network, IMAGES)
+    assert network.blocks[1].kept is None
 
 
 @pytest.mark.parametrize("block", [OverwritesInput, OverwritesView])

@@ -9,15 +9,14 @@ import pytest
 import torch
 from authors_network import CANDIDATES, REFERENCE, golden_images, needs_reference, trained
 from fvcore.nn import FlopCountAnalysis
-from residual_networks import Net, Residual
 from surgery_checks import check_round_trip, flops
 from torch import nn
 
 from consensus_cli.errors import UserError
-from consensus_cli.models.resnet import resnet
+from consensus_cli.models.resnet import BasicBlock, resnet
 from consensus_cli.pruning.blocks import candidates, find_blocks
 from consensus_cli.pruning.costs import block_costs
-from consensus_cli.pruning.surgery import Shortcut, bypassed, parts_of, remove_block, remove_blocks
+from consensus_cli.pruning.surgery import Shortcut, ShortcutInTuple, bypassed, parts_of, remove_block, remove_blocks
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -46,20 +45,13 @@ def test_macs_of_resnet56() -> None:
             assert flops(network, image) // 2 == total_macs - 4_718_592
 
 
-def test_a_block_in_a_sequential_is_gone_and_the_others_keep_their_names() -> None:
+def test_a_block_is_gone_and_the_others_keep_their_names_and_places() -> None:
     network = resnet(20)
     names = [name for name in network.state_dict() if not name.startswith("layer2.1.")]
     remove_block(network, "layer2.1", IMAGES)
     assert list(network.state_dict()) == names
-    assert list(network.layer2._modules) == ["0", "2"]
-
-
-def test_elsewhere_a_shortcut_takes_its_place() -> None:
-    network = Net(Residual(), Residual(), Residual())
-    remove_block(network, "blocks.1")
-    assert isinstance(network.blocks[1], Shortcut)
-    assert len(network.blocks) == 3
-    assert not list(network.blocks[1].state_dict())
+    assert [type(block) for block in network.layer2] == [BasicBlock, Shortcut, BasicBlock]
+    assert not list(network.layer2[1].state_dict())
 
 
 def test_rebuilding_from_names() -> None:
@@ -74,6 +66,14 @@ def test_a_shortcut_returns_its_first_tensor() -> None:
     x, y = torch.rand(2, 3), torch.rand(2, 3)
     assert Shortcut()(x, y, mask=None) is x
     assert Shortcut()(hidden=x, mask=y) is x
+
+
+def test_in_a_tuple_the_other_values_are_what_the_block_was_called_with() -> None:
+    x, mask, size = torch.rand(2, 3), torch.rand(2), (4, 4)
+    assert ShortcutInTuple(1)(x, mask) == (x,)
+    assert ShortcutInTuple(2)(x, size) == (x, size)
+    assert ShortcutInTuple(4)(x, mask, size) == (x, None, size, None)
+    assert ShortcutInTuple(2)(hidden=x) == (x, None)
 
 
 @pytest.mark.parametrize("name", ["layer1.1", "layer1.1+conv1+bn1"])
@@ -109,6 +109,7 @@ def test_a_removal_that_removes_nothing_is_caught() -> None:
 
 def test_names_of_branches() -> None:
     assert parts_of("layer1.1") == ("layer1.1",)
+    assert parts_of("layer.1[1of2]") == ("layer.1",)
     assert parts_of("+res1") == ("res1",)
     assert parts_of("a.b+norm+c.attention[1of2]") == ("a.b.norm", "a.b.c.attention")
 
