@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +51,10 @@ COLUMNS = (
     "score_s",
     "finetune_s",
 )
+#: settings that name a folder, which says nothing about the result: `dataset.name` tells the images
+_FOLDERS = frozenset({"dataset.root", "output_dir", "hydra.sweep.dir", "hydra.run.dir"})
+#: a path of the machine, without the quotes, brackets and commas around it
+_PATH = re.compile(r"(?<![\w.~/-])(?:~|\.\.?)?/[^\s'\",\[\]{}]+")
 #: MACs of one candidate block of ResNet56, in % of the whole; they cost alike
 BLOCK_MACS_PCT = 3.7525
 #: ResNet56 on CIFAR-10 as the papers report it: (MACs reduction in %, change of accuracy in pp)
@@ -66,6 +72,8 @@ PUBLISHED: dict[str, tuple[tuple[float, float], ...]] = {
 def collect(output_dir: Path, folder: Path) -> None:
     """Copies what the study reports of the finished runs in `output_dir/results.csv` to `iterative.csv`.
 
+    Of the words that led to a run those stay that say what it was, without the paths of the machine it ran on.
+
     Raises:
         UserError: there are no finished runs.
     """
@@ -75,8 +83,21 @@ def collect(output_dir: Path, folder: Path) -> None:
     if finished.empty:
         raise UserError(f"{results} holds no finished run", "run scripts/study.sh iterative first")
     kept = finished.reindex(columns=list(COLUMNS)).sort_values(["criterion", "aggregation", "ratio", "seed"])
+    kept["overrides"] = [without_paths(words) for words in kept["overrides"].fillna("")]
     folder.mkdir(parents=True, exist_ok=True)
     kept.to_csv(folder / "iterative.csv", index=False, float_format="%.6g")
+
+
+def without_paths(overrides: str) -> str:
+    """Returns the words of a run for others to read: folders are left out, of other paths the file's name stays."""
+    split = [word.partition("=") for word in shlex.split(overrides)]
+    return shlex.join(f"{key}{sign}{_named(value)}" for key, sign, value in split if key not in _FOLDERS)
+
+
+def _named(value: str) -> str:
+    if re.match(r"(~|\.\.?)?/", value):
+        return value.rpartition("/")[2]
+    return _PATH.sub(lambda path: path.group().rpartition("/")[2], value)
 
 
 def iterative_table(evidence: Evidence) -> str:
