@@ -94,6 +94,7 @@ def passes(
         sample_count=len(prepared.samples),
         precision=prepared.scoring_precision,
         memory_gb=scoring.memory_gb * batch_size / SCORING_BATCH_SIZE,
+        memory_format=network.memory_format or torch.channels_last,
         resamples=scoring.bootstrap,
     )
 
@@ -125,6 +126,6 @@ def _normalized(
     done = 0
     for images, labels in samples.batches(batch_size, device):
         with torch.no_grad():
-            yield model.normalize(images), labels
+            yield model.inputs(images), labels
         done += len(labels)
         report(done, len(samples))

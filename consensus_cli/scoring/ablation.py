@@ -7,18 +7,21 @@ network costs the share 1 − p of a forward pass, about half a pass per candida
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from consensus_cli.errors import UserError, unknown_name
-from consensus_cli.pruning.blocks import Block
-from consensus_cli.pruning.surgery import bypassed
+from consensus_cli.errors import unknown_name
+from consensus_cli.models.copying import clone
+from consensus_cli.models.head import Head, find_head
+from consensus_cli.models.layout import to_layout
+from consensus_cli.pruning.block import Block
+from consensus_cli.pruning.surgery import bypassed, parts_of
 from consensus_cli.scoring.folding import fold_batch_norms
-from consensus_cli.torch_modes import evaluating
+from consensus_cli.torch_modes import tensors_in
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -40,11 +43,10 @@ CACHE_BYTES = 4 * 2**20
 class AblationEngine:
     """Computes the representations of a network and of the network without each candidate block.
 
-    The representation is the input of the classifier, the last linear layer that the network executes. The engine
-    works on a copy of the network, in eval mode and with batch norms folded into convolutions, so the network itself
-    is never touched. On construction a few random images go through both ways; where one pass over the network does
-    not give what one bypassed forward per candidate gives (blocks that do not lie one after the other), the engine
-    takes the slow way.
+    The representation is what the network's head gets (`consensus_cli.models.head`). The engine works on a copy of the
+    network, in eval mode and with batch norms folded into convolutions, so the network itself is never touched. On
+    construction a few random images go through both ways; where one pass over the network does not give what one
+    bypassed forward per candidate gives (blocks that do not lie one after the other), the engine takes the slow way.
 
     Attributes:
         candidates: names of the c candidate blocks, in the order of the rows.
@@ -58,9 +60,10 @@ class AblationEngine:
         example: (n, c, h, w) or other images as the network takes them; only shape, type and device matter.
         precision: `fp32`, or `bf16` for autocast to bfloat16, whose 8 bits of mantissa change close ranks.
         memory_gb: budget for the activations in GiB.
+        memory_format: of the images and of the weights.
 
     Raises:
-        UserError: unknown precision, or a network without a linear classifier.
+        UserError: unknown precision, or a network without a head.
     """
 
     def __init__(
@@ -71,17 +74,18 @@ class AblationEngine:
         *,
         precision: str = "fp32",
         memory_gb: float = 2.0,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         if precision not in PRECISIONS:
             raise unknown_name("precision", precision, PRECISIONS)
         self.candidates = tuple(block.name for block in blocks)
         self._blocks = tuple(blocks)
         self._dtype = PRECISIONS[precision]
-        self._channels_last = example.ndim == 4
+        self._memory_format = memory_format if example.ndim == 4 else torch.contiguous_format
         probe = torch.rand((PROBE_IMAGES, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
         probe = self._laid_out(probe.to(example))
-        self._network, self._classifier = _scoring_copy(network, probe)
-        with torch.inference_mode():
+        self._network, self._head = _scoring_copy(network, probe, self._memory_format)
+        with torch.no_grad():
             expected = self._bypassing(probe)
             self.one_pass = self._one_pass_gives(expected, probe)
             self.features = expected.shape[-1]
@@ -102,7 +106,7 @@ class AblationEngine:
         forward = self._forking if self.one_pass else self._bypassing
         images = self._laid_out(images)
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             torch.autocast(images.device.type, self._dtype, enabled=self._dtype != torch.float32),
         ):
             for start in range(0, len(images), self._images_per_pass):
@@ -114,14 +118,20 @@ class AblationEngine:
         """One pass: each candidate appends the stream that skips it."""
         forks: list[str] = []
 
-        def fork(name: str, x: Tensor, output: Tensor) -> Tensor:
+        def fork(name: str, given: Any, output: Any) -> Any:
             forks.append(name)
-            return torch.cat([output, x[: len(images)]])
+            features, x = next(tensors_in([output])), next(tensors_in(given))
+            forked = torch.cat([features, x[: len(images)]])
+            return forked if isinstance(output, Tensor) else (forked, *output[1:])
 
         with ExitStack() as hooks:
             for name in self.candidates:
-                block = self._network.get_submodule(name)
-                hooks.enter_context(block.register_forward_hook(lambda _m, args, out, n=name: fork(n, args[0], out)))
+                (path,) = parts_of(name)
+                hooks.enter_context(
+                    self._network.get_submodule(path).register_forward_hook(
+                        lambda _m, args, kwargs, out, n=name: fork(n, (args, kwargs), out), with_kwargs=True
+                    )
+                )
             streams = self._representation(images).unflatten(0, (1 + len(self.candidates), len(images)))
         return streams[[0, *(1 + forks.index(name) for name in self.candidates)]]
 
@@ -134,7 +144,7 @@ class AblationEngine:
         return torch.stack(rows)
 
     def _representation(self, images: Tensor) -> Tensor:
-        return _classifier_input(self._network, self._classifier, images)
+        return _representation(self._network, self._head, images)
 
     def _one_pass_gives(self, expected: Tensor, images: Tensor) -> bool:
         try:
@@ -159,63 +169,40 @@ class AblationEngine:
         return largest
 
     def _laid_out(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self._channels_last else images
+        return images.contiguous(memory_format=self._memory_format)
 
 
 def representation_size(network: nn.Module, example: Tensor) -> int:
-    """Returns the length d of the input of the classifier.
+    """Returns the length d of a representation.
 
     Args:
-        network: takes images as `example`; left as it is.
+        network: takes images as `example`; a copy of it runs.
         example: (n, c, h, w) or other images as the network takes them.
 
     Raises:
-        UserError: a network without a linear classifier.
+        UserError: a network without a head.
     """
-    with evaluating(network):
-        return _classifier_input(network, _find_classifier(network, example), example).shape[1]
+    copied = clone(network).eval()
+    with torch.no_grad():
+        return _representation(copied, find_head(copied, example), example).shape[1]
 
 
-def _scoring_copy(network: nn.Module, images: Tensor) -> tuple[nn.Module, str]:
-    """Returns a copy made for speed and the name of its classifier."""
-    copied = _laid_out_copy(network, images)
-    classifier = _find_classifier(copied, images)
-    with torch.inference_mode():
-        expected = _classifier_input(copied, classifier, images)
+def _scoring_copy(network: nn.Module, images: Tensor, memory_format: torch.memory_format) -> tuple[nn.Module, Head]:
+    """Returns a copy made for speed, and its head."""
+    copied = to_layout(clone(network).eval(), memory_format)
+    head = find_head(copied, images)
+    with torch.no_grad():
+        expected = _representation(copied, head, images)
     fold_batch_norms(copied, images)
-    with torch.inference_mode():
-        same = _same(_classifier_input(copied, classifier, images), expected)
-    return (copied if same else _laid_out_copy(network, images)), classifier
+    with torch.no_grad():
+        same = _same(_representation(copied, head, images), expected)
+    return (copied if same else to_layout(clone(network).eval(), memory_format)), head
 
 
-def _laid_out_copy(network: nn.Module, images: Tensor) -> nn.Module:
-    copied = copy.deepcopy(network).eval()
-    return copied.to(memory_format=torch.channels_last) if images.ndim == 4 else copied
-
-
-def _find_classifier(network: nn.Module, images: Tensor) -> str:
-    """Returns the name of the last linear layer that the network executes."""
-    executed: list[str] = []
-    # No inference mode: what a network keeps of its first forward pass must serve training, too.
-    with ExitStack() as hooks, torch.no_grad():
-        for name, module in network.named_modules():
-            if isinstance(module, nn.Linear):
-                hooks.enter_context(module.register_forward_hook(lambda _m, _a, _o, name=name: executed.append(name)))
+def _representation(network: nn.Module, head: Head, images: Tensor) -> Tensor:
+    with head.watching(network) as representation:
         network(images)
-    if not executed:
-        raise UserError(
-            f"{type(network).__name__} has no linear classifier",
-            "scoring compares the inputs of the last nn.Linear that the network executes",
-        )
-    return executed[-1]
-
-
-def _classifier_input(network: nn.Module, classifier: str, images: Tensor) -> Tensor:
-    """Returns what the classifier gets, (b, d)."""
-    inputs: list[Tensor] = []
-    with network.get_submodule(classifier).register_forward_pre_hook(lambda _m, args: inputs.append(args[0])):
-        network(images)
-    return inputs[-1].flatten(1)
+        return representation()
 
 
 def _same(features: Tensor, expected: Tensor) -> bool:

@@ -104,6 +104,7 @@ def plan_passes(
     sample_count: int,
     precision: str,
     memory_gb: float,
+    memory_format: torch.memory_format = torch.channels_last,
     resamples: int = 0,
 ) -> list[Pass]:
     """Returns the passes over the samples that the budget asks for, to be carried out in turn.
@@ -121,6 +122,7 @@ def plan_passes(
         sample_count: number of samples, over all processes that share them.
         precision: `fp32` or `bf16`, of the forward pass.
         memory_gb: budget in GiB for the statistics, and for the activations and the metrics' matrices beside them.
+        memory_format: in which the network takes images.
         resamples: draws of the bootstrap; 0 for none.
     """
     example = next(iter(samples(1, 1)))[0][:PROBE_IMAGES]
@@ -131,12 +133,14 @@ def plan_passes(
     size = candidates_per_pass(expected, len(blocks), memory_gb)
     groups = [blocks[start : start + size] for start in range(0, len(blocks), size)]
 
+    build = functools.partial(AblationEngine, precision=precision, memory_format=memory_format)
+
     def carry_out(number: int, group: Sequence[Block]) -> list[PairStatistics]:
         activations_gb = left_for_activations_gb(expected, len(group), memory_gb)
-        engine = AblationEngine(network, group, example, precision=precision, memory_gb=activations_gb)
+        engine = build(network, group, example, memory_gb=activations_gb)
         reference = None
         if original is not None:
-            reference = AblationEngine(original, (), example, precision=precision, memory_gb=activations_gb)
+            reference = build(original, (), example, memory_gb=activations_gb)
         empty = [
             PairStatistics(len(group), features, num_classes, device=example.device, keep=keep) for _ in range(chunks)
         ]

@@ -241,9 +241,11 @@ def test_classifier_is_the_last_linear_layer_executed():
     assert engine.features == 64
 
 
-def test_a_network_without_linear_classifier_is_named():
-    with pytest.raises(UserError, match="Residual has no linear classifier"):
-        AblationEngine(Residual(3), [], torch.zeros(1, 3, 8, 8))
+def test_a_network_without_a_head_is_named():
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(UserError, match="Sequential has no head") as error:
+        AblationEngine(network, [], torch.zeros(1, 3, 8, 8))
+    assert "random" in error.value.hint
 
 
 def test_unknown_precision_is_named():
