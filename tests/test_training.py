@@ -208,7 +208,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn_and_another_has() -> No
     other = copy.deepcopy(teacher)
     nn.init.normal_(other[2].weight, generator=torch.Generator().manual_seed(0))  # type: ignore[index, arg-type]
     for student, expected in ((copy.deepcopy(teacher), 0.0), (other, None)):
-        with distilling(student, teacher) as distillation:
+        with distilling(student, teacher, images[:2]) as distillation:
             loss = distillation.loss(images, student(images)).detach()
         assert loss >= 0
         assert (float(loss) == pytest.approx(0, abs=1e-6)) == (expected == 0.0)
@@ -221,7 +221,7 @@ def test_the_loss_of_distillation_worked_by_hand() -> None:
     with torch.no_grad():
         teacher.weight.zero_()
         student.weight.copy_(torch.tensor([[4 / 3], [0.0]]))
-    with distilling(student, teacher) as distillation:
+    with distilling(student, teacher, torch.zeros(1, 1)) as distillation:
         logits = student(torch.tensor([[3.0]]))
         loss = distillation.loss(torch.tensor([[1.0]]), logits).detach()
     q = math.exp(1) / (math.exp(1) + 1)

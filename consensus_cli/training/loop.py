@@ -108,6 +108,7 @@ def train(
     teacher: nn.Module | None = None,
     share: Share = ALL,
     report: Callable[[Progress], None] | None = None,
+    tick: Callable[[], None] | None = None,
 ) -> TrainingResult:
     """Trains `model` in place on `split` and leaves it in eval mode.
 
@@ -126,6 +127,7 @@ def train(
         share: this process's part of every update; all processes of the job must call this function where it is not
             all of it, and all end with the same weights.
         report: called with the progress about twenty times an epoch.
+        tick: called after every update.
 
     Raises:
         TrainingDivergedError: when the loss is not finite, in every process.
@@ -147,7 +149,8 @@ def train(
         distillation = None
         if recipe.distill and teacher is not None:
             answering = stack.enter_context(prepared(accelerator, teacher, joint=False, compiled=False))
-            distillation = stack.enter_context(distilling(model, answering))
+            example = next(iter(split.batches(2, device)))[0]
+            distillation = stack.enter_context(distilling(model, answering, example))
         network = stack.enter_context(prepared(accelerator, model, joint=share.world > 1, compiled=compiled))
         stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
         for images, labels in plan.batches(split, device, augmentation, seed):
@@ -162,6 +165,8 @@ def train(
                 losses.update_done()
                 if average is not None:
                     average.update(model)
+                if tick is not None:
+                    tick()
     model.eval()
     if average is not None:
         average.copy_to(model)
