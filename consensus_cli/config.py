@@ -34,18 +34,21 @@ class ModelConfig:
     Attributes:
         source: `cifar_resnet`, `torchvision`, `timm` or `custom`.
         name: architecture within the source (`resnet56`).
-        weights: checkpoint file (.safetensors, or .pt read with weights_only), a torchvision weights name,
-            `pretrained` for timm, or null: train a baseline.
-        target: `package.module.Class` of a custom network.
+        weights: checkpoint (a file of safetensors or torch.save, an index of shards, or their folder), a torchvision
+            weights name, `pretrained` for timm, or null: train a baseline.
+        reset_head: keep a fresh head where that of the weights is missing or has other classes; else they are refused.
+        target: `package.module.Class` or `path/to/file.py:Class` of a custom network; a function works as well.
         kwargs: further arguments of the network's constructor.
         num_classes: outputs of the head; null: the dataset's classes.
         image_size: side of the square images in pixels; null: the dataset's.
-        mean, std: normalisation of images in [0, 1], per channel; null: the weights' own, else the dataset's.
+        mean, std: normalisation of images in [0, 1], one number per channel or one for all, in [0, 1] themselves; null:
+            the weights' own, else the dataset's. Three numbers make three channels of grey images.
     """
 
     source: str = MISSING
     name: str = MISSING
     weights: str | None = None
+    reset_head: bool = False
     target: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     num_classes: int | None = None

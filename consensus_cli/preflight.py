@@ -121,8 +121,7 @@ def _name_problems(config: RunConfig) -> Iterator[UserError]:
 
 
 def _check_model(model: ModelConfig) -> None:
-    if model.source not in zoo.SOURCES:
-        raise unknown_name("model.source", model.source, zoo.SOURCES)
+    zoo.check(model.source, model.name, model.target)
     if model.weights is not None:
         pretrained.check_weights(model.source, model.name, model.weights)
 

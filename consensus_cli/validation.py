@@ -10,6 +10,7 @@ from typing import Any
 
 from consensus_cli.config import RunConfig
 from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.models import normalization
 
 _SCHEDULES = ("constant", "cosine", "onecycle", "step")
 
@@ -106,6 +107,7 @@ def problems(config: RunConfig) -> list[UserError]:
         value = _value(config, key)
         if value is not None and not allowed(value):
             found.append(UserError(f"{key}={value} is out of range", f"{key} must be {in_words}"))
+    found += normalization.problems(config.model.mean, config.model.std)
     if config.criterion.name == "consensus" and not any(config.metrics.weights.values()):
         found.append(UserError("metrics.weights leaves no metric to vote", "give at least one metric a weight above 0"))
     if config.finetune.span == "run" and config.prune.unit != "blocks":

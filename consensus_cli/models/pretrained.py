@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError, unknown_name
-from consensus_cli.models.weights import load_into, read_state_dict
-from consensus_cli.models.zoo import ModelSpec, import_timm
+from consensus_cli.models.weights import load_given, read_state_dict
+from consensus_cli.models.zoo import ModelSpec, check_torchvision, import_timm
 
 #: what `model.weights` says for timm's own
 TIMM_WEIGHTS = "pretrained"
@@ -20,7 +19,8 @@ def is_named(source: str, weights: str) -> bool:
     """Says whether `weights` is the name of published weights and not the path of a file."""
     if source == "timm":
         return weights == TIMM_WEIGHTS
-    return source == "torchvision" and not Path(weights).suffix
+    path = Path(weights).expanduser()
+    return source == "torchvision" and not (path.suffix or len(path.parts) > 1 or path.exists())
 
 
 def check_weights(source: str, name: str, weights: str) -> None:
@@ -30,11 +30,13 @@ def check_weights(source: str, name: str, weights: str) -> None:
         UserError: a file that is missing or damaged, or a name that the architecture does not have.
     """
     if not is_named(source, weights):
-        read_state_dict(Path(weights).expanduser())
+        _read(weights)
     elif source == "torchvision":
         _torchvision_entry(name, weights)
-    else:
-        import_timm()
+    elif not import_timm().models.is_model_pretrained(name):
+        raise UserError(
+            f"timm has no weights of {name}", "give a file: model.weights=PATH, or leave model.weights=null"
+        )
 
 
 def normalization(source: str, name: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -48,27 +50,33 @@ def normalization(source: str, name: str, weights: str | None) -> tuple[tuple[fl
     return tuple(settings.mean), tuple(settings.std)
 
 
-def load_weights(network: nn.Module, spec: ModelSpec, weights: str) -> None:
+def load_weights(network: nn.Module, spec: ModelSpec, weights: str, *, reset_head: bool = False) -> list[str]:
     """Loads a file or published weights; the head stays fresh where published weights have another number of classes.
 
     Args:
         network: receives the weights in place.
         spec: how the network was built.
         weights: path of a file, or a name.
+        reset_head: whether the head stays fresh as well where a file has none, or one for other classes.
+
+    Returns:
+        What should be said about the weights, a sentence each.
 
     Raises:
         UserError: the weights are missing, damaged, cannot be fetched, or do not fit.
     """
-    if not is_named(spec.source, weights):
-        load_into(network, read_state_dict(Path(weights).expanduser()), f"checkpoint {weights}")
-        return
-    state = _fetch(spec, weights)
-    head = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
-    own = network.state_dict()
-    for key in (f"{head}.weight", f"{head}.bias"):
-        if key in state and key in own and state[key].shape != own[key].shape:
-            state[key] = own[key]
-    load_into(network, state, f"weights {weights} of {spec.name}")
+    named = is_named(spec.source, weights)
+    tensors = _fetch(spec, weights) if named else _read(weights)
+    source = f"weights {weights} of {spec.name}" if named else f"checkpoint {weights}"
+    return load_given(network, tensors, source, num_classes=spec.num_classes, reset_head=reset_head or named)
+
+
+def _read(weights: str) -> dict[str, Tensor]:
+    if "://" in weights or weights.startswith("hf-hub:"):
+        raise UserError(
+            f"model.weights={weights} is an address, not a file", "download it and give the file: model.weights=PATH"
+        )
+    return read_state_dict(Path(weights).expanduser())
 
 
 def _fetch(spec: ModelSpec, weights: str) -> dict[str, Tensor]:
@@ -77,9 +85,12 @@ def _fetch(spec: ModelSpec, weights: str) -> dict[str, Tensor]:
             return dict(_torchvision_entry(spec.name, weights).get_state_dict(progress=False, check_hash=True))
         timm = import_timm()
         return dict(
-            timm.create_model(spec.name, pretrained=True, in_chans=spec.in_channels, **spec.kwargs).state_dict()
+            timm.create_model(spec.name, pretrained=True, in_chans=spec.network_channels, **spec.kwargs).state_dict()
         )
-    except (URLError, OSError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        # The clients of the servers raise errors of their own, which are not even all of OSError.
         raise UserError(
             f"weights {weights} of {spec.name} cannot be fetched: {error}",
             "is there a network? download them elsewhere and give the file: model.weights=PATH",
@@ -89,9 +100,7 @@ def _fetch(spec: ModelSpec, weights: str) -> dict[str, Tensor]:
 def _torchvision_entry(name: str, weights: str) -> Any:
     from torchvision import models
 
-    valid = models.list_models(module=models)
-    if name not in valid:
-        raise unknown_name("torchvision model", name, valid)
+    check_torchvision(name)
     entries = models.get_model_weights(name).__members__
     if weights not in entries:
         raise unknown_name(f"weights of {name}", weights, entries)

@@ -1,54 +1,28 @@
-"""Weights in and out: safetensors, or PyTorch files read without executing anything in them."""
+"""Weights in and out: into a network whole or not at all, and out as safetensors."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError
+from consensus_cli.models.foreign_files import some
+from consensus_cli.models.matching import Candidate, candidates, choose, completed, entries, faults
+from consensus_cli.models.weight_files import read_state_dict
 
-_LISTED = 10
+__all__ = ["load_given", "load_into", "read_state_dict", "serialize"]
 
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads tensors by name from a checkpoint, on the CPU.
-
-    `.safetensors` files hold nothing but tensors; any other file is read by `torch.load(weights_only=True)`, which
-    refuses pickled code. A state dict inside a training checkpoint (`state_dict`, `model`) is found, and the prefix
-    `module.` of data-parallel training is dropped.
-
-    Raises:
-        UserError: the file is missing, damaged, holds code or no tensors.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"checkpoint {path} does not exist", "model.weights takes the path of a file; is it spelled right?"
-        )
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"checkpoint {path} is no plain file of tensors: it may run code when loaded, so it is refused",
-            "save the state dict alone (torch.save(model.state_dict(), …)) or as safetensors",
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"checkpoint {path} cannot be read: {_first_line(error)}", "the file is damaged or cut short; copy it again"
-        ) from error
-    return _find_state_dict(content, path)
+#: modules whose entries may make a head: a distilled network has two, an Inception one and two beside the trunk
+_MOST_HEADS = 3
 
 
 def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads a state dict that must fit the network exactly.
+    """Loads a state dict that must fit the network exactly, name by name.
 
-    Only the batch counters of batch norm (`num_batches_tracked`) may be missing: checkpoints older than PyTorch 0.4.1
-    or written by other tools have none, and no result depends on them.
+    Only what no result depends on may be missing or left over, as `matching.completed` says.
 
     Args:
         network: receives the weights in place.
@@ -58,44 +32,117 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     Raises:
         UserError: names at most ten missing, unexpected and misshapen entries each.
     """
-    expected = network.state_dict()
-    counters = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
-    state = counters | dict(state)
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    misshapen = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    if any(faults.values()):
-        told = "; ".join(f"{len(keys)} {fault}: {_some(keys)}" for fault, keys in faults.items() if keys)
-        raise UserError(f"{source} does not fit the network: {told}", "choose the model the weights were trained with")
-    network.load_state_dict(state)
+    expected = entries(network)
+    complete = completed(state, expected)
+    if wrong := faults(complete, expected):
+        raise wrong.error(complete, expected, source)
+    # What modules keep beside tensors is no part of `expected`, and stays.
+    network.load_state_dict(complete, strict=False)
+
+
+def load_given(
+    network: nn.Module, tensors: Mapping[str, Tensor], source: str, *, num_classes: int, reset_head: bool = False
+) -> list[str]:
+    """Loads the weights that a user gave, found by the network's names among all that their file holds.
+
+    Of weights and their average over a training, the weights are taken; the average only where it is alone.
+
+    Args:
+        network: receives the weights in place, in its own precision.
+        tensors: what the file holds, by name, as `read_state_dict` returns it.
+        source: where the weights come from, for messages.
+        num_classes: classes that the network tells apart.
+        reset_head: whether a head that the file lacks, or has for another number of classes, stays fresh.
+
+    Returns:
+        What should be said about them, a sentence each.
+
+    Raises:
+        UserError: they do not fit, two sets of them do, or some are not finite.
+    """
+    expected = entries(network)
+    found = candidates(tensors, expected)
+    fitting = [candidate for candidate in found if not candidate.faults]
+    chosen = choose(fitting, source) if fitting else found[0]
+    notes = [] if not chosen.averaged else [f"{source}: its averaged weights ('{chosen.prefix}*')"]
+    averages = [other.prefix for other in fitting if other.averaged and not chosen.averaged]
+    if averages:
+        notes.append(f"{source}: its plain weights; the averaged ones ('{averages[0]}*') are left out")
+    state = chosen.state
+    if chosen.faults:
+        head = _head_entries(chosen, expected, num_classes)
+        if not head:
+            raise _channels_error(chosen, expected, source) or chosen.faults.error(state, expected, source)
+        if not reset_head:
+            raise _head_error(head, chosen, expected, source)
+        state = {key: value for key, value in state.items() if key in expected} | {k: expected[k] for k in head}
+        notes.append(f"{source}: the head starts fresh ({', '.join(head)})")
+    _check_finite(state, source)
+    load_into(network, state, source)
+    return notes
 
 
 def serialize(network: nn.Module, metadata: Mapping[str, str]) -> bytes:
     """Returns the network's state dict as a safetensors file; tied weights are written once per name."""
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in entries(network).items()}
     return save(tensors, metadata=dict(metadata))
 
 
-def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"checkpoint {path} holds no state dict", "it must map parameter names to tensors")
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    return {key.removeprefix(prefix): value for key, value in content.items()}
+def _head_entries(candidate: Candidate, expected: Mapping[str, Tensor], num_classes: int) -> list[str]:
+    """Returns the entries that do not fit, where they are those of a head and all else fits; empty otherwise.
+
+    A head has one row per class: its entries differ from the file's in their first dimension alone.
+    """
+    wrong = candidate.faults
+    names = [*wrong.missing, *wrong.misshapen]
+    owners = {name.rpartition(".")[0] for name in names}
+    beside = [key for key in wrong.unexpected if not any(owner and key.startswith(f"{owner}.") for owner in owners)]
+    rows = {expected[name].shape[:1] for name in names}
+    if beside or wrong.mistyped or len(rows) != 1 or len(owners) > _MOST_HEADS:
+        return []
+    if any(candidate.state[name].shape[1:] != expected[name].shape[1:] for name in wrong.misshapen):
+        return []
+    if wrong.missing and rows != {(num_classes,)}:
+        return []
+    return names if any(expected[name].ndim > 1 for name in names) else []
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+def _head_error(head: list[str], candidate: Candidate, expected: Mapping[str, Tensor], source: str) -> UserError:
+    of_file = {name: candidate.state.get(name) for name in head}
+    told = ", ".join(
+        f"{name} is missing"
+        if value is None
+        else f"{name} {tuple(value.shape)} instead of {tuple(expected[name].shape)}"
+        for name, value in of_file.items()
+    )
+    return UserError(
+        f"{source} fits the network but for its head: {told}", "model.reset_head=true keeps a fresh head instead"
+    )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _channels_error(candidate: Candidate, expected: Mapping[str, Tensor], source: str) -> UserError | None:
+    """Returns the error for weights that fit but for the number of image channels; None where more differs."""
+    wrong = candidate.faults
+    if len(wrong.misshapen) != 1 or wrong.missing or wrong.unexpected or wrong.mistyped:
+        return None
+    given, own = (tensors[wrong.misshapen[0]].shape for tensors in (candidate.state, expected))
+    if len(given) != len(own) or len(own) < 2 or given[:1] + given[2:] != own[:1] + own[2:]:
+        return None
+    return UserError(
+        f"{source} does not fit the network: {wrong.misshapen[0]} takes {given[1]} channels, the network's {own[1]}",
+        "choose images with as many channels as the weights were trained on",
+    )
+
+
+def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    wrong = [key for key, value in state.items() if value.is_floating_point() and not _is_finite(value)]
+    if wrong:
+        raise UserError(
+            f"{source} holds weights that are not finite (NaN or infinite): {some(wrong)}",
+            "its training diverged, or the file is damaged: give a checkpoint from before",
+        )
+
+
+def _is_finite(values: Tensor) -> bool:
+    # As the network will hold them: a number may be finite in double precision alone.
+    return bool(torch.isfinite(values.float()).all())

@@ -1,4 +1,4 @@
-"""Where networks come from: our CIFAR ResNets, torchvision, timm, or a class of the user's own."""
+"""Where networks come from: our CIFAR ResNets, torchvision, timm, or a class or function of the user's own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.errors import UserError, foreign_code, unknown_name
 from consensus_cli.models.classifier import Classifier, Normalize
+from consensus_cli.models.normalization import check_channels
+from consensus_cli.models.plain import settings_kept, to_float32, unwrapped
 from consensus_cli.models.resnet import BLOCKS_PER_STAGE, resnet
+from consensus_cli.models.targets import find_target, program_goes_on
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class ModelSpec:
         num_classes: outputs of the head.
         in_channels: channels of the images.
         mean, std: normalisation per channel of images in [0, 1].
-        target: `package.module.Class` where the source is `custom`.
+        target: `package.module.Class` or `file.py:Class` where the source is `custom`; a function works as well.
         kwargs: further arguments of the network's constructor.
     """
 
@@ -39,16 +42,60 @@ class ModelSpec:
     target: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def network_channels(self) -> int:
+        """Channels that reach the network: grey images are spread over as many as the normalisation has numbers."""
+        return max(self.in_channels, len(self.mean), len(self.std))
+
+
+def check(source: str, name: str, target: str | None) -> None:
+    """Checks, without building anything, that there is such an architecture; imports a custom network's code.
+
+    Raises:
+        UserError: unknown source, architecture or tag, a package that is not installed, a class that is not there.
+    """
+    if source not in SOURCES:
+        raise unknown_name("model.source", source, SOURCES)
+    if source == "torchvision":
+        check_torchvision(name)
+    elif source == "timm":
+        _check_timm(name)
+    elif source == "custom":
+        _find(target)
+
 
 def build(spec: ModelSpec) -> Classifier:
     """Builds the network with fresh weights behind its normalisation.
 
     Raises:
-        UserError: unknown source or architecture, a class that cannot be imported or built.
+        UserError: unknown source or architecture, a class that cannot be imported or built, a mean or deviation that
+            does not fit the images.
     """
+    return build_with_notes(spec)[0]
+
+
+def build_with_notes(spec: ModelSpec) -> tuple[Classifier, list[str]]:
+    """Builds a network like `build`; also returns what was changed in it, a sentence each."""
     if spec.source not in SOURCES:
         raise unknown_name("model.source", spec.source, SOURCES)
-    return Classifier(Normalize(spec.mean, spec.std), SOURCES[spec.source](spec))
+    check_channels(spec.mean, spec.std, spec.in_channels)
+    with settings_kept():
+        network = unwrapped(SOURCES[spec.source](spec))
+    converted = to_float32(network)
+    return Classifier(Normalize(spec.mean, spec.std), network), [converted] if converted else []
+
+
+def check_torchvision(name: str) -> None:
+    """Checks that torchvision has a classifier of this name.
+
+    Raises:
+        UserError: names the nearest.
+    """
+    from torchvision import models
+
+    valid = models.list_models(module=models)
+    if name not in valid:
+        raise unknown_name("torchvision model", name, valid)
 
 
 def _cifar_resnet(spec: ModelSpec) -> nn.Module:
@@ -56,40 +103,43 @@ def _cifar_resnet(spec: ModelSpec) -> nn.Module:
     if spec.name not in depths:
         raise unknown_name("model", spec.name, depths)
     # A short training from scratch ends higher and steadier so; given weights replace what is drawn here.
-    arguments = {"zero_init_residual": True, "num_classes": spec.num_classes, "in_channels": spec.in_channels}
+    arguments = {"zero_init_residual": True, "num_classes": spec.num_classes, "in_channels": spec.network_channels}
     return _construct(spec.name, functools.partial(resnet, depths[spec.name]), arguments | spec.kwargs)
 
 
 def _custom(spec: ModelSpec) -> nn.Module:
-    module_name, _, class_name = (spec.target or "").rpartition(".")
-    if not module_name:
+    return _construct(str(spec.target), _find(spec.target), spec.kwargs)
+
+
+def _find(target: str | None) -> Any:
+    if target is None:
         raise UserError("model.target is missing", "name your class: model.target=package.module.Class")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
-    except ImportError as error:
-        raise UserError(
-            f"model.target={spec.target} cannot be imported: {error}", "is its folder on PYTHONPATH, or installed?"
-        ) from error
-    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        raise UserError(f"model.target={spec.target} is no torch.nn.Module class", "name a class, not an instance")
-    return _construct(spec.target or "", found, spec.kwargs)
+    with settings_kept():
+        return find_target(target)
 
 
 def _torchvision(spec: ModelSpec) -> nn.Module:
     from torchvision import models
 
-    valid = models.list_models(module=models)
-    if spec.name not in valid:
-        raise unknown_name("torchvision model", spec.name, valid)
+    check_torchvision(spec.name)
     return _construct(spec.name, models.get_model, {"name": spec.name, "num_classes": spec.num_classes, **spec.kwargs})
 
 
 def _timm(spec: ModelSpec) -> nn.Module:
-    timm = import_timm()
-    if not timm.is_model(spec.name):
-        raise unknown_name("timm model", spec.name, timm.list_models())
-    arguments = {"num_classes": spec.num_classes, "in_chans": spec.in_channels, **spec.kwargs}
+    timm = _check_timm(spec.name)
+    arguments = {"num_classes": spec.num_classes, "in_chans": spec.network_channels, **spec.kwargs}
     return _construct(spec.name, timm.create_model, {"model_name": spec.name, **arguments})
+
+
+def _check_timm(name: str) -> Any:
+    timm = import_timm()
+    if not timm.is_model(name):
+        raise unknown_name("timm model", name, timm.list_models())
+    architecture, _, tag = name.partition(".")
+    # Otherwise an unknown tag is found only when the network is built.
+    if tag and name not in (tagged := timm.models.get_arch_pretrained_cfgs(architecture)):
+        raise unknown_name("timm model", name, tagged)
+    return timm
 
 
 def import_timm() -> Any:
@@ -104,11 +154,32 @@ def import_timm() -> Any:
         raise UserError("timm is not installed", "install the extra: pip install 'consensus-cli[timm]'") from error
 
 
-def _construct(name: str, constructor: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
+def _construct(name: str, constructor: Callable[..., object], arguments: dict[str, Any]) -> nn.Module:
+    hint = f"check model.kwargs{_takes(constructor)}"
     try:
-        return constructor(**arguments)
+        with program_goes_on(name), foreign_code(name, hint):
+            network = constructor(**arguments)
     except TypeError as error:
-        raise UserError(f"{name} cannot be built: {error}", "check model.kwargs") from error
+        # The call itself, with arguments that the constructor does not take.
+        raise UserError(f"{name} cannot be built: {error}", hint) from error
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"{name} makes an object of type {type(network).__name__}, not a torch.nn.Module",
+            "name a class of networks, or a function that returns one",
+        )
+    return network
+
+
+def _takes(constructor: Callable[..., object]) -> str:
+    """Returns what a constructor takes, in words; empty where Python does not know or it takes anything."""
+    try:
+        parameters = inspect.signature(constructor).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return ""
+    names = [parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.POSITIONAL_ONLY]
+    return f"; it takes {', '.join(names)}" if names else "; it takes none"
 
 
 #: source -> function that builds its network

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load, save_file
 from torch import nn
+from torch.serialization import get_safe_globals
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.weights import load_into, read_state_dict, serialize
@@ -19,17 +22,6 @@ STATE = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.zeros(2)}
 @pytest.fixture
 def network() -> nn.Module:
     return nn.Linear(3, 2)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [STATE, {"state_dict": STATE, "epoch": 3}, {"model": STATE}, {f"module.{k}": v for k, v in STATE.items()}],
-    ids=["plain", "state_dict", "model", "data-parallel"],
-)
-def test_reads_the_usual_forms_of_a_pytorch_file(tmp_path: Path, network: nn.Module, content: object) -> None:
-    torch.save(content, tmp_path / "weights.pt")
-    load_into(network, read_state_dict(tmp_path / "weights.pt"), "weights.pt")
-    assert torch.equal(network.weight, STATE["weight"])  # type: ignore[arg-type]
 
 
 def test_safetensors_round_trip(tmp_path: Path, network: nn.Module) -> None:
@@ -73,25 +65,69 @@ def test_truncated_file(tmp_path: Path, name: str, share: float) -> None:
 
 
 class _Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
+    """Unpickling it calls a function."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = function, arguments
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.marker,)
+        return self.call
 
 
-def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
-    marker, path = tmp_path / "was_here", tmp_path / "weights.pt"
-    path.write_bytes(pickle.dumps(_Malicious(marker)))
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "was_here"
+
+
+#: what a pickle calls to make a file
+CALLS = {
+    "a method": lambda marker: _Malicious(Path.touch, marker),
+    "the interpreter": lambda marker: _Malicious(exec, f"open({str(marker)!r}, 'w')"),
+    "the system": lambda marker: _Malicious(os.mkdir, str(marker)),
+    "another program": lambda marker: _Malicious(subprocess.check_call, ["touch", str(marker)]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_with_code_is_refused_and_does_not_run(call: str, legacy: bool, tmp_path: Path, marker: Path) -> None:
+    path, inside = tmp_path / "weights.pt", CALLS[call](marker)
+    path.write_bytes(pickle.dumps(inside))
     with pytest.raises(UserError, match="refused"):
         read_state_dict(path)
-    torch.save({"weight": _Malicious(marker)}, path)
-    with pytest.raises(UserError, match="refused"):
+    # Good weights beside it change nothing.
+    torch.save({"state_dict": STATE, "more": inside}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match=r"may run code when loaded .*, so it is refused"):
         read_state_dict(path)
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [torch.zeros(2)], torch.zeros(2)])
+class _Writes:
+    """Loading an object of it the usual way writes a file."""
+
+    def __init__(self, marker: str) -> None:
+        Path(marker).touch()
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _Writes, (self.marker,), {"marker": self.marker}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        Path(state["marker"]).touch()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_objects_beside_the_weights_are_left_out_without_their_code(legacy: bool, tmp_path: Path, marker: Path) -> None:
+    beside = _Writes(str(marker))
+    marker.unlink()
+    torch.save({"model": STATE, "b": beside}, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+    read = read_state_dict(tmp_path / "x.pt")
+    assert list(read) == ["model.weight", "model.bias"]
+    assert not marker.exists()
+    assert not any("Foreign" in str(allowed) or "_Writes" in str(allowed) for allowed in get_safe_globals())
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [torch.zeros(2)], torch.zeros(2), 7])
 def test_a_file_without_a_state_dict(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(UserError, match="holds no state dict"):
