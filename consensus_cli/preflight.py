@@ -19,6 +19,7 @@ from consensus_cli.evaluation.energy import check_country
 from consensus_cli.evaluation.shift import Archive, open_archive
 from consensus_cli.evaluation.shortcut import check_cue
 from consensus_cli.models import pretrained, zoo
+from consensus_cli.paths import expanded
 from consensus_cli.results import check_writable
 from consensus_cli.rundir import RESULTS_NAME
 from consensus_cli.scoring.consensus import AGGREGATIONS
@@ -58,7 +59,7 @@ def dataset_arguments(config: RunConfig) -> dict[str, Any]:
     dataset: DatasetConfig = config.dataset
     return {
         "name": dataset.source,
-        "root": None if dataset.root is None else Path(dataset.root).expanduser(),
+        "root": None if dataset.root is None else expanded(dataset.root),
         "download": dataset.download,
         "image_size": config.model.image_size or dataset.image_size,
         "limit_train": dataset.limit_train,
@@ -77,7 +78,7 @@ def shift_archives(paths: Mapping[str, str]) -> dict[str, Archive]:
     Raises:
         UserError: a name that cannot be used, or files that are missing or have another form.
     """
-    return {name: open_archive(name, Path(path).expanduser()) for name, path in paths.items()}
+    return {name: open_archive(name, expanded(path)) for name, path in paths.items()}
 
 
 def pick_device(name: str) -> torch.device:

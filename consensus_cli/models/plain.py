@@ -104,11 +104,11 @@ def _as_written(value: object) -> Callable[..., Any] | None:
     """Returns the function that `torch.compile` was given, None for everything but its result."""
     written: Callable[..., Any] | None = None
     while isinstance(value, FunctionType) and getattr(value, "_is_torch_compile", False):
-        written = value = value._torchdynamo_orig_callable  # type: ignore[attr-defined]
+        written = value = value._torchdynamo_orig_callable
     return written
 
 
-def _set_method(module: nn.Module, name: str, written: Callable[..., Any]) -> None:
+def _set_method(module: nn.Module, name: str, written: Any) -> None:
     """Gives a module its method back: that of its class where it is the same, so that copies have their own."""
     if getattr(written, "__self__", None) is module and getattr(type(module), name, None) is written.__func__:
         del vars(module)[name]

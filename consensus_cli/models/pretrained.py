@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models.weights import load_given, read_state_dict
 from consensus_cli.models.zoo import ModelSpec, check_torchvision, import_timm
+from consensus_cli.paths import expanded
 
 #: what `model.weights` says for timm's own
 TIMM_WEIGHTS = "pretrained"
@@ -19,7 +19,7 @@ def is_named(source: str, weights: str) -> bool:
     """Says whether `weights` is the name of published weights and not the path of a file."""
     if source == "timm":
         return weights == TIMM_WEIGHTS
-    path = Path(weights).expanduser()
+    path = expanded(weights)
     return source == "torchvision" and not (path.suffix or len(path.parts) > 1 or path.exists())
 
 
@@ -76,7 +76,7 @@ def _read(weights: str) -> dict[str, Tensor]:
         raise UserError(
             f"model.weights={weights} is an address, not a file", "download it and give the file: model.weights=PATH"
         )
-    return read_state_dict(Path(weights).expanduser())
+    return read_state_dict(expanded(weights))
 
 
 def _fetch(spec: ModelSpec, weights: str) -> dict[str, Tensor]:

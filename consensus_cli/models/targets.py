@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from consensus_cli.errors import UserError, foreign_code, unknown_name
+from consensus_cli.paths import expanded
 
 _HOW = "write model.target=package.module.Class or model.target=path/to/file.py:Class"
 
@@ -33,7 +34,7 @@ def find_target(target: str) -> Any:
     """
     path, colon, name = target.rpartition(":")
     if colon and path.endswith(".py"):
-        module, names = _module_of_file(target, Path(path).expanduser()), name.split(".")
+        module, names = _module_of_file(target, expanded(path)), name.split(".")
     elif target.endswith(".py"):
         raise UserError(f"model.target={target} names a file and no class in it", f"write model.target={target}:Class")
     else:
@@ -49,7 +50,7 @@ def find_target(target: str) -> Any:
             f"name its class, {type(found).__module__}.{type(found).__qualname__}, or a function that returns it",
         )
     if isinstance(found, ModuleType):
-        made = ", ".join(sorted(_makers(found))[:10]) or "none is defined in it"
+        made = ", ".join(_makers(found)[:10]) or "none is defined in it"
         raise UserError(f"model.target={target} is a module, not a class", f"name a class or function in it: {made}")
     if not callable(found):
         raise UserError(
@@ -143,7 +144,7 @@ def _put_working_folder_on_path() -> None:
 def _makers(scope: Any) -> list[str]:
     """Returns the names of the networks in a module or class, and of the functions that it defines itself."""
     own = getattr(scope, "__name__", None)
-    return [
+    return sorted(
         name
         for name, value in vars(scope).items()
         if not name.startswith("_")
@@ -151,4 +152,4 @@ def _makers(scope: Any) -> list[str]:
             (inspect.isclass(value) and issubclass(value, nn.Module))
             or (inspect.isfunction(value) and value.__module__ == own)
         )
-    ]
+    )
