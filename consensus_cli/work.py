@@ -48,6 +48,7 @@ def train(
         teacher=teacher,
         share=share,
         report=report,
+        tick=prepared.threads.tick,
     )
 
 
@@ -96,6 +97,7 @@ def passes(
         memory_gb=scoring.memory_gb * batch_size / SCORING_BATCH_SIZE,
         memory_format=network.memory_format or torch.channels_last,
         resamples=scoring.bootstrap,
+        tick=prepared.threads.tick,
     )
 
 
@@ -110,7 +112,9 @@ def predict(share: Share, prepared: Prepared, network: Classifier) -> accuracy.P
     mine = _contiguous(share, len(test), 1)
     if share.world > 1:
         test = test.subset(mine)
-    return accuracy.predict(network, test, prepared.device) if len(mine) else None
+    if not len(mine):
+        return None
+    return accuracy.predict(network, test, prepared.device, progress=prepared.threads.ticking())
 
 
 def _contiguous(share: Share, count: int, unit: int) -> Tensor:

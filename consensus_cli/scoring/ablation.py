@@ -7,7 +7,7 @@ network costs the share 1 − p of a forward pass, about half a pass per candida
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -61,6 +61,7 @@ class AblationEngine:
         precision: `fp32`, or `bf16` for autocast to bfloat16, whose 8 bits of mantissa change close ranks.
         memory_gb: budget for the activations in GiB.
         memory_format: of the images and of the weights.
+        tick: called after every forward pass.
 
     Raises:
         UserError: unknown precision, or a network without a head.
@@ -75,11 +76,13 @@ class AblationEngine:
         precision: str = "fp32",
         memory_gb: float = 2.0,
         memory_format: torch.memory_format = torch.channels_last,
+        tick: Callable[[], None] | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise unknown_name("precision", precision, PRECISIONS)
         self.candidates = tuple(block.name for block in blocks)
         self._blocks = tuple(blocks)
+        self._tick = tick
         self._dtype = PRECISIONS[precision]
         self._memory_format = memory_format if example.ndim == 4 else torch.contiguous_format
         probe = torch.rand((PROBE_IMAGES, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
@@ -144,7 +147,10 @@ class AblationEngine:
         return torch.stack(rows)
 
     def _representation(self, images: Tensor) -> Tensor:
-        return _representation(self._network, self._head, images)
+        representation = _representation(self._network, self._head, images)
+        if self._tick is not None:
+            self._tick()
+        return representation
 
     def _one_pass_gives(self, expected: Tensor, images: Tensor) -> bool:
         try:

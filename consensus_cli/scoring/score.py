@@ -106,6 +106,7 @@ def plan_passes(
     memory_gb: float,
     memory_format: torch.memory_format = torch.channels_last,
     resamples: int = 0,
+    tick: Callable[[], None] | None = None,
 ) -> list[Pass]:
     """Returns the passes over the samples that the budget asks for, to be carried out in turn.
 
@@ -124,6 +125,7 @@ def plan_passes(
         memory_gb: budget in GiB for the statistics, and for the activations and the metrics' matrices beside them.
         memory_format: in which the network takes images.
         resamples: draws of the bootstrap; 0 for none.
+        tick: called after every forward pass.
     """
     example = next(iter(samples(1, 1)))[0][:PROBE_IMAGES]
     keep = metrics.statistics_needed(names)
@@ -133,7 +135,7 @@ def plan_passes(
     size = candidates_per_pass(expected, len(blocks), memory_gb)
     groups = [blocks[start : start + size] for start in range(0, len(blocks), size)]
 
-    build = functools.partial(AblationEngine, precision=precision, memory_format=memory_format)
+    build = functools.partial(AblationEngine, precision=precision, memory_format=memory_format, tick=tick)
 
     def carry_out(number: int, group: Sequence[Block]) -> list[PairStatistics]:
         activations_gb = left_for_activations_gb(expected, len(group), memory_gb)

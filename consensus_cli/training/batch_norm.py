@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim.swa_utils import update_bn
 
@@ -21,6 +22,7 @@ def recalibrate_batch_norm(
     device: torch.device,
     augmentation: Augmentation,
     seed: int,
+    tick: Callable[[], None] | None = None,
 ) -> None:
     """Measures the means and variances of every batch norm anew, in place, without changing a weight.
 
@@ -37,6 +39,7 @@ def recalibrate_batch_norm(
         device: where the model lives.
         augmentation: random changes to the images, as in training.
         seed: of the draw and the augmentation.
+        tick: called after every batch.
     """
     batch_size = min(batch_size, images, len(split))
     generator = torch.Generator().manual_seed(seed)
@@ -44,9 +47,18 @@ def recalibrate_batch_norm(
     momenta = {module: module.momentum for module in model.modules() if isinstance(module, BatchNorm)}
     training = model.training
     try:
-        update_bn(itertools.islice(batches, min(images, len(split)) // batch_size), model)
+        update_bn(_ticking(itertools.islice(batches, min(images, len(split)) // batch_size), tick), model)
     finally:
         # Where memory runs out, PyTorch leaves cumulative averages and training mode behind.
         for module, momentum in momenta.items():
             module.momentum = momentum
         model.train(training)
+
+
+def _ticking(
+    batches: Iterable[tuple[Tensor, Tensor]], tick: Callable[[], None] | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        yield batch
+        if tick is not None:
+            tick()
