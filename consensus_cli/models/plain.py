@@ -95,7 +95,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
     # Looked up, because importing the compiler takes a second; without it nothing is compiled.
     compiler: Any = sys.modules.get("torch._dynamo.eval_frame")
     if compiler is not None and isinstance(module, compiler.OptimizedModule):
-        original: nn.Module = module._modules["_orig_mod"]  # type: ignore[assignment]
+        original: nn.Module = module._modules["_orig_mod"]
         return original
     return None
 
@@ -104,7 +104,7 @@ def _as_written(value: object) -> Callable[..., Any] | None:
     """Returns the function that `torch.compile` was given, None for everything but its result."""
     written: Callable[..., Any] | None = None
     while isinstance(value, FunctionType) and getattr(value, "_is_torch_compile", False):
-        written = value = value._torchdynamo_orig_callable
+        written = value = vars(value)["_torchdynamo_orig_callable"]
     return written
 
 
