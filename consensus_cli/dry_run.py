@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ _USUAL_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320
 
 #: largest difference between two answers to the same images, relative to the largest logit
 _SAME = 1e-3
+
+#: whether a run trains a network, only measures what training costs, or neither
+TrainingDemand = Literal["needed", "measured", "none"]
 
 
 @dataclass
@@ -57,8 +60,8 @@ class Demands:
         precision: of training, `fp32` or `bf16`.
         scoring_precision: of scoring.
         any_precision, any_scoring_precision: whether fp32 will do as well.
-        must_train: whether the run trains it.
-        is_attacked: whether gradients of the images are needed.
+        training: whether the run trains it.
+        attacked: whether gradients of the images are needed.
     """
 
     name: str
@@ -67,8 +70,8 @@ class Demands:
     scoring_precision: str
     any_precision: bool
     any_scoring_precision: bool
-    must_train: bool
-    is_attacked: bool
+    training: TrainingDemand
+    attacked: bool
 
 
 def initialise_lazy_layers(model: Classifier, images: Tensor, name: str) -> None:
@@ -104,8 +107,9 @@ def dry_run(model: Classifier, images: Tensor, labels: Tensor, demands: Demands)
         _check_same(copied, logits, images, demands.name)
         _check_copies(model, copied, images, demands.name)
         _try_scoring(copied, images, demands, found)
-        _try_training(clone(model), images, labels, demands, found)
-        if demands.is_attacked:
+        if demands.training != "none":
+            _try_training(clone(model), images, labels, demands, found)
+        if demands.attacked:
             _check_gradient(copied, images, demands.name)
     return found
 
@@ -128,7 +132,7 @@ def _choose_memory_format(
         if failures:
             found.notes.append(
                 f"{demands.name} cannot run in the memory format channels_last, so it runs in PyTorch's own: "
-                f"{failures[0].message}"
+                f"{_said(failures[0], demands.name)}"
             )
         return logits, copied
     raise _explained(model, images, demands, failures[0])
@@ -143,11 +147,12 @@ def _explained(model: Classifier, images: Tensor, demands: Demands, failure: For
     """Returns what mends a network that fails: found by trying other sizes and numbers of channels."""
     if _answers(model, images):
         return UserError(
-            f"a deep copy of {demands.name} fails where the network itself runs: {failure.message}",
+            f"a deep copy of {demands.name} fails where the network itself runs: {_said(failure, demands.name)}",
             "a hook or closure refers to the original; let it use the module that it is given",
         )
     _, channels, height, width = images.shape
-    taken = f"{demands.name} does not take images of {channels}×{height}×{width}: {failure.message}"
+    said = _said(failure, demands.name)
+    taken = f"{demands.name} does not take images of {channels}×{height}×{width}: {said}"
     for size, count in _other_shapes(channels, height):
         other = torch.rand(len(images), count, size, size, device=images.device)
         copied = clone(model)
@@ -156,6 +161,11 @@ def _explained(model: Classifier, images: Tensor, demands: Demands, failure: For
         if _answers(copied, other):
             return UserError(taken, _hint(size, count, height, channels))
     return UserError(taken, failure.hint)
+
+
+def _said(failure: ForeignCodeError, name: str) -> str:
+    """Returns what the network's code raised, without the network's name."""
+    return failure.message.removeprefix(f"{name} raised ")
 
 
 def _other_shapes(channels: int, size: int) -> Iterator[tuple[int, int]]:
@@ -222,9 +232,8 @@ def _check_copies(model: Classifier, copied: Classifier, images: Tensor, name: s
         found = _answer(another, images.flip(0), name)
     if not _alike(found, expected):
         raise UserError(f"a deep copy of {name} does not answer as the network does", hint)
-    own = {id(parameter) for parameter in another.parameters()}
-    originals = {id(parameter): path for path, parameter in model.named_parameters()}
-    borrowed = next((originals[key] for key in used.keys - own if key in originals), None)
+    foreign = used.keys - {id(parameter) for parameter in another.parameters()}
+    borrowed = next((path for path, parameter in model.named_parameters() if id(parameter) in foreign), None)
     if borrowed is not None:
         raise UserError(f"a deep copy of {name} computes with the parameter {borrowed} of the original", hint)
 
@@ -268,7 +277,7 @@ def _try_training(model: Classifier, images: Tensor, labels: Tensor, demands: De
             found.precision = "fp32"
             found.notes.append(f"training is in fp32: in bfloat16, {failure.message}")
     except UserError as failure:
-        if demands.must_train:
+        if demands.training == "needed":
             raise
         found.trains = False
         found.notes.append(f"the energy of training is not measured: {failure.message}")
