@@ -40,7 +40,7 @@ class Faults:
         missing: entries of the network that it lacks.
         unexpected: entries that the network lacks.
         misshapen: entries of another shape.
-        mistyped: whole numbers where the network has real ones.
+        mistyped: whole numbers where the network has real ones, or tensors that are not dense or have no values.
     """
 
     missing: list[str]
@@ -54,12 +54,12 @@ class Faults:
     def error(self, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> UserError:
         """Returns the error that names at most ten of each."""
         shapes = [f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}" for key in self.misshapen]
-        types = [f"{key} ({state[key].dtype})" for key in self.mistyped]
+        types = [f"{key} ({state[key].dtype}, {state[key].layout}, {state[key].device})" for key in self.mistyped]
         faults = {
             "missing": self.missing,
             "unexpected": self.unexpected,
             "of another shape": shapes,
-            "of whole numbers": types,
+            "of another kind": types,
         }
         told = "; ".join(f"{len(keys)} {fault}: {some(keys)}" for fault, keys in faults.items() if keys)
         return UserError(f"{source} does not fit the network: {told}", "choose the model the weights were trained with")
@@ -118,7 +118,7 @@ def faults(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fault
         missing=[key for key in expected if key not in state],
         unexpected=[key for key in state if key not in expected],
         misshapen=[k for k in shared if not is_lazy(expected[k]) and state[k].shape != expected[k].shape],
-        mistyped=[k for k in shared if _is_real(expected[k]) and not _is_real(state[k])],
+        mistyped=[k for k in shared if not _can_be_copied(state[k], expected[k])],
     )
 
 
@@ -142,7 +142,7 @@ def candidates(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
             inside = {key[len(prefix) :]: value for key, value in renamed.items() if key.startswith(prefix)}
             state = completed(inside, expected)
             found.append(Candidate(prefix, state, faults(state, expected)))
-    return sorted(found, key=lambda candidate: -_fitting(candidate, expected))
+    return sorted(found, key=lambda candidate: (-_fitting(candidate, expected), candidate.averaged))
 
 
 def choose(fitting: list[Candidate], source: str) -> Candidate:
@@ -192,8 +192,12 @@ def _memory(tensor: Tensor) -> tuple[object, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _is_real(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+def _can_be_copied(given: Tensor, own: Tensor) -> bool:
+    if given.is_meta or given.layout is not torch.strided or given.is_quantized:
+        return False
+    if given.is_complex():
+        return own.is_complex()
+    return given.is_floating_point() or not (own.is_floating_point() or own.is_complex())
 
 
 def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:

@@ -113,6 +113,11 @@ def _content(path: Path) -> object:
     except (UserError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):
+            raise UserError(
+                f"checkpoint {path} cannot be read: it is damaged, or written with a pickle_protocol of its own",
+                "copy it again, or save it with torch.save alone",
+            ) from error
         raise UserError(
             f"checkpoint {path} cannot be read as plain tensors, and what else it holds may run code, so it is refused",
             "save the state dict alone (torch.save(model.state_dict(), …)) or as safetensors",

@@ -36,8 +36,14 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     complete = completed(state, expected)
     if wrong := faults(complete, expected):
         raise wrong.error(complete, expected, source)
-    # What modules keep beside tensors is no part of `expected`, and stays.
-    network.load_state_dict(complete, strict=False)
+    try:
+        # What modules keep beside tensors is no part of `expected`, and stays.
+        network.load_state_dict(complete, strict=False)
+    except RuntimeError as error:
+        # A network's own way of taking its weights.
+        raise UserError(
+            f"{source} cannot be loaded: {' '.join(str(error).split())}", "choose the model it was trained with"
+        ) from error
 
 
 def load_given(

@@ -239,6 +239,7 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "array.npy": (_bytes(b"\x93NUMPY\x01\x00"), "array of NumPy"),
     "noise.bin": (_bytes(bytes(range(255, 127, -1)) * 3), "of an unknown kind"),
     "cut.pt": (_cut, "cannot be read"),
+    "protocol4.pt": (lambda path, _, state: torch.save(state, path, pickle_protocol=4), "a pickle_protocol of its own"),
     "plain_pickle.pkl": (
         lambda path, _, state: path.write_bytes(pickle.dumps(dict.fromkeys(state, 1))) and None,
         "torch.save has not written",

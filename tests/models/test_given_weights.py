@@ -79,7 +79,7 @@ def test_whatever_bytes_are_damaged_one_line_says_so(form: str, tmp_path: Path) 
 
 
 def test_what_the_tables_hold() -> None:
-    assert (len(WHOLE), len(ROUNDED), len(REFUSED)) == (46, 2, 28)
+    assert (len(WHOLE), len(ROUNDED), len(REFUSED)) == (46, 2, 29)
 
 
 def test_the_index_of_shards_may_be_given_itself(tmp_path: Path, state: State) -> None:
@@ -146,6 +146,9 @@ OTHERS = {
     "a shallower network's": (lambda s: {k: v for k, v in s.items() if "layers" not in k}, "missing: layers.0.0"),
     "wider": (lambda s: s | {"bn1.weight": torch.zeros(8)}, "bn1.weight (8,) instead of (4,)"),
     "of whole numbers": (lambda s: s | {"conv1.weight": torch.zeros(4, 1, 3, 3, dtype=torch.int8)}, "torch.int8"),
+    "without values": (lambda s: s | {"bn1.bias": torch.zeros(4, device="meta")}, "bn1.bias (torch.float32, torch.s"),
+    "sparse": (lambda s: s | {"fc.weight": torch.zeros(10, 4).to_sparse()}, "1 of another kind: fc.weight"),
+    "complex": (lambda s: s | {"fc.bias": torch.zeros(10, dtype=torch.complex64)}, "torch.complex64"),
     "for colour images": (lambda s: s | {"conv1.weight": torch.zeros(4, 3, 3, 3)}, "takes 3 channels, the network's 1"),
     "of another network": (lambda s: {f"other{i}": torch.zeros(1) for i in range(13)}, "other9 and 3 more"),
 }
@@ -168,6 +171,15 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path:
     broken = state | {"bn1.weight": torch.full((4,), value, dtype=torch.float64)}
     with pytest.raises(UserError, match=r"not finite \(NaN or infinite\): bn1.weight"):
         _load(Network(), _saved(broken, tmp_path))
+
+
+def test_a_network_that_refuses_its_weights_is_one_line(tmp_path: Path, state: State) -> None:
+    class Picky(Network):
+        def _load_from_state_dict(self, *_: object) -> None:
+            raise RuntimeError("not these\nweights")
+
+    with pytest.raises(UserError, match="checkpoint x cannot be loaded: not these weights"):
+        _load(Picky(), _saved(state, tmp_path))
 
 
 def test_lazy_modules_get_their_weights(tmp_path: Path, state: State) -> None:
