@@ -32,22 +32,20 @@ def check_channels(mean: Sequence[float], std: Sequence[float], channels: int) -
     """Checks that mean and deviation fit the images.
 
     Args:
-        mean, std: one number for all channels, or one for each; grey images take as many as the network takes channels.
+        mean, std: one number for all channels, or one for each; three make three channels of grey images.
         channels: channels of the images.
 
     Raises:
         UserError: names the one that does not fit.
     """
+    allowed = (1, 3) if channels == 1 else (1, channels)
     for name, values in (("mean", mean), ("std", std)):
-        if channels > 1 and len(values) not in (1, channels):
+        if len(values) not in allowed:
             raise UserError(
-                f"model.{name} has {len(values)} numbers for images of {channels} channels",
-                f"give {channels} numbers, or one for all channels",
+                f"model.{name} has {len(values)} numbers for images of {channels} "
+                + ("channel" if channels == 1 else "channels"),
+                f"give {allowed[1]} numbers, or one for all channels",
             )
-    if len(mean) != len(std) and 1 not in (len(mean), len(std)):
-        raise UserError(
-            f"the mean has {len(mean)} numbers, the deviation {len(std)}", "give model.mean and model.std together"
-        )
 
 
 def _problem(

@@ -136,7 +136,8 @@ def _channels_error(candidate: Candidate, expected: Mapping[str, Tensor], source
         return None
     return UserError(
         f"{source} does not fit the network: {wrong.misshapen[0]} takes {given[1]} channels, the network's {own[1]}",
-        "choose images with as many channels as the weights were trained on",
+        "choose images with as many channels as the weights were trained on; three numbers in model.mean and model.std "
+        "make three channels of grey images",
     )
 
 
