@@ -85,7 +85,8 @@ class DatasetConfig:
         val_fraction: share of the training images set aside for validation.
         limit_train, limit_test: use at most so many images, stratified; null: all.
         streaming: read from disk batch by batch; null: by size.
-        on_corrupt: `error` or `skip` for files that cannot be decoded.
+        on_corrupt: `error` or `skip` for files that cannot be read.
+        workers: processes that decode streamed images; 0: the run itself; null: as many as processors, at most 8.
         cue: a mark planted in the training images.
     """
 
@@ -99,6 +100,7 @@ class DatasetConfig:
     limit_test: int | None = None
     streaming: bool | None = None
     on_corrupt: str = "error"
+    workers: int | None = None
     cue: CueConfig = field(default_factory=CueConfig)
 
 
@@ -291,7 +293,7 @@ class RunConfig:
         compile: compile the repeated blocks for training with torch.compile: true, false, or `auto`: on a GPU.
         tracker: where losses, scores and the row are logged beside the run directory's own files: `none`,
             `tensorboard`, `mlflow` or `wandb`.
-        threads: CPU threads of PyTorch; null: its own choice.
+        threads: CPU threads of PyTorch; null: its own choice, less what other programs take of the machine.
         output_dir: folder of `results.csv`, run directories and cached baselines.
         if_done: where there is a run of the same configuration already: `skip` it if it is finished, or continue it;
             or `rerun`, start another one. null: skip in a sweep, else rerun.

@@ -36,7 +36,8 @@ def check(config: RunConfig) -> None:
     """
     problems = validation.problems(config)
     problems += _name_problems(config)
-    problems += data.check(**dataset_arguments(config))
+    problems += data.check_image_size("model.image_size", config.model.image_size)
+    problems += data.check(**dataset_arguments(config) | {"image_size": config.dataset.image_size})
     problems += check_writable(Path(config.output_dir) / RESULTS_NAME)
     for attempt in (
         lambda: check_country(config.evaluate.country),
@@ -61,12 +62,13 @@ def dataset_arguments(config: RunConfig) -> dict[str, Any]:
         "name": dataset.source,
         "root": None if dataset.root is None else expanded(dataset.root),
         "download": dataset.download,
-        "image_size": config.model.image_size or dataset.image_size,
+        "image_size": dataset.image_size if config.model.image_size is None else config.model.image_size,
         "limit_train": dataset.limit_train,
         "limit_test": dataset.limit_test,
         "streaming": dataset.streaming,
         "on_corrupt": dataset.on_corrupt,
         "val_fraction": dataset.val_fraction,
+        "workers": dataset.workers,
         "hf_name": dataset.name if dataset.source == "hf" else None,
         "cache_dir": Path(config.output_dir) / "cache",
     }

@@ -38,7 +38,6 @@ def _sizes(values: list[int]) -> bool:
 #: key -> values it can take; null passes where the type allows it
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32", "bf16"),
-    "dataset.on_corrupt": ("error", "skip"),
     "baseline.schedule": _SCHEDULES,
     "finetune.schedule": _SCHEDULES,
     "finetune.span": ("step", "run"),
@@ -49,7 +48,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "if_done": ("skip", "rerun"),
 }
 
-#: key -> (what a value must satisfy, the same in words); null passes where the type allows it
+#: key -> (what a value must satisfy, the same in words); null passes where the type allows it; those of `dataset` and
+#: sizes of images are checked by `data`
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ratio": (
         lambda value: _increasing(value if isinstance(value, list) else [value]),
@@ -59,11 +59,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "compile": (lambda value: value in ("auto", True, False), "auto, true or false"),
     "threads": (_at_least(1), "at least 1, or null"),
     "model.num_classes": (_at_least(2), "at least 2, or null"),
-    "model.image_size": (_at_least(4), "at least 4 pixels, or null"),
-    "dataset.image_size": (_at_least(4), "at least 4 pixels, or null"),
-    "dataset.val_fraction": (_between(0, 1), "between 0 and 1"),
-    "dataset.limit_train": (_at_least(1), "at least 1, or null"),
-    "dataset.limit_test": (_at_least(1), "at least 1, or null"),
     "baseline.epochs": (_positive, "above 0"),
     "finetune.epochs_per_step": (_at_least(0), "at least 0"),
     "finetune.final_epochs": (_at_least(0), "at least 0"),

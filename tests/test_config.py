@@ -96,8 +96,6 @@ def test_datasets_bring_their_baseline_recipe_and_the_command_line_has_the_last_
         ("baseline.milestones=[0.5,2]", "baseline.milestones"),
         ("metrics.samples_per_class=1", "metrics.samples_per_class"),
         ("metrics.weights.cka=-1", "metrics.weights"),
-        ("dataset.image_size=2", "dataset.image_size"),
-        ("dataset.val_fraction=1", "dataset.val_fraction"),
         ("attacks.images=0", "attacks.images"),
         ("evaluate.energy_window_s=0", "evaluate.energy_window_s"),
         ("evaluate.batch_sizes=[1,0]", "evaluate.batch_sizes"),

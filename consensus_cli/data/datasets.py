@@ -10,9 +10,20 @@ from consensus_cli.data.digits import Digits
 from consensus_cli.data.files import ImageFiles
 from consensus_cli.data.folder import FOLDERS
 from consensus_cli.data.hf import HuggingFace
+from consensus_cli.data.loading import shortage
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.sampling import stratified_subset
-from consensus_cli.data.source import SPLIT_SEED, ImageData, Parts, Progress, Request, Source, channel_statistics
+from consensus_cli.data.soundness import without_unreadable
+from consensus_cli.data.source import (
+    SMALLEST_SIZE,
+    SPLIT_SEED,
+    ImageData,
+    Parts,
+    Progress,
+    Request,
+    Source,
+    channel_statistics,
+)
 from consensus_cli.data.split import Split
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 
@@ -54,7 +65,7 @@ def load(
         limit_test: the same for the test images, and for the validation images.
         seed: picks the images within the limits.
         streaming: decode image files batch by batch instead of keeping them in memory; None decides by size.
-        on_corrupt: `error` or `skip`, for image files that cannot be decoded.
+        on_corrupt: `error` or `skip`, for image files that cannot be read.
         val_fraction: share of the training images, in [0, 1), held out for validation where the dataset brings no
             validation images.
         hf_name: name or folder of a Hugging Face dataset.
@@ -87,11 +98,10 @@ def load(
         _limit(parts.val, limit_test, seed),
         _limit(parts.test, limit_test, seed),
     )
-    if not streaming and (streaming is False or _decoded_bytes(splits) <= MEMORY_LIMIT_BYTES):
-        splits = _keep_in_memory(splits, cache_dir, progress)
-    mean, std = _statistics(parts, splits[0])
-    train, val, test = splits
-    return ImageData(name, train, val, test, parts.classes, parts.augmentation, mean, std)
+    in_memory = not streaming and (streaming is False or _decoded_bytes(splits) <= MEMORY_LIMIT_BYTES)
+    (train, val, test), notes = _ready(splits, in_memory, request)
+    mean, std = _statistics(parts, train)
+    return ImageData(name, train, val, test, parts.classes, parts.augmentation, mean, std, (*parts.notes, *notes))
 
 
 def check(
@@ -126,6 +136,11 @@ def check(
     return problems + source.check(request)
 
 
+def check_image_size(key: str, size: int | None) -> list[UserError]:
+    """Returns what is wrong with a size of images in pixels that a configuration calls `key`; null is the dataset's."""
+    return _check_least(key, size, SMALLEST_SIZE, "pixels")
+
+
 def _check_numbers(
     image_size: int | None,
     limit_train: int | None,
@@ -133,22 +148,24 @@ def _check_numbers(
     val_fraction: float,
     workers: int | None,
 ) -> list[UserError]:
-    smallest = (
-        ("image_size", image_size, 8, "pixels"),
-        ("limit_train", limit_train, 1, "images"),
-        ("limit_test", limit_test, 1, "images"),
-        ("workers", workers, 0, "workers"),
-    )
-    problems = [
-        UserError(f"dataset.{key}={value} is too small", f"allowed: null or at least {least} {unit}")
-        for key, value, least, unit in smallest
-        if value is not None and value < least
-    ]
+    problems = check_image_size("dataset.image_size", image_size)
+    problems += _check_least("dataset.limit_train", limit_train, 1, "images")
+    problems += _check_least("dataset.limit_test", limit_test, 1, "images")
+    problems += _check_least("dataset.workers", workers, 0, "workers")
     if not 0 <= val_fraction < 1:
         problems.append(
-            UserError(f"dataset.val_fraction={val_fraction} is no share", "allowed: at least 0 and less than 1")
+            UserError(
+                f"dataset.val_fraction={val_fraction} is not a share of the training images",
+                "allowed: at least 0 and less than 1",
+            )
         )
     return problems
+
+
+def _check_least(key: str, value: int | None, least: int, unit: str) -> list[UserError]:
+    if value is None or value >= least:
+        return []
+    return [UserError(f"{key}={value} is too small", f"allowed: null or at least {least} {unit}")]
 
 
 def _limit(split: Split, limit: int | None, seed: int) -> Split:
@@ -162,13 +179,33 @@ def _decoded_bytes(splits: tuple[Split, ...]) -> int:
     return sum(len(split) * c * h * w for split, (c, h, w) in zip(splits, sizes, strict=True))
 
 
-def _keep_in_memory(
-    splits: tuple[Split, Split, Split], cache_dir: Path, progress: Progress | None
-) -> tuple[Split, Split, Split]:
-    train, val, test = (
-        load_decoded(split, cache_dir, progress) if isinstance(split, ImageFiles) else split for split in splits
-    )
-    return train, val, test
+def _ready(splits: tuple[Split, Split, Split], in_memory: bool, request: Request) -> tuple[list[Split], list[str]]:
+    """Returns the splits with their files decoded, or else looked at, and what is to be said about them.
+
+    Raises:
+        UserError: files of one or more splits cannot be read.
+    """
+    prepare = load_decoded if in_memory else without_unreadable
+    ready: list[Split] = []
+    notes: list[str] = []
+    problems: list[UserError] = []
+    for split in splits:
+        if not isinstance(split, ImageFiles):
+            ready.append(split)
+            continue
+        try:
+            prepared, told = prepare(split, request.cache_dir, request.progress)
+        except UserError as error:
+            problems.append(error)
+            continue
+        ready.append(prepared)
+        notes += told
+    if problems:
+        raise ConfigError(problems) if len(problems) > 1 else problems[0]
+    if isinstance(ready[0], ImageFiles):
+        short = shortage(ready[0].image_shape, request.workers)
+        notes += [] if short is None else [short]
+    return ready, notes
 
 
 def _statistics(parts: Parts, train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -178,4 +215,5 @@ def _statistics(parts: Parts, train: Split) -> tuple[tuple[float, ...], tuple[fl
         return channel_statistics(train)
     sample = train.subset(stratified_subset(train.labels, STATISTICS_IMAGES, SPLIT_SEED))
     assert isinstance(sample, ImageFiles)
-    return channel_statistics(load_decoded(sample, None, None))
+    in_memory, _ = load_decoded(sample, None, None)
+    return channel_statistics(in_memory)

@@ -14,19 +14,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from consensus_cli.data.files import ImageFiles, corrupt_files_error, decode, worker_count
+from consensus_cli.data.decoding import UnreadableImageError
+from consensus_cli.data.files import NAMED, ImageFiles
+from consensus_cli.data.loading import worker_count
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.source import Progress
 
 logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when decoding or resizing changes.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILES_PER_TASK = 128
 
 
-def load_decoded(split: ImageFiles, cache_dir: Path | None, progress: Progress | None) -> ImageTensors:
-    """Returns the images of a split in memory.
+def load_decoded(
+    split: ImageFiles, cache_dir: Path | None, progress: Progress | None
+) -> tuple[ImageTensors, list[str]]:
+    """Returns the images of a split in memory, and which files were left out, in words.
 
     Args:
         split: the files.
@@ -34,16 +38,15 @@ def load_decoded(split: ImageFiles, cache_dir: Path | None, progress: Progress |
         progress: told about the decoding.
 
     Raises:
-        UserError: if files cannot be decoded and the split does not skip them.
+        UserError: if files cannot be read and the split does not skip them.
     """
     path = None if cache_dir is None else cache_dir / f"images-{_key(split)}.safetensors"
     stored = None if path is None else _read_cache(path, split)
     pixels, kept = _decode_all(split, progress) if stored is None else stored
-    if len(kept) < len(split):
-        _handle_corrupt(split, kept)
+    notes = [split.left_out(_unreadable(split, kept))] if len(kept) < len(split) else []
     if path is not None and stored is None:
         _write_cache(path, pixels, kept)
-    return ImageTensors(pixels.permute(0, 3, 1, 2), split.labels[kept])
+    return ImageTensors(pixels.permute(0, 3, 1, 2), split.labels[kept]), notes
 
 
 def _key(split: ImageFiles) -> str:
@@ -52,19 +55,18 @@ def _key(split: ImageFiles) -> str:
 
 
 def _decode_all(split: ImageFiles, progress: Progress | None) -> tuple[Tensor, Tensor]:
-    """Returns pixels (m, h, w, 3) uint8 and the positions (m,) of the files that could be decoded."""
+    """Returns pixels (m, h, w, 3) uint8 and the positions (m,) of the files that could be read."""
     total = len(split)
     _, height, width = split.image_shape
     pixels = torch.empty(total, height, width, 3, dtype=torch.uint8)
     intact = torch.ones(total, dtype=torch.bool)
-    indices = split.indices.tolist()
 
     def decode_files(start: int) -> int:
         positions = range(start, min(start + FILES_PER_TASK, total))
         for position in positions:
             try:
-                pixels[position] = split.geometry(decode(split.images, indices[position])).permute(1, 2, 0)
-            except RuntimeError:
+                pixels[position] = split.geometry(split.decoded(position)).permute(1, 2, 0)
+            except UnreadableImageError:
                 intact[position] = False
         return len(positions)
 
@@ -78,12 +80,11 @@ def _decode_all(split: ImageFiles, progress: Progress | None) -> tuple[Tensor, T
     return (pixels if len(kept) == total else pixels[kept]), kept
 
 
-def _handle_corrupt(split: ImageFiles, kept: Tensor) -> None:
+def _unreadable(split: ImageFiles, kept: Tensor) -> dict[int, str]:
+    """Returns the positions of the files that could not be read, the first with the reason: the cache knows none."""
     intact = set(kept.tolist())
-    names = [split.name(position) for position in range(len(split)) if position not in intact]
-    if split.on_corrupt == "error":
-        raise corrupt_files_error(names, len(split))
-    logger.warning("skipped %d of %d image files that cannot be decoded", len(names), len(split))
+    lost = [position for position in range(len(split)) if position not in intact]
+    return {position: (split.problem(position) or "") if n < NAMED else "" for n, position in enumerate(lost)}
 
 
 def _read_cache(path: Path, split: ImageFiles) -> tuple[Tensor, Tensor] | None:

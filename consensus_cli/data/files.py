@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
+from consensus_cli.data.decoding import UnreadableImageError, decode
+from consensus_cli.data.loading import batches, worker_count
 from consensus_cli.data.memory import to_unit_range
 from consensus_cli.data.split import ALL, Augmentation, Share
 from consensus_cli.errors import UserError
@@ -23,13 +22,18 @@ from consensus_cli.errors import UserError
 logger = logging.getLogger(__name__)
 
 LARGEST_UNCROPPED_SIZE = 64
+# Sides whose ratio is larger are cut before the image is resized: a strip of 4000×1 pixels would need 0.8 GB.
+LARGEST_RATIO = 8
+
+# Unreadable files that a message names.
+NAMED = 10
 
 
 class EncodedImages(Protocol):
     """Image files, wherever they are kept."""
 
     def read(self, index: int) -> Tensor:
-        """Returns the bytes of one file, (m,) uint8; raises `RuntimeError` if it cannot be read."""
+        """Returns the bytes of one file, (m,) uint8; raises `UnreadableImageError` if they cannot be read."""
 
     def name(self, index: int) -> str:
         """Returns what to call the file in a message."""
@@ -59,27 +63,17 @@ class Geometry:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Maps a uint8 image (3, h, w) to (3, image_size, image_size)."""
+        shorter, longer = sorted(image.shape[1:])
+        if longer > LARGEST_RATIO * shorter:
+            # More of the centre than is kept, so that the filter finds its neighbours.
+            image = tvf.center_crop(image, [min(side, 4 * shorter) for side in image.shape[1:]])
         resized = tvf.resize(image, [self.resize_size], antialias=True)
         return tvf.center_crop(resized, [self.image_size, self.image_size])
 
 
-def decode(images: EncodedImages, index: int) -> Tensor:
-    """Returns one image in RGB, (3, h, w) uint8; raises `RuntimeError` if the file is damaged."""
-    return decode_image(images.read(index), mode=ImageReadMode.RGB)
-
-
-def worker_count(workers: int | None) -> int:
-    """Returns `workers`, or as many as there are processors up to 8."""
-    return min(8, os.cpu_count() or 1) if workers is None else workers
-
-
-def corrupt_files_error(names: Sequence[str], total: int) -> UserError:
-    """Returns the error for files that cannot be decoded, naming the first ten of them."""
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return UserError(
-        f"{len(names)} of {total} image files cannot be decoded: {', '.join(names[:10])}{more}",
-        "replace or remove them, or set dataset.on_corrupt=skip",
-    )
+def because(name: str, reason: object) -> str:
+    """Returns the name of a file with the reason why it cannot be read."""
+    return f"{name} ({reason})"
 
 
 class ImageFiles:
@@ -101,7 +95,7 @@ class ImageFiles:
     ) -> None:
         """Takes the files at `indices` ((n,) int64) of `images`, with their `labels` ((n,) int64).
 
-        `on_corrupt` is `error`, or `skip`: then damaged images are missing from the batches and a warning counts
+        `on_corrupt` is `error`, or `skip`: then unreadable images are missing from the batches and a warning counts
         them. `workers` as in `worker_count`; 0 decodes in the calling process.
         """
         self.images = images
@@ -131,9 +125,40 @@ class ImageFiles:
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def name(self, position: int) -> str:
-        """Returns what to call the file at a position of this split."""
-        return self.images.name(int(self.indices[position]))
+    def decoded(self, position: int) -> Tensor:
+        """Returns the image at a position of this split, (3, h, w) uint8, as large as its file has it.
+
+        Raises:
+            UnreadableImageError: its file cannot be read.
+        """
+        return decode(self.images.read(int(self.indices[position])))
+
+    def problem(self, position: int) -> str | None:
+        """Returns why the image at a position cannot be read; None where it can."""
+        try:
+            self.decoded(position)
+        except UnreadableImageError as error:
+            return str(error)
+        return None
+
+    def left_out(self, unreadable: Mapping[int, str]) -> str:
+        """Says which files are left out, for they cannot be read: position -> reason.
+
+        Raises:
+            UserError: says the same where unreadable files are an error.
+        """
+        named = [
+            because(self.images.name(int(self.indices[position])), reason)
+            for position, reason in list(unreadable.items())[:NAMED]
+        ]
+        more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
+        what = f"{len(unreadable)} of {len(self)} image files"
+        if self.on_corrupt == "error":
+            raise UserError(
+                f"{what} cannot be read: {', '.join(named)}{more}",
+                "replace or remove them, or set dataset.on_corrupt=skip",
+            )
+        return f"{what} left out, for they cannot be read: {', '.join(named)}{more}"
 
     def batches(
         self,
@@ -149,31 +174,30 @@ class ImageFiles:
 
         Raises:
             ValueError: at the first batch, if `augmentation` comes without a `generator`.
-            UserError: if a file cannot be decoded and `on_corrupt` is `error`.
+            UserError: if a file cannot be read and `on_corrupt` is `error`.
+            RunFailedError: if a worker is killed.
         """
         if augmentation is not None and generator is None:
             raise ValueError("augmentation needs a generator")
         on_gpu = torch.device(device).type == "cuda"
-        loader = DataLoader(
-            _Decoding(self.images, self.indices, self._transform(augmentation)),
+        unreadable: dict[int, str] = {}
+        for batch in batches(
+            self.decoded,
+            self._transform(augmentation),
+            _shared(self._plan(generator), batch_size, share, drop_last=drop_last),
             batch_size=batch_size,
-            sampler=_shared(self._plan(generator), batch_size, share, drop_last=drop_last),
-            num_workers=worker_count(self.workers),
-            collate_fn=_collate,
+            workers=worker_count(self.workers),
             pin_memory=on_gpu,
             drop_last=drop_last,
-            generator=torch.Generator(),
-        )
-        skipped = 0
-        for images, positions, corrupt in loader:
-            if corrupt and self.on_corrupt == "error":
-                raise corrupt_files_error([self.name(position) for position in corrupt], len(self))
-            skipped += len(corrupt)
-            if len(positions):
-                moved = images.to(device, non_blocking=on_gpu)
-                yield to_unit_range(moved), self.labels[positions].to(device)
-        if skipped:
-            logger.warning("skipped %d of %d image files that cannot be decoded", skipped, len(self))
+        ):
+            unreadable |= batch.unreadable
+            if unreadable and self.on_corrupt == "error":
+                self.left_out(unreadable)
+            if batch.positions:
+                moved = batch.images.to(device, non_blocking=on_gpu)
+                yield to_unit_range(moved), self.labels[batch.positions].to(device)
+        if unreadable:
+            logger.warning(self.left_out(unreadable))
 
     def _plan(self, generator: torch.Generator | None) -> list[tuple[int, int]]:
         if generator is None:
@@ -204,29 +228,3 @@ def _shared(plan: list[tuple[int, int]], batch_size: int, share: Share, *, drop_
     count = len(plan) // stride * stride if drop_last else len(plan)
     starts = range(share.rank * batch_size, count, stride)
     return [drawn for start in starts for drawn in plan[start : start + batch_size]]
-
-
-class _Decoding(Dataset[tuple[int, Tensor | None]]):
-    """Decodes and transforms one image; a damaged one becomes None, for an exception would lose its file's name."""
-
-    def __init__(self, images: EncodedImages, indices: Tensor, transform: Callable[[Tensor], Tensor]) -> None:
-        self.images = images
-        self.indices = indices
-        self.transform = transform
-
-    def __getitem__(self, drawn: tuple[int, int]) -> tuple[int, Tensor | None]:
-        position, seed = drawn
-        try:
-            image = decode(self.images, int(self.indices[position]))
-        except RuntimeError:
-            return position, None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return position, self.transform(image)
-
-
-def _collate(drawn: list[tuple[int, Tensor | None]]) -> tuple[Tensor, Tensor, list[int]]:
-    intact = [(position, image) for position, image in drawn if image is not None]
-    corrupt = [position for position, image in drawn if image is None]
-    images = torch.stack([image for _, image in intact]) if intact else torch.empty(0)
-    return images, torch.tensor([position for position, _ in intact], dtype=torch.int64), corrupt

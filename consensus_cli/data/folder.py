@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geometry, ImageFiles, decode
+from consensus_cli.data.decoding import UnreadableImageError, read_file, side_lengths
+from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geometry, ImageFiles, because
+from consensus_cli.data.layout import LAYOUT_HINT, Layout, check_classes, class_names, find_layout
+from consensus_cli.data.listing import Listing, counted, enumerated, shown
 from consensus_cli.data.sampling import stratified_split
-from consensus_cli.data.source import SPLIT_SEED, Parts, Request, hold_out
+from consensus_cli.data.source import SMALLEST_SIZE, SPLIT_SEED, Parts, Request, hold_out
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Where one tree holds all images.
 TEST_FRACTION = 0.2
 LARGEST_DEFAULT_SIZE = 224
-LAYOUT_HINT = "expected ROOT/train/CLASS/*.jpg with ROOT/test or ROOT/val beside it, or ROOT/CLASS/*.jpg"
+SIZES_LOOKED_AT = 101
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,15 @@ class FolderImages:
 
     def read(self, index: int) -> Tensor:
         """Returns the bytes of one file, (m,) uint8."""
-        # PyTorch's own reader takes no name that is not UTF-8.
-        try:
-            return torch.from_numpy(np.fromfile(self.name(index), dtype=np.uint8))
-        except OSError as error:
-            raise RuntimeError(str(error)) from error
+        return read_file(self.path(index))
+
+    def path(self, index: int) -> str:
+        """Returns the path of one file, which may hold bytes that are no text."""
+        return os.path.join(self.folder, self.paths[index])  # noqa: PTH118
 
     def name(self, index: int) -> str:
-        """Returns the path of one file."""
-        return str(self.folder / self.paths[index])
+        """Returns the path of one file as text."""
+        return shown(self.path(index))
 
     def fingerprint(self, indices: Tensor) -> str:
         """Returns the SHA-256 of the relative paths, sizes and times of change of files; takes 1 s for a million."""
@@ -65,8 +67,8 @@ class Folder:
 
     Attributes:
         name: as the user calls it.
-        image_size: in pixels, where the user asks for none; None for the shorter side of the first image, at
-            most 224.
+        image_size: in pixels, where the user asks for none; None for the usual size of the training images, at most
+            224.
         mean: per channel, of images in [0, 1]; None to measure it.
         std: per channel, of images in [0, 1]; None to measure it.
     """
@@ -84,19 +86,27 @@ class Folder:
         if request.root is None:
             return [UserError(f"dataset '{self.name}' needs a folder", "set dataset.root=DIR")]
         if not request.root.is_dir():
-            return [UserError(f"dataset.root: no such folder: {request.root}", LAYOUT_HINT)]
+            return [UserError(f"dataset.root: no such folder: {shown(request.root)}", LAYOUT_HINT)]
         try:
-            _check_classes(_layout(request.root))
+            _layout(request.root)
         except UserError as problem:
             return [problem]
         return []
 
     def read(self, request: Request) -> Parts:
-        """Lists the files of each split; decodes at most a few to learn their size."""
+        """Lists the files of each split; of a few it reads the size.
+
+        Raises:
+            UserError: a class without training images, a split without images, or a folder that cannot be opened.
+        """
         assert request.root is not None
         layout = _layout(request.root)
-        classes = class_names(layout["train"])
-        listed = {part: _list_files(folder, classes) for part, folder in layout.items()}
+        classes = class_names(layout.parts["train"])
+        listed = {}
+        notes = list(layout.notes)
+        for part, folder in layout.parts.items():
+            listed[part], told = _list_files(folder, classes, needs_all=part == "train", on_corrupt=request.on_corrupt)
+            notes += told
         images, labels = listed["train"]
         size = request.image_size or self.image_size or usual_size(images, len(labels))
         geometry = Geometry.for_size(size)
@@ -112,7 +122,16 @@ class Folder:
             for part, (images, labels) in listed.items()
         }
         train, val, test = divide(splits, request.val_fraction)
-        return Parts(train, val, test, tuple(classes), usual_augmentation(size), self.mean, self.std)
+        return Parts(
+            train,
+            val,
+            test,
+            classes=tuple(map(shown, classes)),
+            augmentation=usual_augmentation(size),
+            mean=self.mean,
+            std=self.std,
+            notes=tuple(notes),
+        )
 
 
 def divide(splits: dict[str, ImageFiles], val_fraction: float) -> tuple[ImageFiles, ImageFiles, ImageFiles]:
@@ -142,83 +161,89 @@ def usual_augmentation(image_size: int) -> Augmentation:
 
 
 def usual_size(images: EncodedImages, count: int) -> int:
-    """Returns the shorter side in pixels, at most 224, of the first of `count` images that can be decoded.
+    """Returns the median of the shorter sides in pixels, from 8 to 224, of images spread over `count` of them.
 
     Raises:
-        UserError: if none of the first ten can.
+        UserError: if none of them is an image.
     """
-    tried = range(min(10, count))
-    for index in tried:
+    indices = torch.linspace(0, count - 1, min(count, SIZES_LOOKED_AT)).round().long().tolist()
+    sides, problems = [], []
+    for index in indices:
         try:
-            return min(*decode(images, index).shape[1:], LARGEST_DEFAULT_SIZE)
-        except RuntimeError:
-            continue
-    names = ", ".join(images.name(index) for index in tried)
-    raise UserError(
-        f"none of the first image files can be decoded: {names}", "check the files, or set dataset.image_size"
-    )
+            sides.append(min(side_lengths(images.read(index))))
+        except UnreadableImageError as error:
+            problems.append(because(images.name(index), error))
+    if not sides:
+        raise UserError(
+            f"none of {len(indices)} image files looked at can be read: {enumerated(problems)}",
+            "replace or fetch the files",
+        )
+    # The lower one of two medians: a side that an image has.
+    median = sorted(sides)[(len(sides) - 1) // 2]
+    return max(SMALLEST_SIZE, min(median, LARGEST_DEFAULT_SIZE))
 
 
-def class_names(folder: Path) -> list[str]:
-    """Returns the names of the class folders in alphabetical order; hidden folders are none."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _layout(root: Path) -> dict[str, Path]:
-    """Returns the folder of each split; `train` alone where one tree holds all images."""
-    if not (root / "train").is_dir():
-        return {"train": root}
-    layout = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
-    if len(layout) == 1:
-        raise UserError(f"{root} has a folder train but neither test nor val", LAYOUT_HINT)
+def _layout(root: Path) -> Layout:
+    try:
+        layout = find_layout(root)
+        check_classes(layout)
+    except OSError as error:
+        raise _closed([f"{shown(error.filename)} ({(error.strerror or str(error)).lower()})"]) from error
     return layout
 
 
-def _check_classes(layout: dict[str, Path]) -> None:
-    classes = class_names(layout["train"])
-    if len(classes) < 2:
-        raise UserError(f"{layout['train']} holds {len(classes)} class folders, at least 2 are needed", LAYOUT_HINT)
-    for folder in layout.values():
-        strangers = sorted(set(class_names(folder)) - set(classes))
-        if strangers:
-            raise UserError(
-                f"{folder} has classes without training images: {', '.join(strangers[:10])}",
-                f"add them to {layout['train']} or remove them",
-            )
+def _closed(folders: list[str]) -> UserError:
+    return UserError(
+        f"folders cannot be opened: {enumerated(folders)}",
+        "change their permissions, or set dataset.on_corrupt=skip to leave out those inside classes",
+    )
 
 
-def _list_files(folder: Path, classes: list[str]) -> tuple[FolderImages, Tensor]:
-    files: list[tuple[str, tuple[int, int]]] = []
-    labels: list[int] = []
+def _list_files(
+    folder: Path, classes: list[str], *, needs_all: bool, on_corrupt: str
+) -> tuple[tuple[FolderImages, Tensor], list[str]]:
+    """Returns files and labels of a split, and what is to be said about it."""
+    every = Listing()
+    counts: list[int] = []
+    left_out_of: Counter[str] = Counter()
+    empty: dict[str, str] = {}
     for label, name in enumerate(classes):
-        # A class may be absent from the test images.
-        found = _walk(str(folder), name) if (folder / name).is_dir() else []
-        files += found
-        labels += [label] * len(found)
-    if not files:
-        raise UserError(f"{folder} holds no images", f"image files end in {', '.join(IMAGE_SUFFIXES)}; {LAYOUT_HINT}")
-    stamps = torch.tensor([stamp for _, stamp in files], dtype=torch.int64)
-    images = FolderImages(folder, [path for path, _ in files], stamps)
-    return images, torch.tensor(labels, dtype=torch.int64)
+        before, left_out = len(every.paths), every.left_out.copy()
+        if (folder / name).is_dir():
+            every.add(str(folder), name)
+        counts.append(len(every.paths) - before)
+        left_out_of[shown(name)] = (every.left_out - left_out).total()
+        if counts[label] == 0:
+            empty[shown(name)] = counted(every.left_out - left_out) or "no files"
+    if every.closed and on_corrupt == "error":
+        raise _closed(every.closed)
+    if not every.paths:
+        raise UserError(
+            f"{shown(folder)} holds no images: {enumerated(f'{name} ({what})' for name, what in empty.items())}",
+            LAYOUT_HINT,
+        )
+    if empty and needs_all:
+        raise UserError(
+            f"{shown(folder)} has class folders without images: "
+            f"{enumerated(f'{name} ({what})' for name, what in empty.items())}",
+            "remove them, or put images into them: JPEG, PNG, WebP, TIFF, BMP, GIF, …",
+        )
+    images = FolderImages(folder, every.paths, torch.tensor(every.stamps, dtype=torch.int64).reshape(-1, 2))
+    labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
+    return (images, labels), list(_notes(folder, every, left_out_of, empty))
 
 
-def _walk(folder: str, relative: str) -> list[tuple[str, tuple[int, int]]]:
-    """Returns (path, (size in bytes, time of change in ns)) of the visible image files at any depth, sorted.
-
-    Plain strings and one directory scan: `Path` objects would take seconds for 60,000 files.
-    """
-    found: list[tuple[str, tuple[int, int]]] = []
-    with os.scandir(os.path.join(folder, relative)) as entries:  # noqa: PTH118
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            path = f"{relative}/{entry.name}"
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                found += _walk(folder, path)
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-                status = entry.stat()
-                found.append((path, (status.st_size, status.st_mtime_ns)))
-    return found
+def _notes(folder: Path, listing: Listing, left_out_of: Counter[str], empty: dict[str, str]) -> list[str]:
+    notes = []
+    if left_out_of.total():
+        where = counted(+left_out_of, "{name} ({count})")
+        what = "1 entry" if left_out_of.total() == 1 else f"{left_out_of.total()} entries"
+        notes.append(f"{what} of {shown(folder)} left out: {counted(listing.left_out)}; in {where}")
+    if listing.closed:
+        notes.append(f"folders left out, for they cannot be opened: {enumerated(listing.closed)}")
+    if empty:
+        notes.append(f"{shown(folder)} has no images of {enumerated(empty)}")
+    return notes
 
 
 FOLDERS = {

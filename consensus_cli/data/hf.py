@@ -8,10 +8,11 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import read_file
 
+from consensus_cli.data.decoding import UnreadableImageError, read_file
 from consensus_cli.data.files import Geometry, ImageFiles
 from consensus_cli.data.folder import divide, usual_augmentation, usual_size
 from consensus_cli.data.source import Parts, Request
@@ -38,9 +39,11 @@ class TableImages:
     def read(self, index: int) -> Tensor:
         """Returns the bytes of one image, (m,) uint8."""
         cell = self.table[index][self.column]
+        if cell is None:
+            raise UnreadableImageError("no image")
         if cell["bytes"] is None:
             return read_file(cell["path"])
-        return torch.frombuffer(bytearray(cell["bytes"]), dtype=torch.uint8)
+        return torch.from_numpy(np.frombuffer(bytearray(cell["bytes"]), dtype=np.uint8))
 
     def name(self, index: int) -> str:
         """Returns the table and the row."""
@@ -79,34 +82,38 @@ class HuggingFace:
             UserError: if the dataset cannot be fetched, or is no image classification dataset with `train` images.
         """
         assert request.hf_name is not None
-        tables = _load_tables(request)
+        tables, notes = _load_tables(request)
         image_column, label_column = _columns(tables["train"], request.hf_name)
         listed = {}
         for part, table in tables.items():
-            listed[part] = _labelled(table, image_column, label_column, f"{request.hf_name} {part}")
-        images, labels = listed["train"]
-        size = request.image_size or usual_size(images, len(labels))
+            images, labels = _labelled(table, image_column, label_column, f"{request.hf_name} {part}")
+            known = (labels >= 0).nonzero().flatten()
+            if len(known) < len(labels):
+                notes.append(
+                    f"{images.label}: {len(labels) - len(known)} of {len(labels)} images have no label: left out"
+                )
+            if len(known):
+                listed[part] = images, known, labels[known]
+        if "train" not in listed:
+            raise UserError(f"{request.hf_name} has no labelled training images", "choose a dataset with labels")
+        images, _, _ = listed["train"]
+        size = request.image_size or usual_size(images, len(tables["train"]))
+        geometry = Geometry.for_size(size)
         splits = {
-            part: ImageFiles(
-                images,
-                torch.arange(len(labels)),
-                labels,
-                Geometry.for_size(size),
-                on_corrupt=request.on_corrupt,
-                workers=request.workers,
-            )
-            for part, (images, labels) in listed.items()
+            part: ImageFiles(images, known, labels, geometry, on_corrupt=request.on_corrupt, workers=request.workers)
+            for part, (images, known, labels) in listed.items()
         }
         train, val, test = divide(splits, request.val_fraction)
         classes = tuple(tables["train"].features[label_column].names)
-        return Parts(train, val, test, classes, usual_augmentation(size), mean=None, std=None)
+        return Parts(train, val, test, classes, usual_augmentation(size), mean=None, std=None, notes=tuple(notes))
 
 
 def _library() -> Any:
     return importlib.import_module("datasets")
 
 
-def _load_tables(request: Request) -> dict[str, Any]:
+def _load_tables(request: Request) -> tuple[dict[str, Any], list[str]]:
+    """Returns the table of each split, and what is to be said about others."""
     library = _library()
     try:
         loaded = library.load_dataset(request.hf_name, cache_dir=str(request.cache_dir / "hf"))
@@ -127,7 +134,8 @@ def _load_tables(request: Request) -> dict[str, Any]:
             f"Hugging Face dataset '{request.hf_name}' has no split train: {', '.join(loaded)}",
             "choose a dataset with training images",
         )
-    return tables
+    others = sorted(set(loaded) - {name for names in SPLIT_NAMES.values() for name in names})
+    return tables, [f"{request.hf_name}: left out of its splits: {', '.join(others)}"] if others else []
 
 
 def _columns(table: Any, name: str) -> tuple[str, str]:
@@ -145,4 +153,6 @@ def _columns(table: Any, name: str) -> tuple[str, str]:
 
 def _labelled(table: Any, image_column: str, label_column: str, label: str) -> tuple[TableImages, Tensor]:
     encoded = table.select_columns([image_column]).cast_column(image_column, _library().Image(decode=False))
-    return TableImages(encoded, image_column, label), torch.tensor(table[label_column][:], dtype=torch.int64)
+    # What is not known is null, or -1.
+    labels = [-1 if known is None else known for known in table[label_column][:]]
+    return TableImages(encoded, image_column, label), torch.tensor(labels, dtype=torch.int64)

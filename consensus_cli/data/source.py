@@ -19,6 +19,9 @@ from consensus_cli.errors import UserError
 # Train, validation and test images are the same in every run, whatever its seed.
 SPLIT_SEED = 0
 
+# In pixels: below, the last stages of a network see nothing.
+SMALLEST_SIZE = 8
+
 # Reports slow work: what is being done, how much of it is done, how much there is.
 Progress = Callable[[str, int, int], None]
 
@@ -36,6 +39,7 @@ class ImageData:
         augmentation: random changes that suit these images during training.
         mean: per channel, of training images in [0, 1].
         std: standard deviation per channel, of training images in [0, 1].
+        notes: lines for the screen and the log: what was left out, and what was taken for what.
     """
 
     name: str
@@ -46,6 +50,7 @@ class ImageData:
     augmentation: Augmentation
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Returns 64 hex digits that change with the images of any split, their labels, classes and statistics.
@@ -55,9 +60,7 @@ class ImageData:
         # Nine digits: the last ones of a sum may differ from one processor to another.
         statistics = [f"{value:.9g}" for value in (*self.mean, *self.std)]
         parts = [split.fingerprint() for split in (self.train, self.val, self.test)]
-        # Names of folders may hold bytes that are no text.
-        told = "\0".join((*parts, *self.classes, *statistics)).encode(errors="surrogateescape")
-        return hashlib.sha256(told).hexdigest()
+        return hashlib.sha256("\0".join((*parts, *self.classes, *statistics)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Request:
         image_size: height and width in pixels; None for the dataset's usual size.
         val_fraction: share of the training images that becomes the validation split, in [0, 1), where the
             dataset brings none.
-        on_corrupt: `error` or `skip`, for image files that cannot be decoded.
+        on_corrupt: `error` or `skip`, for image files that cannot be read.
         cache_dir: folder of downloads and decoded images.
         hf_name: name or folder of a Hugging Face dataset.
         workers: processes or threads that decode; None for as many as there are processors, at most 8.
@@ -90,7 +93,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a source found; mean and std are None where only the training images can tell."""
+    """What a source found; mean and std are None where only the training images can tell. `notes` as in `ImageData`."""
 
     train: Split
     val: Split
@@ -99,6 +102,7 @@ class Parts:
     augmentation: Augmentation
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):

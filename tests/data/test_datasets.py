@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from consensus_cli import preflight
+from consensus_cli.composition import compose_run
 from consensus_cli.data.datasets import DATASETS, check, load
 from consensus_cli.errors import ConfigError, UserError
 
@@ -37,8 +39,8 @@ def test_unknown_name_suggests_the_nearest(cache_dir: Path) -> None:
         ({"limit_train": 0}, "dataset.limit_train=0 is too small", "at least 1 images"),
         ({"limit_test": -3}, "dataset.limit_test=-3 is too small", "at least 1 images"),
         ({"workers": -1}, "dataset.workers=-1 is too small", "at least 0 workers"),
-        ({"val_fraction": 1.0}, "dataset.val_fraction=1.0 is no share", "less than 1"),
-        ({"val_fraction": -0.1}, "dataset.val_fraction=-0.1 is no share", "at least 0"),
+        ({"val_fraction": 1.0}, "dataset.val_fraction=1.0 is not a share of the training images", "less than 1"),
+        ({"val_fraction": -0.1}, "dataset.val_fraction=-0.1 is not a share of the training images", "at least 0"),
         ({"on_corrupt": "skp"}, "unknown value of dataset.on_corrupt 'skp'", "did you mean 'skip'?"),
         ({"streaming": True}, "dataset 'digits' lives in memory and cannot be streamed", "dataset.streaming=null"),
         ({"hf_name": "mnist"}, "dataset 'digits' takes no dataset.name", "dataset=hf"),
@@ -66,3 +68,36 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
 
 def test_nothing_is_wrong_with_the_default(cache_dir: Path) -> None:
     assert check("digits", cache_dir=cache_dir) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "dataset.image_size=4",
+        "dataset.image_size=7",
+        "dataset.image_size=0",
+        "model.image_size=7",
+        "model.image_size=0",
+        "dataset.val_fraction=1",
+        "dataset.val_fraction=-0.5",
+        "dataset.val_fraction=nan",
+        "dataset.on_corrupt=skp",
+        "dataset.limit_train=0",
+        "dataset.limit_test=0",
+        "dataset.workers=-1",
+    ],
+)
+def test_a_value_out_of_range_is_told_once_before_a_run(override: str, tmp_path: Path) -> None:
+    key, value = override.split("=")
+    with pytest.raises(ConfigError) as raised:
+        preflight.check(compose_run([override, f"output_dir={tmp_path}"]))
+    [problem] = raised.value.problems
+    assert key in problem.message
+    assert value in problem.message
+
+
+@pytest.mark.parametrize(
+    "override", ["dataset.image_size=8", "model.image_size=8", "dataset.val_fraction=0", "dataset.workers=0"]
+)
+def test_the_smallest_values_are_allowed(override: str, tmp_path: Path) -> None:
+    preflight.check(compose_run([override, f"output_dir={tmp_path}"]))

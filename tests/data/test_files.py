@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_trees import MakeTree, write_tree
+from image_trees import MakeTree, random_images, write_tree
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
 
 from consensus_cli.data.datasets import load
 from consensus_cli.data.files import Geometry, ImageFiles
@@ -101,9 +102,9 @@ def test_corrupt_file_stops_a_streamed_epoch_and_is_named(root: Path, cache_dir:
     data = streamed(root, cache_dir, workers)
     damaged = root / "test" / "bee" / "1.png"
     damaged.write_bytes(damaged.read_bytes()[:40])
-    with pytest.raises(UserError, match="1 of 6 image files cannot be decoded") as raised:
+    with pytest.raises(UserError, match="1 of 6 image files cannot be read") as raised:
         list(data.test.batches(2))
-    assert str(damaged) in raised.value.message
+    assert f"{damaged} (damaged: " in raised.value.message
 
 
 def test_corrupt_files_are_skipped_and_counted(root: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -113,12 +114,29 @@ def test_corrupt_files_are_skipped_and_counted(root: Path, cache_dir: Path, capl
     with caplog.at_level(logging.WARNING):
         labels = [labels.tolist() for _, labels in data.test.batches(2)]
     assert labels == [[0, 1], [1, 1]]
-    assert "skipped 2 of 6 image files" in caplog.text
+    assert "2 of 6 image files left out" in caplog.text
+    assert "0.png (no known image format)" in caplog.text
 
 
 @pytest.mark.parametrize(("image_size", "resize_size"), [(32, 32), (64, 64), (224, 256), (112, 128)])
 def test_geometry_follows_the_usual_recipes(image_size: int, resize_size: int) -> None:
     assert Geometry.for_size(image_size) == Geometry(image_size, resize_size)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 4000), (3, 4000, 1), (3, 1, 1)])
+def test_images_of_any_shape_become_squares_without_a_detour(shape: tuple[int, int, int]) -> None:
+    levels = torch.arange(max(shape[1:]), dtype=torch.float) / max(shape[1:]) * 255
+    image = levels.to(torch.uint8).view(1, *((1, -1) if shape[2] > 1 else (-1, 1))).expand(shape)
+    square = Geometry.for_size(224)(image)
+    assert square.shape == (3, 224, 224)
+    middle = int(image.flatten()[image[0].numel() // 2])
+    assert (square.int() - middle).abs().max() <= 1
+
+
+@pytest.mark.parametrize("longer", [90, 700])
+def test_what_lies_far_from_the_centre_of_a_strip_does_not_matter(longer: int) -> None:
+    strip = random_images(1, 10, longer, seed=0)[0]
+    assert torch.equal(Geometry(24, 24)(strip), Geometry(24, 24)(tvf.center_crop(strip, [10, 60])))
 
 
 def test_geometry_keeps_the_centre_of_the_longer_side() -> None:

@@ -13,7 +13,7 @@ from consensus_cli.data.datasets import check, load
 from consensus_cli.data.files import ImageFiles
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation, Split
-from consensus_cli.errors import UserError
+from consensus_cli.errors import ConfigError, UserError
 
 
 def pixels(split: Split) -> list[list[int]]:
@@ -74,6 +74,7 @@ def test_files_at_any_depth_count_and_hidden_or_other_files_do_not(make_tree: Ma
     (root / "train" / ".thumbnails").mkdir()
     data = load("imagefolder", root=root, cache_dir=cache_dir, val_fraction=0)
     assert data.train.labels.bincount().tolist() == [3, 2]
+    assert data.notes == (f"2 entries of {root}/train left out: 1 .txt, 1 hidden; in ant (2)",)
 
 
 def test_images_of_many_sizes_become_squares(tmp_path: Path, cache_dir: Path) -> None:
@@ -192,30 +193,79 @@ def damage_images(root: Path, count: int) -> list[Path]:
 def test_corrupt_files_are_an_error_that_names_ten(make_tree: MakeTree, cache_dir: Path) -> None:
     root = make_tree({"train": 20, "test": 2})
     damaged = damage_images(root, 12)
-    with pytest.raises(UserError, match=r"12 of 40 image files cannot be decoded.* and 2 more") as raised:
+    with pytest.raises(UserError, match=r"12 of 40 image files cannot be read.* and 2 more") as raised:
         load("imagefolder", root=root, cache_dir=cache_dir, val_fraction=0, image_size=12)
     assert sum(str(path) in raised.value.message for path in damaged) == 10
     assert "dataset.on_corrupt=skip" in raised.value.hint
-    assert not cache_dir.exists()
+    assert raised.value.message.count("(damaged: ") == 10
 
 
-def test_corrupt_files_can_be_skipped(make_tree: MakeTree, cache_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_corrupt_files_of_all_splits_are_told_together(make_tree: MakeTree, cache_dir: Path) -> None:
+    root = make_tree({"train": 4, "val": 2, "test": 2})
+    for part in ("train", "test"):
+        (root / part / "bee" / "0.png").write_bytes(b"")
+    for streaming in (False, True):
+        with pytest.raises(ConfigError) as raised:
+            load("imagefolder", root=root, cache_dir=cache_dir, streaming=streaming)
+        assert [problem.message for problem in raised.value.problems] == [
+            f"1 of 8 image files cannot be read: {root}/train/bee/0.png (empty)",
+            f"1 of 4 image files cannot be read: {root}/test/bee/0.png (empty)",
+        ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_corrupt_files_can_be_skipped(make_tree: MakeTree, cache_dir: Path, streaming: bool) -> None:
     root = make_tree({"train": 8, "test": 2})
     damage_images(root, 3)
     for _ in range(2):  # decoded, then from the cache
-        caplog.clear()
-        data = load("imagefolder", root=root, cache_dir=cache_dir, on_corrupt="skip", val_fraction=0)
+        data = load(
+            "imagefolder", root=root, cache_dir=cache_dir, streaming=streaming, on_corrupt="skip", val_fraction=0
+        )
         assert data.train.labels.tolist() == [0] * 5 + [1] * 8
-        assert "skipped 3 of 16 image files" in caplog.text
+        [note] = data.notes
+        assert note.startswith("3 of 16 image files left out, for they cannot be read: ")
+        assert note.count("(damaged: ") == 3
     with pytest.raises(UserError, match="3 of 16"):
-        load("imagefolder", root=root, cache_dir=cache_dir, val_fraction=0)
+        load("imagefolder", root=root, cache_dir=cache_dir, streaming=streaming, val_fraction=0)
+
+
+SIZES = {
+    "of one size": ([(40, 60)] * 5, 40),
+    "the first is tiny": ([(1, 1)] + [(40, 40)] * 4, 40),
+    "the first is a strip": ([(1, 4000)] + [(40, 40)] * 4, 40),
+    "the last is large": ([(40, 50)] * 4 + [(900, 900)], 40),
+    "two sizes": ([(20, 50), (70, 30)] * 2, 20),
+    "all are tiny": ([(3, 5)] * 3, 8),
+    "all are large": ([(500, 400)] * 3, 224),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_usual_size_of_the_images_decides(name: str, tmp_path: Path, cache_dir: Path) -> None:
+    sizes, expected = SIZES[name]
+    for part in ("train/ant", "train/bee", "test/ant"):
+        (tmp_path / part).mkdir(parents=True)
+        for number, (height, width) in enumerate(sizes):
+            write_png(random_images(1, height, width, seed=number)[0], str(tmp_path / part / f"{number}.png"))
+    data = load("imagefolder", root=tmp_path, cache_dir=cache_dir)
+    assert data.train.image_shape == data.test.image_shape == (3, expected, expected)
+
+
+def test_the_size_is_looked_for_all_over_the_folder(tmp_path: Path, cache_dir: Path) -> None:
+    write_tree(tmp_path, {"train": 120}, ("ant", "bee"), size=(9, 9))
+    write_tree(tmp_path, {"test": 1}, ("ant", "bee"), size=(9, 9))
+    for number in range(100):
+        write_png(random_images(1, 12, 12, seed=number)[0], str(tmp_path / "train" / "ant" / f"{number}.png"))
+    assert load("imagefolder", root=tmp_path, cache_dir=cache_dir).train.image_shape == (3, 9, 9)
 
 
 def test_size_cannot_be_learned_from_corrupt_files(make_tree: MakeTree, cache_dir: Path) -> None:
-    root = make_tree({"train": 12, "test": 2})
-    damage_images(root, 12)
-    with pytest.raises(UserError, match="none of the first image files can be decoded"):
+    root = make_tree({"train": 6, "test": 2})
+    for path in (root / "train").glob("*/*.png"):
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(UserError, match="none of 12 image files looked at can be read") as raised:
         load("imagefolder", root=root, cache_dir=cache_dir)
+    assert "ant/0.png (a Git LFS pointer" in raised.value.message
 
 
 def test_folder_must_be_given(cache_dir: Path) -> None:
@@ -246,7 +296,9 @@ def test_classes_of_the_test_images_must_be_known(make_tree: MakeTree, cache_dir
 def test_class_may_be_absent_from_the_test_images(tmp_path: Path, cache_dir: Path) -> None:
     write_tree(tmp_path / "images", {"train": 4}, ("ant", "bee"), (8, 8))
     root = write_tree(tmp_path / "images", {"test": 2}, ("bee",), (8, 8))
-    assert load("imagefolder", root=root, cache_dir=cache_dir).test.labels.tolist() == [1, 1]
+    data = load("imagefolder", root=root, cache_dir=cache_dir)
+    assert data.test.labels.tolist() == [1, 1]
+    assert data.notes == (f"{root}/test has no images of ant",)
 
 
 def test_class_folders_without_images_are_reported(tmp_path: Path, cache_dir: Path) -> None:

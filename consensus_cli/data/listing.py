@@ -1,0 +1,133 @@
+"""The image files of a class: found at any depth, and everything else named."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from consensus_cli.data.decoding import IMAGE_SUFFIXES
+
+#: what systems and archives leave behind (lower case), besides everything that begins with a dot
+_LEFTOVERS = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found", "__pycache__"}
+
+#: names that a message lists before it only counts them
+_LISTED = 5
+
+
+@dataclass
+class Listing:
+    """Files of one or more classes, in alphabetical order within each folder.
+
+    Attributes:
+        paths: of the image files, relative to the folder of the split.
+        stamps: size in bytes and time of change in ns of each, one after the other; 0 for a link to nowhere.
+        left_out: kind (`.txt`, `hidden`, …) -> number of files that are not images, or not read.
+        closed: folders that cannot be opened, with the reason.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    stamps: list[int] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    closed: list[str] = field(default_factory=list)
+
+    def add(self, folder: str, relative: str) -> None:
+        """Adds the image files of a folder at any depth.
+
+        Args:
+            folder: of the split.
+            relative: path of the class's folder in it.
+        """
+        above = Path(folder).resolve()
+        seen = {_identity(str(place)) for place in (above, *above.parents)}
+        self._walk(folder, relative, seen)
+
+    def _walk(self, folder: str, relative: str, seen: set[tuple[int, int]]) -> None:
+        """Plain strings and one scan of each folder: `Path` objects would take seconds for 60,000 files.
+
+        `seen` are the folders above and those that were looked at: links may lead back to one of them.
+        """
+        place = os.path.join(folder, relative)  # noqa: PTH118
+        try:
+            identity = _identity(place)
+            if identity in seen:
+                self.left_out["looping link"] += 1
+                return
+            seen.add(identity)
+            with os.scandir(place) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except OSError as error:
+            self.closed.append(f"{shown(place)} ({(error.strerror or str(error)).lower()})")
+            return
+        for entry in entries:
+            kind = _kind(entry)
+            if kind == "folder":
+                self._walk(folder, f"{relative}/{entry.name}", seen)
+            elif kind == "image":
+                self.paths.append(f"{relative}/{entry.name}")
+                self.stamps += _stamp(entry)
+            else:
+                self.left_out[kind] += 1
+
+
+def shown(path: str | Path) -> str:
+    """Returns a path as text that can be printed and written: bytes that are not UTF-8 as `\\xe9`."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def is_leftover(name: str) -> bool:
+    """Says whether a file or folder is hidden, or one that systems and archives leave behind."""
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+def is_image(name: str) -> bool:
+    """Says whether a file is named as an image that can be read."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def counted(counts: Mapping[str, int], form: str = "{count} {name}") -> str:
+    """Returns the most frequent of some names with their counts, such as `40 .txt, 3 hidden`."""
+    frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return enumerated(form.format(name=name, count=count) for name, count in frequent)
+
+
+def enumerated(names: Iterable[str], listed: int = _LISTED) -> str:
+    """Returns the first names of some, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - listed} more" if len(every) > listed else ""
+    return ", ".join(every[:listed]) + more
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Returns `folder`, `image`, or the reason why an entry is left out."""
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+    except OSError:
+        # A link to itself.
+        is_folder = is_file = False
+    if is_leftover(entry.name):
+        if is_folder:
+            return f"folder {shown(entry.name)}"
+        return "hidden" if entry.name.startswith(".") else shown(entry.name)
+    if is_folder:
+        return "folder"
+    if not is_file and not entry.is_symlink():
+        return "not a file"
+    if is_image(entry.name):
+        return "image"
+    return shown(os.path.splitext(entry.name)[1].lower()) or "without suffix"  # noqa: PTH122
+
+
+def _identity(place: str) -> tuple[int, int]:
+    status = os.stat(place)  # noqa: PTH116
+    return status.st_dev, status.st_ino
+
+
+def _stamp(entry: os.DirEntry[str]) -> Iterator[int]:
+    try:
+        status = entry.stat()
+    except OSError:
+        return iter((0, 0))
+    return iter((status.st_size, status.st_mtime_ns))
