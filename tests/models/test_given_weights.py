@@ -53,6 +53,7 @@ def test_weights_of_lower_precision_load_as_float32(name: str, tmp_path: Path) -
         torch.testing.assert_close(value, state[key], atol=0.01, rtol=0.01)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TorchScript is on its way out
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_is_refused_by_name(name: str, tmp_path: Path) -> None:
     write, expected = REFUSED[name]
