@@ -9,8 +9,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from consensus_cli.data import ImageData
-from consensus_cli.data.memory import ImageTensors
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.weights import load_into, read_state_dict, serialize
@@ -37,7 +35,7 @@ def cached(
         The checkpoint's path, and whether it was there already.
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
-    key = config_hash({**determined_by, "code": _code_hash()})
+    key = config_hash({"determined_by": dict(determined_by), "code": _code_hash()})
     path = cache_dir / f"{key[:16]}.safetensors"
     with FileLock(path.with_suffix(".lock")):
         remove_partial_files(path)
@@ -52,15 +50,6 @@ def cached(
         train()
         write_atomic(path, serialize(model.network, {"key": key}))
     return path, False
-
-
-def fingerprint(images: ImageData) -> list[object]:
-    """Returns plain values that tell one set of training images from another."""
-    known = [images.name, len(images.train), *images.train.image_shape, *images.mean, *images.std, len(images.classes)]
-    tensors = [images.train.labels]
-    if isinstance(images.train, ImageTensors):
-        tensors.append(images.train.images)
-    return [*known, *(hashlib.sha256(t.cpu().contiguous().numpy().data).hexdigest() for t in tensors)]
 
 
 def _code_hash() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,14 +17,19 @@ class Identity:
     """What stays the same over all sittings of a run.
 
     Attributes:
-        config_hash: hash of everything that changes the run's result.
+        config_hash: hash of every setting that changes the run's result.
         started_at: its beginning, ISO 8601, UTC.
         overrides: the words that led to it.
+        inputs: what the run reads besides -> hash of its content (see `inputs.Inputs`); None in the directory of an
+            earlier version, which cannot be compared.
+        folder: the working folder in which the run began, to which its relative paths refer; None where not known.
     """
 
     config_hash: str
     started_at: str
     overrides: tuple[str, ...]
+    inputs: Mapping[str, str] | None = None
+    folder: str | None = None
 
     def write(self, run_dir: RunDir) -> None:
         """Writes it into the run directory."""
@@ -39,9 +44,18 @@ class Identity:
         """
         try:
             content = json.loads(run_dir.identity.read_bytes())
-            identity = cls(content["config_hash"], content["started_at"], tuple(content["overrides"]))
+            identity = cls(
+                content["config_hash"],
+                content["started_at"],
+                tuple(content["overrides"]),
+                # Earlier versions wrote neither.
+                dict(content["inputs"]) if content.get("inputs") is not None else None,
+                content.get("folder"),
+            )
             datetime.fromisoformat(identity.started_at)
-            if not all(isinstance(text, str) for text in (identity.config_hash, *identity.overrides)):
+            texts = [identity.config_hash, *identity.overrides, identity.folder or ""]
+            texts += [text for item in (identity.inputs or {}).items() for text in item]
+            if not all(isinstance(text, str) for text in texts):
                 raise TypeError("texts expected")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
@@ -50,10 +64,33 @@ class Identity:
             ) from error
         return identity
 
+    @property
+    def images_hash(self) -> str | None:
+        """What tells rows about different images apart, 16 hex digits; None where it is not known."""
+        return None if self.inputs is None else self.inputs["dataset"][:16]
 
-def find(output_dir: Path, config_hash: str) -> RunDir | None:
-    """Returns the directory of the run with this configuration: a finished one, else the one begun last, else None."""
-    found = list(_with_hash(output_dir, config_hash))
+    def check_inputs(self, hashes: Mapping[str, str], run_dir: RunDir) -> None:
+        """Checks that a run which goes on reads what it has read so far; an earlier version's cannot be checked.
+
+        Raises:
+            UserError: names what has changed.
+        """
+        before = hashes if self.inputs is None else self.inputs
+        changed = [name for name in sorted({*before, *hashes}) if before.get(name) != hashes.get(name)]
+        if changed:
+            raise UserError(
+                f"what {' and '.join(changed)} names is not what run '{run_dir.path.name}' began with",
+                "put it back as it was, files with their times; or start another run: consensus run …",
+            )
+
+
+def find(output_dir: Path, config_hash: str, inputs: Mapping[str, str]) -> RunDir | None:
+    """Returns the directory of the run with this configuration on these inputs, None where there is none.
+
+    A finished run stands before the one begun last. The directory of an earlier version, which does not say what it
+    read, is none.
+    """
+    found = list(_same(output_dir, config_hash, inputs))
     finished = [run_dir for run_dir in found if is_done(run_dir)]
     return next(reversed(finished or found), None)
 
@@ -64,12 +101,12 @@ def is_done(run_dir: RunDir) -> bool:
     return row is not None and row.get("status") == "done"
 
 
-def _with_hash(output_dir: Path, config_hash: str) -> Iterator[RunDir]:
+def _same(output_dir: Path, config_hash: str, inputs: Mapping[str, str]) -> Iterator[RunDir]:
     for run_dir in run_dirs(output_dir, config_hash):
         try:
-            same = Identity.read(RunDir.open(run_dir.path)).config_hash == config_hash
+            identity = Identity.read(RunDir.open(run_dir.path))
         except UserError:
             # Scores without a run, a directory that is just being made, or somebody's damaged copy.
             continue
-        if same:
+        if identity.config_hash == config_hash and identity.inputs == inputs:
             yield run_dir

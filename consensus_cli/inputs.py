@@ -7,17 +7,19 @@ import hashlib
 import importlib.util
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consensus_cli import data, preflight
-from consensus_cli.config import RunConfig
+from consensus_cli.config import ModelConfig, RunConfig
 from consensus_cli.data import ImageData
 from consensus_cli.errors import UserError
 from consensus_cli.last import Last
 from consensus_cli.models import pretrained
 from consensus_cli.models.targets import find_target
+from consensus_cli.models.weight_files import weight_files
+from consensus_cli.paths import expanded
 from consensus_cli.screen import Screen
 
 #: images, and their fingerprint
@@ -71,7 +73,7 @@ def load(config: RunConfig, screen: Screen, kept: KeptImages | None = None) -> I
     if config.model.target is not None:
         hashes["model.target"] = code_hash(config.model.target)
     for name, path in config.evaluate.shift.items():
-        hashes[f"evaluate.shift.{name}"] = _images_hash(Path(path).expanduser())
+        hashes[f"evaluate.shift.{name}"] = _images_hash(expanded(path))
     return Inputs(images, hashes)
 
 
@@ -83,6 +85,18 @@ def file_hash(path: Path) -> str:
     """
     status = path.stat()
     return _content_hash(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def weights_hash(model: ModelConfig) -> str | None:
+    """Returns the hash of the files of weights, in however many shards; None for named weights, or where none are."""
+    if model.weights is None or pretrained.is_named(model.source, model.weights):
+        return None
+    try:
+        hashes = [file_hash(file) for file in weight_files(expanded(model.weights))]
+    except (UserError, OSError):
+        # What is wrong is said where they are read.
+        return None
+    return hashes[0] if len(hashes) == 1 else _digest(hashes)
 
 
 def code_hash(target: str | None) -> str:
@@ -129,7 +143,9 @@ def located(config: RunConfig, folder: str | None) -> RunConfig:
 
 
 def _located(key: str, path: str, *, folder: str | None, made: bool = False) -> str:
-    if Path(path).expanduser().is_absolute():
+    if expanded(path).is_absolute():
+        if not (expanded(path).exists() or made):
+            raise UserError(f"{key}={path} is not there any more", "put it back there to resume the run")
         return path
     places = [Path(path).absolute()] if folder is None else [Path(folder, path), Path(path).absolute()]
     for place in places:
@@ -171,7 +187,7 @@ def _images_hash(path: Path) -> str:
     return _digest(file_hash(file) for file in files)
 
 
-def _digest(texts: Iterator[str]) -> str:
+def _digest(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
         digest.update(os.fsencode(text) + b"\0")

@@ -2,95 +2,134 @@
 
 from __future__ import annotations
 
-import os
+import io
 import shlex
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from consensus_cli import conf_files, config, launchers
-from consensus_cli.composition import check_overrides, compose_runs, explain, opened, to_run_config
-from consensus_cli.errors import RunFailedError, UserError, tell
+from consensus_cli import config, launchers, repairs
+from consensus_cli.composition import compose_runs, to_run_config
+from consensus_cli.conf_files import Origin
+from consensus_cli.config import RunConfig
+from consensus_cli.errors import RunFailedError, UserError, foreign_code, tell
+from consensus_cli.explanations import COMPOSING, explain
+from consensus_cli.flags import parser, read_flags
+from consensus_cli.last import Last
+from consensus_cli.overrides import check_overrides, opened
 from consensus_cli.startup import lasting_imports
 
 #: packages whose exceptions, in a sweep, say that they lost a run's process
 _LAUNCHING = ("joblib", "submitit", "ray")
 
 
-def launch(words: list[str], screen_kind: str) -> int:
+def launch(words: list[str], screen_kind: str, *, debug: bool = False) -> int:
     """Runs what the words of `consensus run` ask for, Hydra's own flags included, on a screen of this kind.
+
+    Args:
+        words: settings and flags.
+        screen_kind: `auto`, `quiet` or `json`.
+        debug: whether the runs show tracebacks behind their errors.
 
     Raises:
         UserError: a mistake in any of the runs, before the first one starts.
     """
-    flags = get_args_parser().parse_args(words)
-    only_shows = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
-    own_files = flags.config_name is not None or flags.config_path is not None
-    if flags.cfg and flags.multirun:
-        raise UserError("--cfg shows one configuration, a sweep has several", "leave -m out")
-    if flags.cfg and not own_files:
-        # The values may be incomplete: what is missing is one of the things to look up.
-        # A launcher's settings can be looked up without a sweep.
-        check_overrides(flags.overrides, multirun=True, searchpath=flags.config_dir)
-    if not only_shows and not own_files:
-        runs = compose_runs(flags.overrides, multirun=flags.multirun, searchpath=flags.config_dir)
-        with lasting_imports():
-            from consensus_cli import preflight
+    flags = read_flags(words)
+    origin = _origin(flags)
+    if flags.cfg or flags.info or flags.hydra_help:
+        _show(flags, origin)
+        return 0
+    runs = compose_runs(flags.overrides, multirun=flags.multirun, origin=origin)
+    with lasting_imports():
+        from consensus_cli import preflight
 
-        for run in runs:
-            preflight.check(run)
+    for run in runs:
+        preflight.check(run)
+    job = _Job(screen_kind, debug)
+    return _sweep(flags, origin, runs, job) if flags.multirun else _run(flags, origin, job)
+
+
+def _origin(flags: Namespace) -> Origin:
+    """Returns where the flags say that config files lie."""
+    own = Origin()
+    origin = Origin(
+        folder=own.folder if flags.config_path is None else Path(flags.config_path),
+        name=own.name if flags.config_name is None else flags.config_name.removesuffix(".yaml"),
+        further=None if flags.config_dir is None else Path(flags.config_dir),
+    )
+    origin.check()
+    return origin
+
+
+@contextmanager
+def _hydra(origin: Origin) -> Iterator[Hydra]:
     config.register()
     launchers.register()
+    with hydra.initialize_config_dir(str(origin.folder.resolve()), job_name="consensus", version_base="1.3"):
+        started = GlobalHydra.instance().hydra
+        assert started is not None
+        yield started
+
+
+def _show(flags: Namespace, origin: Origin) -> None:
+    """Prints what Hydra would run with, or how it got there; the values may be incomplete or out of range.
+
+    What is missing is one of the things to look up, and a launcher's settings can be looked up without a sweep.
+    """
+    check_overrides(flags.overrides, multirun=True, own_files=origin.own)
+    words = [*map(opened, flags.overrides), *origin.searchpath]
+    said = io.StringIO()
     try:
-        return _sweep(flags, screen_kind) if flags.multirun and not only_shows else _run(words, screen_kind)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    except (HydraException, OmegaConfBaseException) as error:
-        if only_shows:
-            raise explain(error) from error
-        raise
+        with _hydra(origin) as started, redirect_stderr(said):
+            if flags.hydra_help:
+                started.hydra_help(origin.name, parser(), flags)
+            elif flags.cfg:
+                started.show_cfg(origin.name, words, flags.cfg, flags.package, flags.resolve)
+            else:
+                started.show_info(flags.info, origin.name, words, RunMode.RUN)
+    except COMPOSING as error:
+        raise explain(error) from error
+    except SystemExit as error:
+        raise UserError(said.getvalue().strip(), "name a node, such as model or hydra.launcher") from error
 
 
-def _run(words: list[str], screen_kind: str) -> int:
-    # Hydra would print its own text and exit with 1; with this it lets exceptions through.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["consensus run", *map(opened, words)]
-    hydra.main(config_path=str(conf_files.config_dir()), config_name="config", version_base="1.3")(
-        _job_on(screen_kind)
-    )()
+def _run(flags: Namespace, origin: Origin, job: _Job) -> int:
+    with _hydra(origin) as started:
+        try:
+            started.run(origin.name, job, [*map(opened, flags.overrides), *origin.searchpath])
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        except Exception as error:
+            if error is job.raised:
+                raise
+            raise _before_the_job(error) from error
     return 0
 
 
-def _sweep(flags: Namespace, screen_kind: str) -> int:
+def _sweep(flags: Namespace, origin: Origin, runs: list[RunConfig], job: _Job) -> int:
     """Starts every run of a sweep and tells, at its end, which failed and why: exit code 1 if any did.
 
-    `hydra.main` would keep the results to itself; they are the one way back from another process or machine.
+    The results of the runs are the one way back from another process or machine.
     """
-    overrides = [*map(opened, flags.overrides), "hydra.mode=MULTIRUN"]
-    if flags.config_dir:
-        overrides.append(f"hydra.searchpath=[file://{flags.config_dir}]")
-    folder = Path(flags.config_path or conf_files.config_dir()).resolve()
-    with hydra.initialize_config_dir(str(folder), job_name="consensus", version_base="1.3"):
-        started = GlobalHydra.instance().hydra
-        assert started is not None
+    overrides = [*map(opened, flags.overrides), *origin.searchpath, "hydra.mode=MULTIRUN", *_sweep_folder(flags, runs)]
+    with _hydra(origin) as started:
         try:
-            job = _job_on(screen_kind)
-            batches: list[list[JobReturn]] = started.multirun(flags.config_name or "config", job, overrides)
+            batches: list[list[JobReturn]] = started.multirun(origin.name, job, overrides)
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in _LAUNCHING:
-                raise
+                raise _before_the_job(error) from error
             sys.stderr.write(f"error: a run's process ended before the run did: {_one_line(error)}\n")
             sys.stderr.write("hint: the same command again starts what is missing; results.csv has what is done\n")
             return 1
@@ -100,14 +139,53 @@ def _sweep(flags: Namespace, screen_kind: str) -> int:
     return 1 if failed else 0
 
 
-def _job_on(screen_kind: str) -> Callable[[DictConfig], str | None]:
-    def start(composed: DictConfig) -> str | None:
-        return run_job(composed, screen_kind)
+def _sweep_folder(flags: Namespace, runs: list[RunConfig]) -> list[str]:
+    """Returns the words that keep Hydra from making a folder named `~`: it takes the output folder as it was typed."""
+    chosen = any(word.startswith("hydra.sweep.dir=") for word in flags.overrides)
+    if chosen or not any("output_dir=" in word and "~" in word for word in flags.overrides):
+        return []
+    return [repairs.quoted("hydra.sweep.dir", f"{runs[0].output_dir}/multirun/${{now:%Y-%m-%d_%H-%M-%S-%f}}")]
 
-    return start
+
+def _before_the_job(error: Exception) -> UserError:
+    """Returns the mistake that kept Hydra from starting a run: its own settings, or a folder it cannot make.
+
+    Raises:
+        Exception: the error itself, where it is a bug of ours.
+    """
+    hint = "check the settings that begin with hydra, and output_dir; --debug shows the traceback"
+    if isinstance(error, OSError):
+        return UserError(f"cannot make '{error.filename}': {error.strerror}", hint)
+    if isinstance(error, COMPOSING):
+        return explain(error)
+    try:
+        with foreign_code("Hydra", hint):
+            raise error
+    except UserError as told:
+        return told
 
 
-def run_job(composed: DictConfig, screen_kind: str) -> str | None:
+class _Job:
+    """What Hydra calls for each run, in whatever process a launcher starts it."""
+
+    def __init__(self, screen_kind: str, debug: bool) -> None:
+        self.raised: Exception | None = None
+        self._screen_kind = screen_kind
+        self._debug = debug
+        # Runs of a sweep in one process that read the same images load them once.
+        self._kept: Last[Any] = Last()
+
+    def __call__(self, composed: DictConfig) -> str | None:
+        try:
+            return run_job(composed, self._screen_kind, self._kept, debug=self._debug)
+        except Exception as error:
+            self.raised = error
+            raise
+
+
+def run_job(
+    composed: DictConfig, screen_kind: str, kept: Last[Any] | None = None, *, debug: bool = False
+) -> str | None:
     """One run, in whatever process a launcher starts it; returns why it failed, None if it did not.
 
     In a sweep a run that fails leaves its row, and the next one starts.
@@ -124,10 +202,10 @@ def run_job(composed: DictConfig, screen_kind: str) -> str | None:
         run_config = to_run_config(composed)
         run_config.if_done = run_config.if_done or ("skip" if sweeping else "rerun")
         with open_screen(screen_kind, alone=alone) as screen:
-            pipeline.run(run_config, overrides, screen)
+            pipeline.run(run_config, overrides, screen, kept)
     except (UserError, RunFailedError) as error:
         # Told here: Hydra would put a text of its own before it.
-        tell(error)
+        tell(error, debug=debug)
         if not sweeping:
             raise SystemExit(2 if isinstance(error, UserError) else 1) from error
         return _one_line(error)

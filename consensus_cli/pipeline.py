@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from consensus_cli import data, preflight, summary
+import torch
+
+from consensus_cli import data, inputs, preflight, state, summary
 from consensus_cli.config import RunConfig
-from consensus_cli.evaluation.complexity import complexity
-from consensus_cli.identity import is_done
+from consensus_cli.identity import Identity, is_done
+from consensus_cli.macs import count_macs
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.prepare import build_model, prepare
-from consensus_cli.pruning.blocks import find_blocks
-from consensus_cli.pruning.costs import block_costs
-from consensus_cli.record import Record, settle
-from consensus_cli.rundir import RunDir
+from consensus_cli.prepare import build_model, few_images, prepare, try_out
+from consensus_cli.record import save_scores, settle
+from consensus_cli.rundir import RunDir, output_dir_of
 from consensus_cli.screen import Screen
 from consensus_cli.sitting import Sitting, find_earlier, log_into, new_run_dir, reopen, sit
 from consensus_cli.steps import Steps
+from consensus_cli.threads import restored
 
 
-def run(config: RunConfig, overrides: Sequence[str], screen: Screen) -> dict[str, object]:
+def run(
+    config: RunConfig, overrides: Sequence[str], screen: Screen, kept: inputs.KeptImages | None = None
+) -> dict[str, object]:
     """Prunes one network as configured, and returns the row it wrote to `results.csv`, of several ratios the last.
 
     Args:
@@ -30,27 +32,42 @@ def run(config: RunConfig, overrides: Sequence[str], screen: Screen) -> dict[str
             not repeated, and an unfinished one continued.
         overrides: the words that led to it, for the row.
         screen: where progress and results are shown.
+        kept: what keeps the images from one run of a sweep to the next.
 
     Raises:
         UserError: the configuration, or a file it names, is wrong; nothing has been written then.
         RunFailedError: memory, disk or training gave out; the row says so.
     """
-    return _run(config, tuple(overrides), find_earlier(config) if config.if_done == "skip" else None, screen)
+    read = inputs.load(config, screen, kept)
+    earlier = find_earlier(config, read.hashes) if config.if_done == "skip" else None
+    if earlier is not None and is_done(earlier):
+        return _done_already(earlier, Path(config.output_dir), screen)
+    return _run(config, read, tuple(overrides), earlier, screen)
 
 
 def resume(run_dir: Path, screen: Screen) -> dict[str, object]:
-    """Continues a run at its last finished step, from its directory alone; otherwise as `run`."""
+    """Continues a run at its last finished step, from its directory and what it reads; otherwise as `run`."""
+    files = RunDir.open(run_dir)
+    if is_done(files):
+        return _done_already(files, output_dir_of(files), screen)
     config, files = reopen(run_dir)
-    return _run(config, (), files, screen)
+    read = inputs.load(config, screen)
+    Identity.read(files).check_inputs(read.hashes, files)
+    return _run(config, read, (), files, screen)
 
 
-def _run(config: RunConfig, overrides: tuple[str, ...], earlier: RunDir | None, screen: Screen) -> dict[str, object]:
-    if earlier is not None and is_done(earlier):
-        screen.line(f"run {earlier.path.name} is done already: see {earlier.path}, or repeat it with if_done=rerun")
-        return settle(earlier, Path(config.output_dir))
-    prepared = prepare(config, screen)
+def _done_already(files: RunDir, output_dir: Path, screen: Screen) -> dict[str, object]:
+    screen.line(f"run {files.path.name} is done already: see {files.path}, or repeat it with if_done=rerun")
+    return settle(files, output_dir, screen.warning)
+
+
+@restored()
+def _run(
+    config: RunConfig, read: inputs.Inputs, overrides: tuple[str, ...], earlier: RunDir | None, screen: Screen
+) -> dict[str, object]:
+    prepared = prepare(config, screen, read.images)
     steps = Steps.begin(prepared, screen)
-    with sit(config, overrides, earlier) as sitting, steps.tracking(sitting.files.path):
+    with sit(config, read.hashes, overrides, earlier) as sitting, steps.tracking(sitting.files.path):
         resumed = sitting.files.state.is_file()
         summary.show_header(screen, prepared, sitting.files.path, sitting.state.removed, resumed=resumed)
         original, network = sitting.networks(steps)
@@ -60,7 +77,7 @@ def _run(config: RunConfig, overrides: tuple[str, ...], earlier: RunDir | None, 
                 steps.prune(network, ranking, ratio)
                 steps.finetune(network, original)
                 sitting.save(steps, network)
-            row = sitting.finished(ratio) or _finish(sitting, ratio, steps.branch(), original, network)
+            row = sitting.finished(ratio, steps) or _finish(sitting, ratio, steps.branch(), original, network)
             summary.show_comparison(screen, row)
     return row
 
@@ -69,17 +86,19 @@ def _finish(
     sitting: Sitting, ratio: float, steps: Steps, original: Classifier, network: Classifier
 ) -> dict[str, object]:
     """Fine-tunes a copy of the network for the last time, measures it, and returns the row it recorded."""
-    tuned = sitting.tuned(ratio, steps, original)
+    tuned = sitting.tuned(ratio, steps)
     if tuned is None:
-        tuned = copy.deepcopy(network)
+        tuned = state.copied(network, steps.prepared.fresh, steps.removed)
         steps.finetune_finally(tuned, original)
         sitting.save_tuned(ratio, steps, original, network, tuned)
     measured = steps.evaluate(original, tuned)
     row = sitting.finish(ratio, steps, measured)
-    steps.tracker.row(row, len(steps.removed))
+    with steps.tracker_may_fail():
+        steps.tracker.row(row, len(steps.removed))
     return row
 
 
+@restored()
 def score(config: RunConfig, screen: Screen) -> Path:
     """Scores the unpruned network without pruning it; returns the run directory with the scores.
 
@@ -90,7 +109,7 @@ def score(config: RunConfig, screen: Screen) -> Path:
     Raises:
         UserError: the configuration, or a file it names, is wrong; nothing has been written then.
     """
-    prepared = prepare(config, screen)
+    prepared = prepare(config, screen, finetunes=False)
     steps = Steps.begin(prepared, screen)
     started = datetime.now(UTC)
     files = new_run_dir(config, started)
@@ -98,7 +117,7 @@ def score(config: RunConfig, screen: Screen) -> Path:
         summary.show_score_header(screen, prepared, files.path)
         original = steps.baseline()
         steps.score(original, original)
-        Record(config, (), started, files).save_scores(steps.scores)
+        save_scores(files, steps.scores)
         summary.show_scores(screen, steps.scores[0], files.scores)
     return files.path
 
@@ -113,7 +132,7 @@ def show_blocks(config: RunConfig, screen: Screen) -> None:
     device = preflight.pick_device(config.device)
     images = data.load(**preflight.dataset_arguments(config), seed=config.seed)
     _, model = build_model(config, images, device)
-    example = model.normalize(next(images.test.batches(2, device))[0])
-    blocks = find_blocks(model.network, example, config.prune.granularity)
-    total = complexity(model, images.test.image_shape).macs
-    summary.show_blocks(screen, config.model.name, blocks, block_costs(model.network, example, blocks), total)
+    _, blocks = try_out(config, images, model, device, screen, training_is="none", attacked=False)
+    with torch.no_grad():
+        example = model.inputs(few_images(images, device)[0])
+    summary.show_blocks(screen, config.model.name, blocks, count_macs(model.network, example[:1]))

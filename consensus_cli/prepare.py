@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from consensus_cli import data, preflight, training
+from consensus_cli import data, inputs, preflight, training
 from consensus_cli.config import RunConfig
 from consensus_cli.data import ImageData
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.sampling import stratified_indices
-from consensus_cli.errors import ConfigError, UserError
-from consensus_cli.evaluation.complexity import complexity
+from consensus_cli.dry_run import Demands, DryRun, TrainingDemand, dry_run, initialise_lazy_layers
+from consensus_cli.errors import ConfigError, UserError, foreign_code
+from consensus_cli.evaluation.attacks import Attack, check_attacks
 from consensus_cli.evaluation.shift import Archive
 from consensus_cli.evaluation.shortcut import Cue, CueKind, plant_training_cue
+from consensus_cli.macs import MacCount, count_macs
 from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.pruning import schedule
@@ -26,13 +28,18 @@ from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
 from consensus_cli.pruning.costs import block_costs
 from consensus_cli.scoring import metrics
 from consensus_cli.scoring.ablation import representation_size
+from consensus_cli.scoring.baselines import check_baseline
 from consensus_cli.scoring.score import metrics_needed
 from consensus_cli.screen import Screen
+from consensus_cli.threads import ThreadWatch
+
+#: images of a dry run: batch norm needs two to train on
+FEW_IMAGES = 4
 
 
 @dataclass
 class Prepared:
-    """What a run works on; nothing here changes while it runs.
+    """What a run works on; nothing here but the number of threads changes while it runs.
 
     Attributes:
         config: everything that determines the run.
@@ -47,6 +54,8 @@ class Prepared:
         votes: metric -> weight, for the metrics that the criterion reads.
         samples: the training images that the metrics see, the same in every step, class after class.
         shift: name -> published test images that the networks are tested on besides.
+        threads: how many threads compute; `tick` is to be called from all long work.
+        trains: whether the network can be trained; where it cannot, nothing of the run needs it to.
     """
 
     config: RunConfig
@@ -61,6 +70,8 @@ class Prepared:
     votes: dict[str, float]
     samples: data.Split
     shift: dict[str, Archive]
+    threads: ThreadWatch
+    trains: bool
 
     @property
     def candidates(self) -> int:
@@ -68,9 +79,15 @@ class Prepared:
         return sum(block.removable for block in self.blocks)
 
     @functools.cached_property
+    def macs(self) -> MacCount:
+        """MACs of the unpruned network for one image, in all and per module."""
+        image = torch.zeros(1, *self.images.test.image_shape, device=self.device)
+        return count_macs(self.fresh.network, self.fresh.inputs(image))
+
+    @property
     def macs_base(self) -> int:
         """MACs of the unpruned network for one image."""
-        return complexity(self.fresh, self.images.test.image_shape).macs
+        return self.macs.total
 
     @functools.cached_property
     def target_blocks(self) -> int:
@@ -80,38 +97,50 @@ class Prepared:
     def example(self) -> Tensor:
         """Returns two test images as the network takes them."""
         with torch.no_grad():
-            return self.fresh.normalize(next(self.images.test.batches(2, self.device))[0])
+            return self.fresh.inputs(few_images(self.images, self.device)[0])
 
 
-def prepare(config: RunConfig, screen: Screen) -> Prepared:
+def prepare(
+    config: RunConfig, screen: Screen, loaded: ImageData | None = None, *, finetunes: bool = True
+) -> Prepared:
     """Loads the data, builds the network, finds its blocks, and makes sure that the run can be carried out.
+
+    Args:
+        config: everything that determines the run.
+        screen: where progress is shown.
+        loaded: the images, where `inputs.load` has loaded them already.
+        finetunes: whether the run goes on to prune and fine-tune.
 
     Raises:
         UserError: files or values that are wrong or do not fit together.
     """
-    preflight.check(config)
+    images = _with_cue(inputs.load_images(config, screen) if loaded is None else loaded, config)
     device = _set_up_device(config)
-    with screen.progress("loading images") as report:
-        images = _with_cue(data.load(**preflight.dataset_arguments(config), seed=config.seed, progress=report), config)
+    threads = ThreadWatch(config.threads, screen.warning, watched=device.type == "cpu")
+    threads.look()
     spec, model = build_model(config, images, device)
-    example = model.normalize(next(images.test.batches(2, device))[0])
-    precision = training.resolve_precision(config.precision, device)
+    epochs = config.finetune.epochs_per_step + config.finetune.final_epochs if finetunes else 0
+    needed: TrainingDemand = "needed" if config.model.weights is None or epochs else "measured"
+    attacked = finetunes and bool(config.attacks.suite)
+    tried, blocks = try_out(config, images, model, device, screen, training_is=needed, attacked=attacked)
     votes = metrics_needed(config.criterion.name, config.metrics.weights)
     prepared = Prepared(
         config=config,
         device=device,
-        precision=precision,
-        scoring_precision=_scoring_precision(config, precision) if votes else None,
+        precision=tried.precision,
+        scoring_precision=tried.scoring_precision if votes else None,
         compiled=training.resolve_compile(config.compile, device),
         images=images,
         spec=spec,
         fresh=model,
-        blocks=find_blocks(model.network, example, config.prune.granularity),
+        blocks=blocks,
         votes=votes,
         samples=images.train.subset(
             stratified_indices(images.train.labels, config.metrics.samples_per_class, config.seed)
         ),
         shift=preflight.shift_archives(config.evaluate.shift),
+        threads=threads,
+        trains=tried.trains,
     )
     _check_fit(prepared)
     return prepared
@@ -132,9 +161,68 @@ def build_model(config: RunConfig, images: ImageData, device: torch.device) -> t
     spec = _model_spec(config, images)
     torch.manual_seed(config.seed)
     model = zoo.build(spec)
+    initialise_lazy_layers(model, few_images(images, torch.device("cpu"))[0], network_name(config))
     if config.model.weights is not None:
-        pretrained.load_weights(model.network, spec, config.model.weights)
-    return spec, model.to(device).to(memory_format=torch.channels_last).eval()
+        pretrained.load_weights(model.network, spec, config.model.weights, reset_head=config.model.reset_head)
+    return spec, model.to(device).eval()
+
+
+def try_out(
+    config: RunConfig,
+    images: ImageData,
+    model: Classifier,
+    device: torch.device,
+    screen: Screen,
+    *,
+    training_is: TrainingDemand,
+    attacked: bool,
+) -> tuple[DryRun, list[Block]]:
+    """Runs copies of the unpruned network on a few images, and finds its blocks.
+
+    Args:
+        config: everything that determines the run.
+        images: the dataset.
+        model: the unpruned network, on its device.
+        device: that device.
+        screen: where what the user should know of the network is shown.
+        training_is: whether the run trains the network.
+        attacked: whether the run attacks it.
+
+    Raises:
+        UserError: the network cannot do what the run asks of it, or has no residual blocks.
+    """
+    name, precision = network_name(config), training.resolve_precision(config.precision, device)
+    demands = Demands(
+        name=name,
+        classes=len(images.classes),
+        precision=precision,
+        scoring_precision=precision if config.scoring.precision == "auto" else config.scoring.precision,
+        any_precision=config.precision == "auto",
+        any_scoring_precision=config.scoring.precision == "auto",
+        training=training_is,
+        attacked=attacked,
+    )
+    for note in images.notes:
+        screen.warning(note)
+    few, labels = few_images(images, device)
+    tried = dry_run(model, few, labels, demands)
+    for note in tried.notes:
+        screen.warning(note)
+    with torch.no_grad():
+        example = model.inputs(few)
+    with foreign_code(name, "its code must run while its operations are watched"):
+        return tried, find_blocks(model.network, example, config.prune.granularity)
+
+
+def few_images(images: ImageData, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns a few training images (n, c, h, w) in [0, 1] and their classes (n,)."""
+    few = images.train.subset(torch.arange(min(FEW_IMAGES, len(images.train))))
+    return next(few.batches(FEW_IMAGES, device))
+
+
+def network_name(config: RunConfig) -> str:
+    """Returns what messages call the network."""
+    return config.model.target if config.model.source == "custom" and config.model.target else config.model.name
 
 
 def _with_cue(images: ImageData, config: RunConfig) -> ImageData:
@@ -148,16 +236,10 @@ def _with_cue(images: ImageData, config: RunConfig) -> ImageData:
 
 
 def _set_up_device(config: RunConfig) -> torch.device:
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     # Two runs of one configuration must agree, and fp32 means all of its bits: TF32 keeps 10 of 23.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     return preflight.pick_device(config.device)
-
-
-def _scoring_precision(config: RunConfig, of_training: str) -> str:
-    return of_training if config.scoring.precision == "auto" else config.scoring.precision
 
 
 def _model_spec(config: RunConfig, images: ImageData) -> zoo.ModelSpec:
@@ -186,12 +268,16 @@ def _check_fit(prepared: Prepared) -> None:
         list(prepared.votes),
         samples_per_class=config.metrics.samples_per_class,
         num_classes=len(prepared.images.classes),
-        features=representation_size(prepared.fresh.network, prepared.example()),
+        features=representation_size(prepared.fresh.network, prepared.example()) if prepared.votes else 0,
     )
     check_ratio: Callable[[Prepared], Any] = _check_blocks if config.prune.unit == "blocks" else _check_macs
     checks = [functools.partial(check_ratio, prepared)]
     shape, classes = prepared.images.test.image_shape, len(prepared.images.classes)
     checks += [functools.partial(archive.check_fits, shape, classes) for archive in prepared.shift.values()]
+    attacks = [Attack(**asdict(attack)) for attack in config.attacks.suite.values()]
+    checks.append(functools.partial(check_attacks, attacks, prepared.spec.num_classes))
+    candidates = [block for block in prepared.blocks if block.removable]
+    checks.append(functools.partial(check_baseline, config.criterion.name, prepared.fresh.network, candidates))
     for check in checks:
         try:
             check()
@@ -209,7 +295,13 @@ def _check_blocks(prepared: Prepared) -> None:
 
 def _check_macs(prepared: Prepared) -> None:
     config = prepared.config
-    costs = block_costs(prepared.fresh.network, prepared.example(), prepared.blocks)
+    if prepared.macs_base == 0:
+        left_out = f" (they leave out {', '.join(prepared.macs.uncounted)})" if prepared.macs.uncounted else ""
+        raise UserError(
+            f"prune=macs needs MACs; {network_name(config)} has none that are counted{left_out}",
+            "remove a share of the blocks instead: prune=blocks",
+        )
+    costs = block_costs(prepared.macs, prepared.blocks)
     most = schedule.most_macs_removable(prepared.blocks, costs, config.prune.min_blocks_per_stage) / prepared.macs_base
     ratio = config.ratios[-1]
     if ratio > most:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,7 +20,10 @@ from consensus_cli.config import RunConfig
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.cost_comparison import file_size_columns
+from consensus_cli.identity import Identity
+from consensus_cli.inputs import weights_hash
 from consensus_cli.report.finish import write_summary
+from consensus_cli.report.removal import read_scores
 from consensus_cli.results import COLUMNS, append_row
 from consensus_cli.rundir import RESULTS_NAME, RunDir, config_hash, write_atomic
 from consensus_cli.signals import InterruptedRunError
@@ -33,8 +38,14 @@ _NOT_IN_HASH = (
     "tracker",
     "dataset.root",
     "dataset.download",
+    "dataset.workers",
     "if_done",
 )
+
+#: settings of later versions -> value with which a run is as it was before, so that earlier runs are still known
+_LATER = {"model.reset_head": False}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,26 +54,19 @@ class Record:
 
     Attributes:
         config: everything that determines the run; the last of its ratios is this row's.
-        overrides: the words that led to it.
-        started: when the run began, UTC.
+        identity: which run it is.
         files: the run directory.
     """
 
     config: RunConfig
-    overrides: tuple[str, ...]
-    started: datetime
+    identity: Identity
     files: RunDir
 
-    def save_scores(self, scores: Sequence[Scores]) -> None:
-        """Writes the scores of every step so far: step, block, metric, distance, rank, sum."""
-        write_atomic(self.files.scores, score_table(scores).to_csv(index=False))
-
     def save(self, steps: Steps, measured: Columns, duration_s: float) -> dict[str, object]:
-        """Writes scores, summary and row into the run directory, and appends the row, which it returns."""
+        """Writes scores and row into the run directory, and appends the row, which it returns."""
         row = self._row(steps, measured, duration_s)
         row |= file_size_columns(self.files.baseline_checkpoint, self.files.pruned_checkpoint)
-        self.save_scores(steps.scores)
-        write_summary(self.files, row, score_table(steps.scores))
+        save_scores(self.files, steps.scores)
         self.files.write_row(row)
         append_row(Path(self.config.output_dir) / RESULTS_NAME, row)
         return row
@@ -83,15 +87,16 @@ class Record:
         config = self.config
         return {
             "run_id": self.files.path.name,
-            "started_at": self.started.isoformat(timespec="seconds"),
+            "started_at": datetime.fromisoformat(self.identity.started_at).isoformat(timespec="seconds"),
             "duration_s": duration_s,
             "version": __version__,
             "git_commit": git_commit(),
-            "overrides": shlex.join(self.overrides),
+            "overrides": shlex.join(self.identity.overrides),
             "seed": config.seed,
             "torch_version": torch.__version__,
             "model": config.model.name,
             "dataset": config.dataset.name,
+            "images_hash": self.identity.images_hash,
             "criterion": config.criterion.name,
             "samples_per_class": config.metrics.samples_per_class,
             "ratio": config.ratios[-1],
@@ -105,6 +110,7 @@ class Record:
             "status": "done",
             "device": _device_name(steps.prepared.device),
             "threads": torch.get_num_threads(),
+            "threads_lowered": ", ".join(steps.prepared.threads.lowered) or None,
             "metrics": ";".join(steps.prepared.votes) or "none",
             "blocks_candidates": steps.prepared.candidates,
             "blocks_removed": len(steps.removed),
@@ -126,15 +132,37 @@ class Record:
 
 
 def run_hash(config: RunConfig) -> str:
-    """Returns the hash of everything that changes a run's result; a file of weights counts by content, not by path."""
+    """Returns the hash of every setting that changes a run's result.
+
+    A file of weights counts by content, not by path. What else lies in files (images, code) is told apart by
+    `inputs.Inputs`, whatever its path.
+    """
     plain = asdict(config)
-    if config.model.weights is not None and (file := Path(config.model.weights).expanduser()).is_file():
-        plain["model"]["weights"] = sha256(file.read_bytes()).hexdigest()
-    return config_hash(plain, exclude=_NOT_IN_HASH)
+    if (content := weights_hash(config.model)) is not None:
+        plain["model"]["weights"] = content
+    plain["evaluate"]["shift"] = dict.fromkeys(config.evaluate.shift)
+    if config.model.target is not None:
+        # Of `path/to/file.py:Class` the name counts.
+        plain["model"]["target"] = config.model.target.rpartition(".py:")[2]
+    if config.dataset.source == "hf" and Path(config.dataset.name).is_dir():
+        plain["dataset"]["name"] = None
+    as_before = [key for key, value in _LATER.items() if _value(plain, key) == value]
+    return config_hash(plain, exclude=[*_NOT_IN_HASH, *as_before])
 
 
-def settle(run_dir: RunDir, output_dir: Path) -> dict[str, object]:
-    """Returns the row of a finished run, having made sure that the results file has it and no state is left.
+def _value(plain: Mapping[str, Any], key: str) -> object:
+    return functools.reduce(lambda node, name: node[name], key.split("."), plain)
+
+
+def settle(run_dir: RunDir, output_dir: Path, warn: Callable[[str], None]) -> dict[str, object]:
+    """Returns the row of a finished run, having made sure that nothing is missing that a kill may have prevented.
+
+    The results file has the row, no state is left, and there is a summary.
+
+    Args:
+        run_dir: the directory of the run.
+        output_dir: the folder of the results file.
+        warn: told in one line why there is no summary.
 
     Raises:
         UserError: the directory's row is not one that a results file can take.
@@ -145,7 +173,30 @@ def settle(run_dir: RunDir, output_dir: Path) -> dict[str, object]:
     except (ValueError, TypeError) as error:
         raise UserError(f"'{run_dir.row}' holds no row: {error}", "repeat the run with if_done=rerun") from error
     run_dir.state.unlink(missing_ok=True)
+    if not run_dir.summary.is_file():
+        draw_summary(run_dir, row, warn)
     return row
+
+
+def draw_summary(run_dir: RunDir, row: Mapping[str, object], warn: Callable[[str], None]) -> None:
+    """Writes the summary and the figures of a finished run; whatever goes wrong, the run is done and its row is kept.
+
+    Args:
+        run_dir: the directory of the run, with its scores.
+        row: the row of the run.
+        warn: told in one line what went wrong.
+    """
+    try:
+        scores = read_scores(run_dir.scores)
+        write_summary(run_dir, row, pd.DataFrame() if scores is None else scores)
+    except Exception as error:
+        _log.info("no summary", exc_info=True)
+        warn(f"the row is saved, but not the whole summary: {type(error).__name__}: {_one_line(str(error))}")
+
+
+def save_scores(run_dir: RunDir, scores: Sequence[Scores]) -> None:
+    """Writes the scores of every step so far: step, block, metric, distance, rank, sum."""
+    write_atomic(run_dir.scores, score_table(scores).to_csv(index=False))
 
 
 def score_table(scores: Sequence[Scores]) -> pd.DataFrame:

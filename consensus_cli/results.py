@@ -37,9 +37,10 @@ from consensus_cli.rundir import RESULTS_NAME, remove_partial_files, row_files, 
 COLUMNS: tuple[str, ...] = (
     "run_id", "status", "started_at", "duration_s", "version", "git_commit", "overrides",
     "seed", "device", "threads", "torch_version",
-    "model", "dataset", "criterion", "metrics", "samples_per_class", "ratio", "ratio_unit",
+    "model", "dataset", "images_hash", "criterion", "metrics", "samples_per_class", "ratio", "ratio_unit",
     "blocks_candidates", "blocks_removed", "removed_blocks",
-    "macs_base", "macs_pruned", "macs_reduction_pct", "params_base", "params_pruned", "params_reduction_pct",
+    "macs_base", "macs_pruned", "macs_reduction_pct", "macs_uncounted",
+    "params_base", "params_pruned", "params_reduction_pct",
     "accuracy_base_pct", "accuracy_pruned_pct", "accuracy_delta_pp", "test_images",
     "latency_b1_base_ms", "latency_b1_pruned_ms", "latency_b128_base_ms", "latency_b128_pruned_ms",
     "energy_inference_base_kwh", "energy_inference_pruned_kwh", "energy_inference_reduction_pct",
@@ -54,8 +55,8 @@ COLUMNS: tuple[str, ...] = (
 # A commit such as 1234567 or 12e4567 must not be read as a number.
 _TEXT_COLUMNS = frozenset({
     "run_id", "status", "started_at", "version", "git_commit", "overrides", "device",
-    "torch_version", "model", "dataset", "criterion", "metrics",
-    "ratio_unit", "removed_blocks", "energy_source", "country", "run_dir", "error",
+    "torch_version", "model", "dataset", "images_hash", "criterion", "metrics",
+    "ratio_unit", "removed_blocks", "macs_uncounted", "energy_source", "country", "run_dir", "error",
 })
 # fmt: on
 _INTEGER = re.compile(r"-?[0-9]+")

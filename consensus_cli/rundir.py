@@ -97,7 +97,7 @@ class RunDir:
 
     @property
     def identity(self) -> Path:
-        """Which run this is (JSON): the hash of its configuration, its beginning, the words that led to it."""
+        """Which run this is (JSON): hashes of its configuration and of what it reads, where, when and how it began."""
         return self.path / "identity.json"
 
     @property

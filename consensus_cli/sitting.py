@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from consensus_cli.config import RunConfig
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.identity import Identity, find, is_done
+from consensus_cli.inputs import located
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.record import Record, run_hash, settle
+from consensus_cli.record import Record, draw_summary, run_hash, save_scores, settle
 from consensus_cli.rundir import RunDir, output_dir_of, remove_partial_files, write_atomic
 from consensus_cli.signals import Stopper
 from consensus_cli.state import State
@@ -42,7 +43,7 @@ class Sitting:
         stopper: lets signals end the sitting.
         earlier_s: wall-clock seconds of earlier sittings.
         began_s: reading of `time.perf_counter` at the start of this one.
-        hashes: ratio -> hash of the run at that ratio alone, as far as it was asked for.
+        hashes: ratio -> hash of the run at that ratio alone, from the start: the weights may be overwritten meanwhile.
     """
 
     config: RunConfig
@@ -52,7 +53,7 @@ class Sitting:
     stopper: Stopper
     earlier_s: float
     began_s: float
-    hashes: dict[float, str] = field(default_factory=dict)
+    hashes: Mapping[float, str]
 
     @property
     def duration_s(self) -> float:
@@ -61,14 +62,15 @@ class Sitting:
 
     def networks(self, steps: Steps) -> tuple[Classifier, Classifier]:
         """Returns the unpruned network and the one to go on with, as an earlier sitting left them or from the start."""
+        fresh = steps.prepared.fresh
         if self.files.state.is_file():
             self.state.put_into(steps)
-            original = checkpoint.load_baseline(self.files, steps.prepared.fresh)
-            network = state.read_network(self.files.state, original, self.state.removed)
+            original = checkpoint.load_baseline(self.files, fresh)
+            network = state.read_network(self.files.state, fresh, self.state.removed)
             steps.screen.line(f"resumed: {len(steps.removed)} blocks are gone, {self.earlier_s:.0f} s of work are kept")
             return original, network
         original = steps.baseline()
-        network = copy.deepcopy(original)
+        network = state.copied(original, fresh, [])
         checkpoint.save_baseline(self.files, original)
         self.save(steps, network)
         return original, network
@@ -76,7 +78,7 @@ class Sitting:
     def save(self, steps: Steps, network: Classifier) -> None:
         """Saves where the run stands, so that nothing up to here has to be done again."""
         with self.stopper.held_off():
-            self.record(self.config.ratios[-1]).save_scores(steps.scores)
+            save_scores(self.files, steps.scores)
             self.state.note(steps)
             self.state.duration_s = self.duration_s
             self.state.write(self.files.state, network)
@@ -86,17 +88,10 @@ class Sitting:
         config, files = self.config, self.files
         if ratio != config.ratios[-1]:
             config = replace(config, ratio=ratio)
-            files = files.sibling(self._hash_of(config))
-        return Record(config, self.identity.overrides, datetime.fromisoformat(self.identity.started_at), files)
+            files = files.sibling(self.hashes[ratio])
+        return Record(config, self.identity, files)
 
-    def _hash_of(self, config: RunConfig) -> str:
-        """Returns the hash of the run at one ratio: once, since it reads the weights, which may change meanwhile."""
-        ratio = config.ratios[-1]
-        if ratio not in self.hashes:
-            self.hashes[ratio] = run_hash(config)
-        return self.hashes[ratio]
-
-    def tuned(self, ratio: float, steps: Steps, original: Classifier) -> Classifier | None:
+    def tuned(self, ratio: float, steps: Steps) -> Classifier | None:
         """Returns the network after the final fine-tuning at a ratio and sets `steps` to there; None if not saved."""
         stages = self.state.tuned.get(str(ratio))
         if stages is None:
@@ -106,7 +101,7 @@ class Sitting:
         if not checkpoint_file.is_file():
             return None
         steps.stages.stages = copy.deepcopy(stages)
-        return state.read_network(checkpoint_file, original, steps.removed)
+        return state.read_network(checkpoint_file, steps.prepared.fresh, steps.removed)
 
     def save_tuned(
         self, ratio: float, steps: Steps, original: Classifier, network: Classifier, tuned: Classifier
@@ -126,9 +121,12 @@ class Sitting:
                 files.make()
                 write_atomic(files.config, _yaml(replace(self.config, ratio=ratio)))
                 checkpoint.save_baseline(files, original)
-            checkpoint.save_pruned(files, tuned, steps.prepared.spec, steps.removed)
+            checkpoint.save_pruned(
+                files, tuned, steps.prepared.spec, steps.removed, classes=steps.prepared.images.classes
+            )
             self.state.tuned[str(ratio)] = copy.deepcopy(steps.stages.stages)
             self.state.batch_sizes = dict(steps.fitting.sizes)
+            self.state.threads_lowered = list(steps.prepared.threads.lowered)
             self.state.duration_s = self.duration_s
             self.state.write(self.files.state, network)
 
@@ -143,15 +141,16 @@ class Sitting:
                 write_atomic(record.files.log, self.files.log.read_bytes())
                 # With several blocks per step, later ratios come by other steps than a run of their own would take.
                 if self.config.prune.step == 1 or ratio == self.config.ratios[0]:
-                    replace(self.identity, config_hash=self._hash_of(record.config)).write(record.files)
+                    replace(self.identity, config_hash=self.hashes[ratio]).write(record.files)
+            draw_summary(record.files, row, steps.screen.warning)
         return row
 
-    def finished(self, ratio: float) -> dict[str, object] | None:
+    def finished(self, ratio: float, steps: Steps) -> dict[str, object] | None:
         """Returns the row at a ratio if an earlier sitting has written it, else None."""
         files = self.record(ratio).files
         if files == self.files or not is_done(files):
             return None
-        return settle(files, Path(self.config.output_dir))
+        return settle(files, Path(self.config.output_dir), steps.screen.warning)
 
     @contextmanager
     def row_on_failure(self) -> Iterator[None]:
@@ -167,11 +166,14 @@ class Sitting:
 
 
 @contextmanager
-def sit(config: RunConfig, overrides: tuple[str, ...], earlier: RunDir | None) -> Iterator[Sitting]:
+def sit(
+    config: RunConfig, inputs: Mapping[str, str], overrides: tuple[str, ...], earlier: RunDir | None
+) -> Iterator[Sitting]:
     """Holds a run directory while the body works on the run, and records how that ends.
 
     Args:
         config: everything that determines the run.
+        inputs: hashes of what it reads.
         overrides: the words that led to it.
         earlier: the directory of the run, begun before; None: a new one, or with `if_done=skip` one that another
             process has begun since.
@@ -181,10 +183,12 @@ def sit(config: RunConfig, overrides: tuple[str, ...], earlier: RunDir | None) -
         RunFailedError: memory, disk or training gave out.
     """
     with ExitStack() as stack:
-        files = stack.enter_context(_held(config, overrides, earlier))
+        files = stack.enter_context(_held(config, inputs, overrides, earlier))
         known = state.read(files.state) if files.state.is_file() else State()
         stopper = Stopper(files.path)
-        sitting = Sitting(config, Identity.read(files), files, known, stopper, known.duration_s, time.perf_counter())
+        hashes = {ratio: run_hash(replace(config, ratio=ratio)) for ratio in config.ratios}
+        identity, began_s = Identity.read(files), time.perf_counter()
+        sitting = Sitting(config, identity, files, known, stopper, known.duration_s, began_s, hashes)
         for context in (stopper.listening(), limits.explained(files.path), log_into(files), sitting.row_on_failure()):
             stack.enter_context(context)
         yield sitting
@@ -194,12 +198,12 @@ def reopen(run_dir: Path) -> tuple[RunConfig, RunDir]:
     """Returns the configuration of a run that was begun before, from its directory, which may come from someone else.
 
     Raises:
-        UserError: there is no run that can be resumed.
+        UserError: there is no run that can be resumed, or what it reads is not where it was.
     """
     files = RunDir.open(run_dir)
     identity = Identity.read(files)
     output_dir = output_dir_of(files)
-    config = read_config(files.config)
+    config = located(read_config(files.config), identity.folder)
     if Path(config.output_dir).absolute() != output_dir:
         config = replace(config, output_dir=str(output_dir))
     if run_hash(config) != identity.config_hash:
@@ -210,9 +214,9 @@ def reopen(run_dir: Path) -> tuple[RunConfig, RunDir]:
     return config, files
 
 
-def find_earlier(config: RunConfig) -> RunDir | None:
-    """Returns the directory of a run with this configuration, finished or not; None where there is none."""
-    return find(Path(config.output_dir), run_hash(config))
+def find_earlier(config: RunConfig, inputs: Mapping[str, str]) -> RunDir | None:
+    """Returns the directory of a run with this configuration on these inputs, finished or not; None without one."""
+    return find(Path(config.output_dir), run_hash(config), inputs)
 
 
 @contextmanager
@@ -250,13 +254,15 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def _held(config: RunConfig, overrides: tuple[str, ...], earlier: RunDir | None) -> Iterator[RunDir]:
+def _held(
+    config: RunConfig, inputs: Mapping[str, str], overrides: tuple[str, ...], earlier: RunDir | None
+) -> Iterator[RunDir]:
     """Yields the run's directory, new or not, which no other process works on meanwhile."""
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(output_dir / ".runs.lock", timeout=_LOCK_TIMEOUT_S):
         if earlier is None and config.if_done == "skip":
-            earlier = find_earlier(config)
+            earlier = find_earlier(config, inputs)
         now = datetime.now(UTC)
         files = earlier or new_run_dir(config, now)
         lock = FileLock(files.lock)
@@ -265,7 +271,8 @@ def _held(config: RunConfig, overrides: tuple[str, ...], earlier: RunDir | None)
         except Timeout:
             raise _busy(files) from None
         if earlier is None:
-            Identity(run_hash(config), now.isoformat(timespec="seconds"), overrides).write(files)
+            began = now.isoformat(timespec="seconds")
+            Identity(run_hash(config), began, overrides, inputs, str(Path.cwd())).write(files)
     try:
         if is_done(files):
             raise _busy(files)

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.energy import Consumption
 from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.copying import clone
+from consensus_cli.models.matching import entries
 from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.rundir import write_atomic
@@ -42,6 +44,7 @@ class State:
         scores: what the criterion said before each step.
         stages: time and energy of each stage, over all sittings.
         batch_sizes: sizes that had to be halved, by what they are of.
+        threads_lowered: when the number of threads fell.
         tuned: ratio -> stages of its row after the final fine-tuning, for each ratio whose tuned network is on disk.
         duration_s: wall-clock seconds of all sittings up to here.
     """
@@ -50,6 +53,7 @@ class State:
     scores: list[Scores] = field(default_factory=list)
     stages: Stages = field(default_factory=dict)
     batch_sizes: dict[str, int] = field(default_factory=dict)
+    threads_lowered: list[str] = field(default_factory=list)
     tuned: dict[str, Stages] = field(default_factory=dict)
     duration_s: float = 0.0
 
@@ -57,12 +61,14 @@ class State:
         """Takes over where the steps stand."""
         self.removed, self.scores = list(steps.removed), list(steps.scores)
         self.stages, self.batch_sizes = copy.deepcopy(steps.stages.stages), dict(steps.fitting.sizes)
+        self.threads_lowered = list(steps.prepared.threads.lowered)
 
     def put_into(self, steps: Steps) -> None:
         """Sets the steps to where this state stands."""
         steps.removed[:], steps.scores[:] = self.removed, self.scores
         steps.stages.stages = copy.deepcopy(self.stages)
         steps.fitting.sizes = dict(self.batch_sizes)
+        steps.prepared.threads.lowered[:0] = self.threads_lowered
 
     def write(self, path: Path, network: Classifier) -> None:
         """Writes the state and the network, of which the blocks in `removed` are gone."""
@@ -84,6 +90,8 @@ def read(path: Path) -> State:
             scores=[_scores(said) for said in content["scores"]],
             stages=_stages(content["stages"]),
             batch_sizes={str(name): int(size) for name, size in content["batch_sizes"].items()},
+            # Earlier states have none.
+            threads_lowered=_texts(content.get("threads_lowered", [])),
             tuned={str(ratio): _stages(stages) for ratio, stages in content["tuned"].items()},
             duration_s=float(content["duration_s"]),
         )
@@ -91,25 +99,46 @@ def read(path: Path) -> State:
         raise _damaged(path, error) from error
 
 
-def read_network(path: Path, original: Classifier, removed: Sequence[str]) -> Classifier:
+def read_network(path: Path, fresh: Classifier, removed: Sequence[str]) -> Classifier:
     """Returns the network of a state.
 
     Args:
         path: the state.
-        original: the unpruned network; left as it is.
+        fresh: the unpruned network, which has never run; left as it is.
         removed: the blocks that are gone.
 
     Raises:
         UserError: the file is damaged, or its weights do not fit.
     """
-    network = copy.deepcopy(original)
-    remove_blocks(network.network, removed)
+    network = _without(fresh, removed)
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
     load_into(network.network, tensors, str(path))
+    return network
+
+
+def copied(network: Classifier, fresh: Classifier, removed: Sequence[str]) -> Classifier:
+    """Returns a network with the weights of another, as a stop and a return to its state would.
+
+    Beside its weights a network may keep what it computed in an earlier pass. What goes on from here must not depend
+    on that, or a run that was stopped would end otherwise than one that was not.
+
+    Args:
+        network: the unpruned network without the blocks `removed`; left as it is.
+        fresh: the unpruned network, which has never run; left as it is.
+        removed: the blocks that are gone.
+    """
+    again = _without(fresh, removed)
+    load_into(again.network, entries(network.network), "the network")
+    return again
+
+
+def _without(fresh: Classifier, removed: Sequence[str]) -> Classifier:
+    network = clone(fresh)
+    remove_blocks(network.network, removed)
     return network
 
 

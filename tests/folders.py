@@ -13,6 +13,7 @@ ON_FOLDER = (
     "dataset=imagefolder",
     "dataset.limit_train=null",
     "dataset.limit_test=null",
+    "dataset.workers=0",
     "metrics.samples_per_class=4",
     "criterion=first",
     "attacks=none",

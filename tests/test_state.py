@@ -13,6 +13,7 @@ import pytest
 import torch
 from results_rows import errno_with_file_limit
 from safetensors.torch import save_file
+from torch import nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.energy import Consumption
@@ -21,7 +22,7 @@ from consensus_cli.models.classifier import Classifier
 from consensus_cli.pruning.surgery import remove_block
 from consensus_cli.scoring.bootstrap import RankStability
 from consensus_cli.scoring.consensus import Ranking
-from consensus_cli.state import State, read, read_network
+from consensus_cli.state import State, copied, read, read_network
 from consensus_cli.steps import Scores
 
 SPEC = zoo.ModelSpec("cifar_resnet", "resnet20", 10, 1, (0.5,), (0.5,), None, {})
@@ -66,6 +67,50 @@ def test_a_state_reads_back_exactly(tmp_path: Path, original: Classifier) -> Non
     assert network.network.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[key]) for key, value in network.network.state_dict().items())
     assert "layer1.1.conv1.weight" in fresh.network.state_dict()
+
+
+class KeepsWhatItComputed(nn.Module):
+    """Computes a value from its weight at the first pass, and keeps it when other weights are loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([2.0]))
+        self.kept: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            self.kept = 3 * self.scale
+        return x * self.kept
+
+
+def test_weights_go_into_a_network_that_has_never_run(tmp_path: Path) -> None:
+    fresh, ran = (Classifier(nn.Identity(), KeepsWhatItComputed()) for _ in range(2))
+    one = torch.ones(1, 1)
+    with torch.no_grad():
+        ran.network(one)
+        ran.network.scale.fill_(5.0)  # type: ignore[operator, union-attr]
+    State().write(tmp_path / "state.safetensors", ran)
+    for network in (copied(ran, fresh, []), read_network(tmp_path / "state.safetensors", fresh, [])):
+        assert network.network(one).item() == 15
+    assert ran.network(one).item() == 6
+    assert fresh.network.kept is None
+
+
+def test_a_copy_is_what_a_state_reads_back(tmp_path: Path, original: Classifier) -> None:
+    pruned = copied(original, original, [])
+    remove_block(pruned.network, "layer2.1")
+    with torch.no_grad():
+        pruned.network.fc.bias.fill_(7.0)  # type: ignore[operator, union-attr]
+    State().write(tmp_path / "state.safetensors", pruned)
+    copy, again = (
+        copied(pruned, original, ["layer2.1"]),
+        read_network(tmp_path / "state.safetensors", original, ["layer2.1"]),
+    )
+    expected = pruned.network.state_dict()
+    for network in (copy, again):
+        assert network.network.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[key]) for key, value in network.network.state_dict().items())
+    assert original.network.fc.bias.abs().max() < 7  # type: ignore[operator, union-attr]
 
 
 def test_a_full_disk_keeps_the_earlier_state(tmp_path: Path, original: Classifier) -> None:

@@ -23,7 +23,7 @@ def add_series(rows: pd.DataFrame) -> pd.DataFrame:
     """
     rows = rows.assign(
         task=(rows["model"].replace("", "?") + " on " + rows["dataset"].replace("", "?")).astype("str"),
-        settings=rows["overrides"].map(_settings).astype("str"),
+        settings=_settings_of(rows),
         series=rows["criterion"].replace("", "unnamed criterion"),
     )
     for column in _SETTINGS:
@@ -55,8 +55,19 @@ def ratio_text(ratio: float, unit: str) -> str:
     return f"{100 * ratio:.4g} % {_UNITS.get(unit, unit)}".strip()
 
 
-def _settings(overrides: str) -> str:
-    kept = [word for word in words(overrides) if "=" in word and word.split("=")[0] not in _SHOWN_ELSEWHERE]
+def _settings_of(rows: pd.DataFrame) -> pd.Series:
+    """Returns the settings in which lines may differ; the folder of the images where rows are about different ones.
+
+    With `dataset.limit_train` each seed draws other images, so only rows of one seed are compared.
+    """
+    known = rows["images_hash"].replace("", None)
+    differ = known.groupby([rows["model"], rows["dataset"], rows["seed"]]).transform("nunique") > 1
+    hidden = _SHOWN_ELSEWHERE - {"dataset.root"} if differ.any() else _SHOWN_ELSEWHERE
+    return rows["overrides"].map(lambda overrides: _settings(overrides, hidden)).astype("str")
+
+
+def _settings(overrides: str, hidden: frozenset[str]) -> str:
+    kept = [word for word in words(overrides) if "=" in word and word.split("=")[0] not in hidden]
     return " ".join(sorted(word for word in kept if not word.startswith("hydra")))
 
 

@@ -19,8 +19,8 @@ from consensus_cli.rundir import RESULTS_NAME, RunDir, row_files
 
 _TEXTS = (
     "run_id", "status", "started_at", "version", "git_commit", "overrides", "device", "torch_version", "model",
-    "dataset", "criterion", "metrics", "aggregation", "precision", "scoring_precision", "ratio_unit", "removed_blocks",
-    "energy_source", "energy_estimated", "country", "run_dir", "error",
+    "dataset", "images_hash", "criterion", "metrics", "aggregation", "precision", "scoring_precision", "ratio_unit",
+    "removed_blocks", "macs_uncounted", "energy_source", "energy_estimated", "country", "run_dir", "error",
 )  # fmt: skip
 _NUMBERS = (
     "duration_s", "seed", "threads", "samples_per_class", "ratio", "blocks_candidates", "blocks_removed",
@@ -30,13 +30,13 @@ _NUMBERS = (
     "energy_inference_base_kwh", "energy_inference_pruned_kwh", "energy_inference_reduction_pct",
     "energy_epoch_base_kwh", "energy_epoch_pruned_kwh", "energy_epoch_reduction_pct",
     "co2_inference_base_kg", "co2_inference_pruned_kg", "co2_epoch_base_kg", "co2_epoch_pruned_kg",
-    "energy_run_kwh", "co2_run_kg",
+    "energy_run_kwh", "co2_run_kg", "other_load_pct",
     "energy_baseline_kwh", "energy_score_kwh", "energy_finetune_kwh", "energy_evaluate_kwh",
 )  # fmt: skip
 #: columns that only newer versions write, or only some runs: their absence is no defect of the source
 _OPTIONAL = frozenset({
-    "aggregation", "precision", "scoring_precision", "energy_estimated", "error",
-    "energy_baseline_kwh", "energy_score_kwh", "energy_finetune_kwh", "energy_evaluate_kwh",
+    "aggregation", "precision", "scoring_precision", "energy_estimated", "error", "images_hash", "macs_uncounted",
+    "energy_baseline_kwh", "energy_score_kwh", "energy_finetune_kwh", "energy_evaluate_kwh", "other_load_pct",
 })  # fmt: skip
 _NUMBER_ENDINGS = ("_pct", "_pp", "_eps255", "_ci95_low", "_ci95_high", "_kwh", "_kg", "_ms", "_s", "_mib", "_w")
 

@@ -96,6 +96,19 @@ def test_seed_place_and_ratio_do_not_split_a_series() -> None:
     assert names("seed=0 output_dir=a ratio=0.1", "seed=1 device=cpu ratio=0.2") == ["consensus", "consensus"]
 
 
+def test_runs_on_different_images_are_no_seeds_of_one_another() -> None:
+    rows = [
+        finished_row(root + str(seed), overrides=f"dataset.root={root} seed={seed}", seed=seed, images_hash=images)
+        for root, seed, images in [("a", 0, "12"), ("a", 1, "34"), ("b", 0, "56"), ("b", 1, "78")]
+    ]
+    split = ["consensus, dataset.root=a"] * 2 + ["consensus, dataset.root=b"] * 2
+    assert list(complete(pd.DataFrame(rows))[0]["series"]) == split
+    # The same images in two places, of which each seed draws others; and rows that do not say.
+    for again in ("12", "34", "12", "34"), ("", "", "", ""):
+        same = [row | {"images_hash": images} for row, images in zip(rows, again, strict=True)]
+        assert set(complete(pd.DataFrame(same))[0]["series"]) == {"consensus"}
+
+
 def test_settings_split_a_series_and_name_it() -> None:
     assert names("seed=0", "seed=0 finetune=none") == ["consensus, defaults", "consensus, finetune=none"]
 
