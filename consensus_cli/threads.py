@@ -102,7 +102,7 @@ class ThreadWatch:
     ) -> None:
         self.lowered: list[str] = []
         self._asked, self._warn, self._load, self._clock, self._sleep = asked, warn, load, clock, sleep
-        torch.set_num_threads(asked or min(torch.get_num_threads(), _quota()))
+        _set(asked or min(torch.get_num_threads(), _quota()))
         self._watching = watched and torch.get_num_threads() > 1
         self._began = self._window = load()
 
@@ -154,7 +154,7 @@ class ThreadWatch:
             self._watching = False
             self._warn(f"{busy}: with threads={count} most of the time may be spent waiting; threads={given} would not")
             return
-        torch.set_num_threads(given)
+        _set(given)
         self._watching = given > 1
         if after_s is None:
             self.lowered.append(f"from {count} at the start")
@@ -171,7 +171,13 @@ def restored() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        _set(before)
+
+
+def _set(count: int) -> None:
+    # Setting even the number that it has takes MKL's own choice away, which may change the last bits of a result.
+    if count != torch.get_num_threads():
+        torch.set_num_threads(count)
 
 
 def _usable_cores() -> set[int]:

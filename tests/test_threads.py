@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,13 +17,14 @@ from quick import QUICK
 from tiny import CPU, bright_or_dark, small_network
 from torch import nn
 
-from consensus_cli import training
+from consensus_cli import state, training
 from consensus_cli.cli import main
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.complexity import latency_ms
 from consensus_cli.evaluation.energy import EnergyMeter, compare_energy
 from consensus_cli.models.resnet import ResNet
+from consensus_cli.models.weights import serialize
 from consensus_cli.pruning.blocks import find_blocks
 from consensus_cli.scoring.ablation import AblationEngine
 from consensus_cli.steps import Steps
@@ -293,7 +296,8 @@ def test_a_run_keeps_the_threads_the_fall_and_the_load_of_others(
     # Every reading is a second after the last, and others have used one and a half of four cores meanwhile, then three.
     monkeypatch.setattr(Load, "now", classmethod(lambda cls: cls(s := next(wall_s), 3.0 * s, 4)))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    words = ["run", "--json", *QUICK, "ratio=0.5", f"output_dir={tmp_path}", "attacks=none"]
+    small = ("baseline.epochs=1", "criterion=first", "finetune=none", "attacks=none", "evaluate.energy_window_s=0.01")
+    words = ["run", "--json", *QUICK, *small, "ratio=0.5", f"output_dir={tmp_path}"]
     assert main(words) == 0
     assert torch.get_num_threads() == 2
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -305,6 +309,25 @@ def test_a_run_keeps_the_threads_the_fall_and_the_load_of_others(
     assert any("threads=1 instead of 2" in text for text in said)
     assert any("75 % of the processor" in text for text in said)
     assert pd.read_csv(tmp_path / "results.csv")["other_load_pct"].tolist() == [75.0]
+
+
+def test_a_fall_is_kept_over_a_stop_and_states_of_before_have_none(tmp_path: Path) -> None:
+    def steps(*lowered: str) -> Any:
+        return SimpleNamespace(
+            removed=[], scores=[], stages=SimpleNamespace(stages={}), fitting=SimpleNamespace(sizes={}),
+            prepared=SimpleNamespace(threads=SimpleNamespace(lowered=list(lowered))),
+        )  # fmt: skip
+
+    path, network = tmp_path / "state.safetensors", SimpleNamespace(network=nn.Linear(1, 1))
+    stopped, resumed = state.State(), steps("from 2 at the start")
+    stopped.note(steps("from 2 after 3 s"))
+    stopped.write(path, network)
+    state.read(path).put_into(resumed)
+    assert resumed.prepared.threads.lowered == ["from 2 after 3 s", "from 2 at the start"]
+    earlier = asdict(stopped) | {"format": 1}
+    del earlier["threads_lowered"]
+    path.write_bytes(serialize(network.network, {"state": json.dumps(earlier)}))
+    assert state.read(path).threads_lowered == []
 
 
 @pytest.mark.parametrize("command", ["run", "score"])
