@@ -56,7 +56,15 @@ def find_target(target: str) -> Any:
         raise UserError(
             f"model.target={target} is of type {type(found).__name__}, neither a class nor a function", _HOW
         )
+    if _is_pythons_own(found):
+        # A run directory, which may come from someone else, names its target: it must not call `os.system`.
+        raise UserError(f"model.target={target} is Python's own and makes no torch.nn.Module", _HOW)
     return found
+
+
+def _is_pythons_own(found: Any) -> bool:
+    module = str(getattr(found, "__module__", None) or "").partition(".")[0]
+    return (inspect.isroutine(found) or inspect.isclass(found)) and module in {*sys.stdlib_module_names, "builtins"}
 
 
 @contextmanager
