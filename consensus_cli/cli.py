@@ -5,59 +5,49 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from consensus_cli import __version__
 from consensus_cli.errors import RunFailedError, UserError, tell, unknown_name
+from consensus_cli.help_texts import COMMANDS as COMMAND_HELP
+from consensus_cli.help_texts import HELP
+from consensus_cli.paths import expanded
 from consensus_cli.signals import InterruptedRunError
-from consensus_cli.startup import lasting_imports
-
-HELP = """\
-consensus: layer pruning by the consensus of similarity metrics
-
-usage: consensus COMMAND …
-
-commands
-  run [key=value …]       score → prune → fine-tune → evaluate; one row in OUTPUT_DIR/results.csv
-      consensus run model=resnet56 ratio=0.5
-      consensus run -m model=resnet32,resnet56 ratio=0.25,0.5 seed=0,1     a sweep
-      consensus run ratio=0.5 --cfg job                                    what would run
-      consensus run ratio=[0.25,0.5]                                       a row at each of them
-  resume RUN              continue a run that was stopped or failed at its last finished step
-  score [key=value …]     rank the blocks without pruning: blocks × metrics, on screen and as CSV
-      consensus score model=resnet56 scoring.bootstrap=100
-      run, resume, score: a live view on a terminal, plain lines elsewhere; --quiet: only results and warnings;
-      --json: one JSON object per event and line
-  list WHAT               models | datasets | metrics | criteria | attacks, or blocks [key=value …]
-      consensus list blocks model=resnet56
-  report [SOURCE]         one HTML page about results.csv, its folder or a run; --out FILE, --figures DIR,
-                          --markdown or --latex for text instead
-  compare RUN RUN …       run directories side by side
-  export RUN              the pruned network for other tools; --format safetensors|torch-export|onnx, --out FILE
-  collect OUTPUT_DIR      rebuild results.csv from the run directories
-
-settings are written key=value; what there is to set, with the defaults: consensus run --cfg job
-groups: model dataset baseline metrics criterion prune finetune attacks evaluate experiment
-
-options
-  --help     this text
-  --version  the version
-
-exit codes: 0 done, 1 a bug or a failed run, 2 a mistake in what was asked for, 130 and 143 interrupted
-"""
+from consensus_cli.startup import fit_environment, lasting_imports
 
 #: what `consensus list` shows -> the config group that holds it
 LISTS = {
     "models": "model",
     "datasets": "dataset",
+    "baselines": "baseline",
     "metrics": "metrics",
     "criteria": "criterion",
+    "prunings": "prune",
+    "finetunings": "finetune",
     "attacks": "attacks",
+    "evaluations": "evaluate",
+    "experiments": "experiment",
 }
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command as it was called.
+
+    Attributes:
+        words: what stands behind its name, without the options that every command has.
+        debug: whether tracebacks behind errors are shown.
+    """
+
+    words: list[str]
+    debug: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,18 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # On a machine with a CUDA toolkit and no GPU, PyTorch's benchmark module warns when it is imported.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    if not words or words[0] in ("-h", "--help", "help"):
-        sys.stdout.write(HELP)
-        return 0
-    if words[0] == "--version":
-        sys.stdout.write(f"consensus {__version__}\n")
-        return 0
+    fit_environment()
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     try:
-        if words[0] not in COMMANDS:
-            raise unknown_name("command", words[0], COMMANDS)
-        return _start(COMMANDS[words[0]], words[1:])
+        code = _answer(words, debug)
+        sys.stdout.flush()
+        return code
     except (UserError, RunFailedError) as error:
-        tell(error)
+        tell(error, debug=debug)
         return 2 if isinstance(error, UserError) else 1
     except InterruptedRunError as stop:
         sys.stderr.write(f"interrupted by {stop}; continue with: consensus resume {stop.run_dir}\n")
@@ -84,40 +71,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read the output has closed it (`consensus list models | head -1`): nobody is left to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
-def _start(command: Callable[[list[str]], int], words: list[str]) -> int:
+def _answer(words: list[str], debug: bool) -> int:
+    """Runs the command, or shows the help or the version that was asked for in its place."""
+    command = words[0] if words else "--help"
+    if command == "help":
+        command, words = (words[1], ["--help"]) if len(words) > 1 else ("--help", [])
+    if command in ("-h", "--help"):
+        sys.stdout.write(HELP)
+        return 0
+    if "--version" in words:
+        sys.stdout.write(f"consensus {__version__}\n")
+        return 0
+    if command not in _COMMANDS:
+        raise _unknown_command(command)
+    if {"-h", "--help"} & set(words):
+        sys.stdout.write(COMMAND_HELP[command])
+        return 0
+    return _start(_COMMANDS[command], Call(words[1:], debug))
+
+
+def _unknown_command(word: str) -> UserError:
+    if word.startswith("-"):
+        return UserError(f"unknown option '{word}'", "options stand behind the command: consensus run --quiet …")
+    if "=" in word:
+        return UserError(f"'{word}' is a setting, not a command", f"consensus run {shlex.quote(word)}")
+    return unknown_name("command", word, _COMMANDS)
+
+
+def _start(command: Callable[[Call], int], call: Call) -> int:
     """Runs a command, in a job of several processes in the first of them."""
     # Asked here: what the answer is read with imports PyTorch.
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return command(words)
+        return command(call)
     from consensus_cli import joint
 
-    return joint.lead(lambda: command(words))
+    return joint.lead(lambda: command(call))
 
 
 class _Parser(argparse.ArgumentParser):
     """Tells a mistake as everything else here does."""
 
+    def __init__(self, command: str) -> None:
+        super().__init__(prog=f"consensus {command}", add_help=False, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}", "consensus --help shows what each command takes")
+        raise UserError(f"{self.prog}: {message}", f"{self.prog} --help shows what it takes")
 
 
-def _run(words: list[str]) -> int:
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name")
+    return expanded(text)
+
+
+@contextmanager
+def _files() -> Iterator[None]:
+    """Tells of a file that cannot be read or written as a mistake: these commands do nothing but read and write."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot use '{error.filename}': {error.strerror or error}", "is it there, and may you read and write it?"
+        ) from error
+
+
+def _run(call: Call) -> int:
     from consensus_cli.screen import take_kind
 
-    words, kind = take_kind(words)
+    words, kind = take_kind(call.words)
     from consensus_cli.launch import launch
 
-    return launch(words, kind)
+    return launch(words, kind, debug=call.debug)
 
 
-def _resume(words: list[str]) -> int:
+def _resume(call: Call) -> int:
     from consensus_cli.screen import open_screen, take_kind
 
-    words, kind = take_kind(words)
-    parser = _Parser(prog="consensus resume", add_help=False)
-    parser.add_argument("run", type=Path)
+    words, kind = take_kind(call.words)
+    parser = _Parser("resume")
+    parser.add_argument("run", type=_path)
     asked = parser.parse_args(words)
     with lasting_imports():
         from consensus_cli import pipeline
@@ -127,12 +167,13 @@ def _resume(words: list[str]) -> int:
     return 0
 
 
-def _score(words: list[str]) -> int:
+def _score(call: Call) -> int:
     from consensus_cli.composition import compose_run
+    from consensus_cli.flags import settings_only
     from consensus_cli.screen import open_screen, take_kind
 
-    words, kind = take_kind(words)
-    config = compose_run(words)
+    words, kind = take_kind(call.words)
+    config = compose_run(settings_only("score", words))
     with lasting_imports():
         from consensus_cli import pipeline
 
@@ -141,39 +182,60 @@ def _score(words: list[str]) -> int:
     return 0
 
 
-def _list(words: list[str]) -> int:
-    if words and words[0] == "blocks":
+def _list(call: Call) -> int:
+    what, *words = call.words or [""]
+    if what == "blocks":
         from consensus_cli import pipeline
         from consensus_cli.composition import compose_run
+        from consensus_cli.flags import settings_only
         from consensus_cli.screen import Screen
 
-        pipeline.show_blocks(compose_run(words[1:]), Screen())
+        pipeline.show_blocks(compose_run(settings_only("list blocks", words)), Screen())
         return 0
-    if len(words) != 1 or words[0] not in LISTS:
-        raise unknown_name("list", " ".join(words), [*LISTS, "blocks"])
+    if not call.words:
+        what_there_is = {name: f"what {group}= may be" for name, group in LISTS.items()}
+        _table({**what_there_is, "blocks": "the residual blocks of a network: consensus list blocks key=value …"})
+        return 0
+    if what not in LISTS:
+        raise unknown_name("list", what, [*LISTS, "blocks"])
+    if words:
+        raise UserError(f"consensus list {what} takes nothing else, not '{words[0]}'", f"consensus list {what}")
     from consensus_cli.conf_files import choices
 
-    options = choices(LISTS[words[0]])
-    width = max(len(name) for name in options)
-    for name, description in options.items():
-        sys.stdout.write(f"{name:<{width}}  {description}\n")
+    options = choices(LISTS[what])
+    if what == "attacks":
+        from consensus_cli.evaluation.attacks import ATTACKS
+
+        single = {name: f"{method.summary}; attacks.suite.{name}.name={name}" for name, method in ATTACKS.items()}
+        options = {name: f"a suite: {text}" for name, text in options.items()} | single
+    _table(options)
     return 0
 
 
-def _report(words: list[str]) -> int:
-    parser = _Parser(prog="consensus report", add_help=False)
-    parser.add_argument("source", nargs="?", type=Path, default=Path("outputs"))
-    parser.add_argument("--out", type=Path, default=Path("report.html"))
-    parser.add_argument("--figures", type=Path)
-    parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--latex", action="store_true")
-    asked = parser.parse_args(words)
+def _table(lines: Mapping[str, str]) -> None:
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        sys.stdout.write(f"{name:<{width}}  {text}\n")
+
+
+def _report(call: Call) -> int:
+    parser = _Parser("report")
+    parser.add_argument("source", nargs="?", type=_path, default=Path("outputs"))
+    parser.add_argument("--out", type=_path)
+    parser.add_argument("--figures", type=_path)
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--markdown", action="store_true")
+    forms.add_argument("--latex", action="store_true")
+    asked = parser.parse_args(call.words)
+    if (asked.markdown or asked.latex) and (asked.out or asked.figures):
+        parser.error("--markdown and --latex print tables: they take no --out and no --figures")
     from consensus_cli.report import text, write
 
-    if asked.markdown or asked.latex:
-        sys.stdout.write(text.markdown(asked.source) if asked.markdown else text.latex(asked.source))
-        return 0
-    written = write.write_report(asked.source, asked.out, asked.figures)
+    with _files():
+        if asked.markdown or asked.latex:
+            sys.stdout.write(text.markdown(asked.source) if asked.markdown else text.latex(asked.source))
+            return 0
+        written = write.write_report(asked.source, asked.out or Path("report.html"), asked.figures)
     for note in written.notes:
         sys.stdout.write(f"note: {note}\n")
     sys.stdout.write(f"{written.runs} runs: {written.page}\n")
@@ -182,26 +244,29 @@ def _report(words: list[str]) -> int:
     return 0
 
 
-def _compare(words: list[str]) -> int:
-    parser = _Parser(prog="consensus compare", add_help=False)
-    parser.add_argument("runs", nargs="*", type=Path)
+def _compare(call: Call) -> int:
+    parser = _Parser("compare")
+    parser.add_argument("runs", nargs="*", type=_path)
+    runs = parser.parse_args(call.words).runs
     from consensus_cli.report.compare import compare_runs
     from consensus_cli.screen import Screen
 
-    compared = compare_runs(parser.parse_args(words).runs)
+    with _files():
+        compared = compare_runs(runs)
     Screen().table("", compared.columns, compared.rows)
     return 0
 
 
-def _export(words: list[str]) -> int:
-    parser = _Parser(prog="consensus export", add_help=False)
-    parser.add_argument("run", type=Path)
+def _export(call: Call) -> int:
+    parser = _Parser("export")
+    parser.add_argument("run", type=_path)
     parser.add_argument("--format", default="safetensors")
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args(words)
+    parser.add_argument("--out", type=_path)
+    asked = parser.parse_args(call.words)
     from consensus_cli.export import export
 
-    done = export(asked.run, asked.format, asked.out)
+    with _files():
+        done = export(asked.run, asked.format, asked.out)
     sys.stdout.write(
         f"{done.path}: same class on {done.same_predictions} of {done.images} test images, "
         f"largest difference of a logit {done.max_difference:.2g}\n"
@@ -209,22 +274,29 @@ def _export(words: list[str]) -> int:
     return 0
 
 
-def _collect(words: list[str]) -> int:
-    parser = _Parser(prog="consensus collect", add_help=False)
-    parser.add_argument("output_dir", type=Path)
-    asked = parser.parse_args(words)
+def _collect(call: Call) -> int:
+    parser = _Parser("collect")
+    parser.add_argument("output_dir", type=_path)
+    folder: Path = parser.parse_args(call.words).output_dir
     from consensus_cli.results import collect
 
-    if not asked.output_dir.is_dir():
-        raise UserError(f"there is no folder '{asked.output_dir}'", "name the folder that holds runs/")
-    found = collect(asked.output_dir)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder '{folder}'", "name the folder that holds runs/")
+    if not (folder / "runs").is_dir() and not (folder / "results.csv").exists():
+        above = folder.resolve().parent if folder.resolve().name == "runs" else None
+        raise UserError(
+            f"'{folder}' holds neither runs/ nor results.csv",
+            f"name the folder that holds runs/: consensus collect {shlex.quote(str(above or 'outputs'))}",
+        )
+    with _files():
+        found = collect(folder)
     for problem in found.problems:
         sys.stderr.write(f"warning: {problem}\n")
     sys.stdout.write(f"{found.rows} rows, {found.changed} of them new or changed\n")
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
+_COMMANDS: dict[str, Callable[[Call], int]] = {
     "run": _run,
     "resume": _resume,
     "score": _score,

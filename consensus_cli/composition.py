@@ -1,31 +1,32 @@
 """From words on the command line to typed configurations, with every mistake told as a `UserError`.
 
-Hydra composes; what it would report with a traceback or one at a time is looked up here first.
+Hydra composes; what it would report with a traceback or one at a time is looked up in `overrides` first.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
-from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from consensus_cli import conf_files, config, launchers
+from consensus_cli import config, launchers
+from consensus_cli.conf_files import Origin
 from consensus_cli.config import AttackConfig, RunConfig
-from consensus_cli.errors import ConfigError, UserError, unknown_name
-
-#: dotted prefixes below which a user may name keys of their own
-_OPEN = ("model.kwargs.", "metrics.weights.", "attacks.suite.", "evaluate.shift.")
+from consensus_cli.errors import ConfigError, UserError
+from consensus_cli.explanations import COMPOSING, explain, wrong_type
+from consensus_cli.overrides import check_overrides, opened
+from consensus_cli.paths import expanded
+from consensus_cli.value_types import expected
 
 
 def compose_run(words: Sequence[str]) -> RunConfig:
@@ -37,57 +38,57 @@ def compose_run(words: Sequence[str]) -> RunConfig:
     return compose_runs(words, multirun=False)[0]
 
 
-def compose_runs(words: Sequence[str], *, multirun: bool, searchpath: str | None = None) -> list[RunConfig]:
+def compose_runs(words: Sequence[str], *, multirun: bool, origin: Origin | None = None) -> list[RunConfig]:
     """Composes the configuration of every run that the overrides ask for.
 
     Args:
         words: overrides; with `multirun` their values may be sweeps (`ratio=0.25,0.5`).
         multirun: whether sweeps are allowed.
-        searchpath: a folder of the user's with further config files.
+        origin: where the config files lie; None: ours alone.
 
     Raises:
         UserError: unknown group option or key, a value of the wrong type, a missing value.
     """
-    overrides = check_overrides(words, multirun=multirun, searchpath=searchpath)
-    jobs = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0] if multirun else [list(words)]
-    path = [f"hydra.searchpath=[file://{searchpath}]"] if searchpath else []
+    origin = origin or Origin()
+    origin.check()
+    check_overrides(words, multirun=multirun, own_files=origin.own)
     config.register()
     launchers.register()
-    with initialize_config_dir(str(conf_files.config_dir()), version_base="1.3"):
-        return [_compose([*job, *path]) for job in jobs]
+    with initialize_config_dir(str(origin.folder.resolve()), version_base="1.3"):
+        return [_compose(job, origin) for job in _jobs(words, multirun)]
 
 
-def check_overrides(words: Sequence[str], *, multirun: bool, searchpath: str | None = None) -> list[Override]:
-    """Returns the overrides after checking what they name, not yet their values; arguments as in `compose_runs`.
-
-    Raises:
-        UserError: names every override that cannot be read, or that names what there is not.
-    """
-    overrides = _parse(words)
-    problems = [problem for override in overrides for problem in _override_problems(override, multirun, searchpath)]
+def _jobs(words: Sequence[str], multirun: bool) -> list[list[str]]:
     if not multirun:
-        problems += [
-            UserError(f"{o.input_line} names several values", "sweep over them with: consensus run -m …")
-            for o in overrides
-            if o.is_sweep_override()
-        ]
-    if problems:
-        raise ConfigError(problems)
-    return overrides
+        return [list(words)]
+    # Patterns such as `model=glob(resnet*)` are filled in by Hydra's own list of options.
+    started = GlobalHydra.instance().hydra
+    assert started is not None
+    overrides = OverridesParser.create(config_loader=started.config_loader).parse_overrides(list(words))
+    jobs: list[list[str]] = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
+    if not jobs:
+        raise UserError("the sweep is empty: its patterns fit no option", "consensus list shows the options")
+    return jobs
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
-    """Returns the typed configuration.
+    """Returns the typed configuration, with every reference to the environment and to other settings filled in.
 
     Raises:
-        UserError: names every value that is missing.
+        UserError: names every value that is missing or of another type.
     """
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError([UserError(f"{key} is missing", f"give it: {key}=…") for key in missing])
-    run_config = OmegaConf.to_object(composed)
+    try:
+        run_config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
     assert isinstance(run_config, RunConfig)
     run_config.ratio = _ratio(run_config.ratio)
+    run_config.compile = _compile(run_config.compile)
+    if run_config.output_dir.startswith("~"):
+        run_config.output_dir = str(expanded(run_config.output_dir))
     suite = {name: _attack(name, plain) for name, plain in run_config.attacks.suite.items()}
     if problems := [attack for attack in suite.values() if isinstance(attack, UserError)]:
         raise ConfigError(problems)
@@ -113,9 +114,9 @@ def read_config(path: Path) -> RunConfig:
     """
     try:
         return from_plain(OmegaConf.load(path))
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
+    except (UserError, OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(
-            f"'{path}' is no configuration of a run: {error}", "name a run directory below runs/"
+            f"'{path}' is not the configuration of a run: {error}", "name a run directory below runs/"
         ) from error
 
 
@@ -123,13 +124,16 @@ def _attack(name: str, settings: Any) -> AttackConfig | UserError:
     key = f"attacks.suite.{name}"
     hint = f"write {key}={{name: pgd, eps255: 8, steps: 20}}; keys: {', '.join(f.name for f in fields(AttackConfig))}"
     if not isinstance(settings, dict):
-        return UserError(f"{key}={settings!r} is no attack", hint)
+        return UserError(f"{key}={settings!r} is not an attack", hint)
     if "name" not in settings:
         return UserError(f"{key}.name is missing", hint)
     try:
         attack = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AttackConfig), settings))
     except OmegaConfBaseException as error:
-        return UserError(f"{key}: {str(error).splitlines()[0]}", hint)
+        takes, said = expected(f"{key}.{error.key}"), settings.get(str(error.key))
+        if takes is None:
+            return UserError(f"{key}: {str(error).splitlines()[0]}", hint)
+        return UserError(f"{key}.{error.key}={said!r} is not {takes.words}", hint)
     assert isinstance(attack, AttackConfig)
     return attack
 
@@ -137,105 +141,55 @@ def _attack(name: str, settings: Any) -> AttackConfig | UserError:
 def _ratio(value: Any) -> float | list[float]:
     """Returns a number as float and a list of them as such, a list of one as the number: they hash alike.
 
-    Rounded to ten digits, because `range(0.2,0.9,0.1)` gives 0.30000000000000004, which is meant to be 0.3.
+    Rounded to ten digits, because `range(0.2,0.9,0.1)` gives 0.30000000000000004, which is meant to be 0.3. Text is
+    what the environment gives (`${oc.env:RATIO}`).
     """
-    values = value if isinstance(value, list) else [value]
-    if not values or not all(isinstance(share, (int, float)) and not isinstance(share, bool) for share in values):
-        raise UserError(
-            f"ratio={value!r} is no number and no list of numbers",
-            "write ratio=0.5, or ratio=[0.25,0.5]; consensus run --cfg job shows the types in use",
-        )
-    rounded = [round(float(share), 10) for share in values]
+    values = _items(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
+    try:
+        rounded = [round(_number(share), 10) for share in values]
+    except (TypeError, ValueError):
+        rounded = []
+    if not rounded:
+        takes = expected("ratio")
+        assert takes is not None
+        raise wrong_type("ratio", str(value), takes)
     return rounded if len(rounded) > 1 else rounded[0]
 
 
-def _parse(words: Sequence[str]) -> list[Override]:
-    overrides, problems = [], []
-    for word in words:
-        try:
-            overrides += OverridesParser.create().parse_overrides([word])
-        except OverrideParseException:
-            problems.append(UserError(f"cannot read '{word}'", "settings are written key=value, such as ratio=0.5"))
-    if problems:
-        raise ConfigError(problems)
-    return overrides
+def _items(text: str) -> list[str]:
+    """Returns the items of a list in brackets, or the text as the only one."""
+    inner = re.fullmatch(r"\s*\[(.*)\]\s*", text)
+    return inner[1].split(",") if inner else [text]
 
 
-def _override_problems(override: Override, multirun: bool, searchpath: str | None) -> Iterator[UserError]:
-    key = override.key_or_group
-    if key.startswith("hydra"):
-        yield from launchers.problems(override, multirun=multirun, own_configs=searchpath is not None)
-    elif override.is_delete() and key != "experiment":
-        yield UserError(f"{override.input_line} would delete a setting", f"give it another value: {key}=…")
-    elif key in config.GROUPS:
-        # Options of the user's own folder are known to Hydra alone.
-        if searchpath is None:
-            yield from _option_problems(key, override)
-    elif key not in set(config.keys()) and not _is_open(key):
-        yield _unknown_key(key)
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError(f"{value} is not a number")
+    return float(value)
 
 
-def _option_problems(group: str, override: Override) -> Iterator[UserError]:
-    value = override.value()
-    named = value.list if isinstance(value, ChoiceSweep) else [value]
-    options = conf_files.choices(group)
-    for choice in named:
-        if isinstance(choice, list) and group != "metrics":
-            yield UserError(f"{group}={choice} names several options", f"{group} takes one; only metrics takes a list")
-            continue
-        for name in choice if isinstance(choice, list) else [choice]:
-            if name is not None and str(name) not in options:
-                yield unknown_name(group, str(name), options)
+def _compile(value: Any) -> Any:
+    """Returns the switch that a text from the environment names; anything else as it is, for `validation` to tell."""
+    switches = {"true": True, "false": False, "1": True, "0": False}
+    return switches.get(str(value).lower(), value)
 
 
-def _unknown_key(key: str) -> UserError:
-    known = sorted(config.keys())
-    parent = key.rpartition(".")[0]
-    siblings = [k for k in known if k.rpartition(".")[0] == parent] or [k for k in known if "." not in k]
-    nearest = difflib.get_close_matches(key, known, n=1)
-    suggestion = f"did you mean '{nearest[0]}'? " if nearest else ""
-    return UserError(f"unknown config key '{key}'", f"{suggestion}valid here: {', '.join(siblings)}")
-
-
-def _is_open(key: str) -> bool:
-    if key.startswith("attacks.suite."):
-        below = key.removeprefix("attacks.suite.").split(".")
-        return len(below) == 1 or (len(below) == 2 and below[1] in {f.name for f in fields(AttackConfig)})
-    return key.startswith(_OPEN)
-
-
-def _compose(words: list[str]) -> RunConfig:
-    words = [opened(word) for word in words]
+def _compose(words: list[str], origin: Origin) -> RunConfig:
+    words = [*map(opened, words), *origin.searchpath]
     try:
-        return to_run_config(compose("config", words))
-    except (ConfigCompositionException, OmegaConfBaseException) as error:
-        # Hydra stops at the first override it cannot merge; each on its own shows the others. The launcher stays with
-        # them: which keys hydra.launcher has depends on it.
-        launcher = [word for word in words if word.startswith(f"{launchers.GROUP}=")]
-        alone = [problem for word in words if (problem := _composition_problem([*launcher, word])) is not None]
+        return to_run_config(compose(origin.name, words))
+    except COMPOSING as error:
+        # Hydra stops at the first override it cannot merge; each on its own shows the others. The launcher and the
+        # user's folder stay with them: which keys there are depends on them.
+        kept = [word for word in words if word.startswith((f"{launchers.GROUP}=", "hydra.searchpath="))]
+        tried = [_composition_problem([*kept, word], origin) for word in words if word not in kept]
+        alone = [problem for problem in tried if problem is not None]
         raise ConfigError(alone or [explain(error)]) from error
 
 
-def opened(word: str) -> str:
-    """Returns an override as Hydra wants it: new keys of a dictionary that is open to them need a `++`."""
-    key = word.partition("=")[0]
-    return f"++{word}" if f"{key}.".startswith(_OPEN) else word
-
-
-def _composition_problem(words: list[str]) -> UserError | None:
+def _composition_problem(words: list[str], origin: Origin) -> UserError | None:
     try:
-        compose("config", words)
-    except (ConfigCompositionException, OmegaConfBaseException) as error:
+        compose(origin.name, words)
+    except COMPOSING as error:
         return explain(error)
     return None
-
-
-def explain(error: Exception) -> UserError:
-    """Returns what Hydra or OmegaConf says of an override, in one line with a hint."""
-    message = str(error).removeprefix("Error merging override ").removeprefix("++").splitlines()[0]
-    if isinstance(error.__cause__, OmegaConfBaseException) and "=" in message:
-        return UserError(
-            f"{message}: {str(error.__cause__).splitlines()[0]}", "consensus run --cfg job shows the types in use"
-        )
-    further = [line for line in str(error).splitlines()[1:] if line.strip()]
-    return UserError(message.rstrip("."), further[0] if further else "consensus run --cfg job shows what can be set")

@@ -10,7 +10,7 @@ import difflib
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,16 +75,48 @@ def foreign_code(what: str, hint: str) -> Iterator[None]:
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Returns the error for a name that no registry or config group holds, with the nearest valid one."""
     names = sorted(valid)
-    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    suggestion = f"did you mean '{nearest[0]}'? " if nearest else ""
+    suggestion = did_you_mean(nearest(name, names, cutoff=0.5)[:1])
     more = f", … ({len(names)} in all)" if len(names) > _LISTED else ""
     return UserError(f"unknown {kind} '{name}'", f"{suggestion}valid: {', '.join(names[:_LISTED])}{more}")
 
 
-def tell(error: UserError | RunFailedError) -> None:
-    """Prints each mistake in one line with its hint, on standard error."""
-    for problem in error.problems if isinstance(error, ConfigError) else [error]:
+def nearest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Returns up to three of the valid names that a mistyped one may mean, the likeliest first; case does not count."""
+    folded: dict[str, list[str]] = {}
+    for known in valid:
+        folded.setdefault(known.casefold(), []).append(known)
+    close = difflib.get_close_matches(str(name).casefold(), folded, n=3, cutoff=cutoff)
+    return [known for key in close for known in folded[key]][:3]
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """Returns the question with which a hint begins; empty where there are no names."""
+    if not names:
+        return ""
+    *others, last = [f"'{name}'" for name in names]
+    return f"did you mean {', '.join(others)} or {last}? " if others else f"did you mean {last}? "
+
+
+def tell(error: UserError | RunFailedError, *, debug: bool = False) -> None:
+    """Prints each mistake in one line with its hint, on standard error.
+
+    Args:
+        error: what ended a command, or a run of a sweep.
+        debug: whether the traceback of what is behind them comes first.
+    """
+    problems = error.problems if isinstance(error, ConfigError) else [error]
+    if debug:
+        # Several problems may have come to light by one exception.
+        for behind in dict.fromkeys(map(_behind, (*problems, error))):
+            if behind is not None:
+                traceback.print_exception(behind)
+    for problem in problems:
         sys.stderr.write(f"error: {_one_line(problem.message)}\nhint: {_one_line(problem.hint)}\n")
+
+
+def _behind(error: BaseException) -> BaseException | None:
+    """Returns the exception that led to an error, also where `from None` keeps it out of tracebacks."""
+    return error.__cause__ or error.__context__
 
 
 #: networks that this package ships are user-given code like any other

@@ -92,8 +92,8 @@ def test_a_missing_plugin_is_one_line_and_the_extra_that_installs_it(
         (["hydra.launcher.n_jobs=2"], "starts the runs of a sweep", "consensus run -m"),
         (
             ["-m", "hydra/launcher=basic", "hydra.launcher.n_jobs=2"],
-            "hydra.launcher.n_jobs",
-            "+hydra.launcher.n_jobs=2",
+            "hydra.launcher.n_jobs=2 sets something of a launcher",
+            "hydra/launcher=joblib hydra.launcher.n_jobs=2",
         ),
         (["-m", "hydra/sweeper=optuna", "ratio=0.2,0.4"], "hydra/sweeper=optuna is not supported", "ratio=0.25,0.5"),
     ],
