@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from consensus_cli import __version__
 from consensus_cli.config import EvaluateConfig
+from consensus_cli.evaluation.cost_comparison import EVERYTHING_COUNTED
+from consensus_cli.macs import MacCount
 from consensus_cli.measure import IDLE_WINDOWS
 from consensus_cli.prepare import Prepared
 from consensus_cli.pruning.block import Block
+from consensus_cli.pruning.costs import block_costs
 from consensus_cli.report.measures import changes
 from consensus_cli.report.source import complete
 from consensus_cli.scoring.consensus import kendall_tau
 from consensus_cli.screen import Screen, events
 from consensus_cli.steps import Scores
+from consensus_cli.threads import DISTURBING_PCT
 
 
 def show_header(
@@ -59,12 +64,14 @@ def _started(
         test_images=len(images.test),
         image_shape=images.train.image_shape,
         classes=len(images.classes),
+        class_names=images.classes,
         macs=prepared.macs_base,
         blocks=tuple(block.name for block in prepared.blocks),
         candidates=tuple(block.name for block in prepared.blocks if block.removable),
         removed=tuple(removed),
         goal=goal,
         device=str(prepared.device),
+        threads=torch.get_num_threads(),
         precision=prepared.precision,
         scoring_precision=prepared.scoring_precision,
         planned=planned,
@@ -85,7 +92,7 @@ def _planned(prepared: Prepared, removed: Sequence[str], *, resumed: bool) -> di
 
 
 def _baseline_stage(prepared: Prepared) -> dict[str, int]:
-    return {} if prepared.config.model.weights else {"baseline": 1}
+    return {} if prepared.is_trained else {"baseline": 1}
 
 
 def _least_evaluation_s(settings: EvaluateConfig) -> float:
@@ -102,8 +109,16 @@ def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
     table, _ = complete(pd.DataFrame([dict(row)]))
     rows = [(c.label, c.before, c.after, c.change) for c in changes(table.iloc[0], table)]
     screen.table(title, ("", "baseline", "pruned", "change"), rows)
+    # A row of an older version does not say what its MACs leave out.
+    if row.get("macs_uncounted") not in (None, EVERYTHING_COUNTED):
+        screen.warning(f"MACs leave out: {row['macs_uncounted']}")
     if row["energy_estimated"]:
         screen.warning("energy is estimated from CPU time (no energy counter here): it says little more than time does")
+    if (row.get("other_load_pct") or 0.0) > DISTURBING_PCT:
+        screen.warning(
+            f"other programs used {row['other_load_pct']:.0f} % of the processor while latency and energy were "
+            "measured: the change holds, the values do not compare with other runs'"
+        )
     screen.result(f"removed, in order: {row['removed_blocks'].replace(';', ' ')}")
     screen.result(f"run {row['run_id']} took {row['duration_s']:.0f} s; its files: {row['run_dir']}")
 
@@ -129,21 +144,22 @@ def show_scores(screen: Screen, scores: Scores, path: Path) -> None:
     screen.result(f"scores: {path}")
 
 
-def show_blocks(
-    screen: Screen, network: str, blocks: Sequence[Block], macs: Mapping[str, int], total_macs: int
-) -> None:
-    """Shows every residual block, in order of execution."""
+def show_blocks(screen: Screen, network: str, blocks: Sequence[Block], count: MacCount) -> None:
+    """Shows every residual block, in order of execution, with its MACs and their share of the whole network's."""
+    macs = block_costs(count, blocks)
     rows = [
         (
             block.name,
             str(block.stage + 1),
             "×".join(map(str, block.shape)),
             f"{macs[block.name] / 1e6:.2f}",
-            f"{100 * macs[block.name] / total_macs:.4g} %",
+            f"{100 * macs[block.name] / count.total:.4g} %" if count.total else "",
             "yes" if block.removable else f"no: {block.reason}",
         )
         for block in blocks
     ]
     screen.table(f"residual blocks of {network}", ("block", "stage", "shape", "M MACs", "share", "removable"), rows)
     removable = sum(block.removable for block in blocks)
-    screen.result(f"{removable} of {len(blocks)} can be removed; {total_macs / 1e6:.2f} M MACs in all")
+    screen.result(f"{removable} of {len(blocks)} can be removed; {count.total / 1e6:.2f} M MACs in all")
+    if count.uncounted:
+        screen.warning(f"MACs leave out: {', '.join(count.uncounted)}")

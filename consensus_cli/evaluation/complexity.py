@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from consensus_cli.evaluation.mode import alternating, evaluation_mode
+from consensus_cli.macs import count_macs
 
-#: What fvcore counts besides matrix products and convolutions: one pass over the features, no multiply-accumulate.
-_NOT_MACS = (
-    "aten::batch_norm",
-    "aten::layer_norm",
-    "aten::group_norm",
-    "aten::instance_norm",
-    "aten::adaptive_avg_pool2d",
-    "aten::upsample_nearest2d",
-    "aten::upsample_bilinear2d",
-    "aten::grid_sampler",
-)
 #: least length of one timed block of forward passes, and least number of blocks per network
 LATENCY_BLOCK_S = 0.02
 LATENCY_MIN_BLOCKS = 5
@@ -43,13 +31,12 @@ class Complexity:
     Attributes:
         macs: multiply-accumulates of convolutions, linear layers and matrix products (what papers call FLOPs).
         params: numbers in its parameters, each shared one once.
-        unsupported: operators that are not counted, as `name × uses`: elementwise ones, and any that
-            nobody has a formula for.
+        uncounted: operators that may multiply and add but that nobody has a formula for, as `name × uses`.
     """
 
     macs: int
     params: int
-    unsupported: tuple[str, ...]
+    uncounted: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -79,26 +66,9 @@ class Latency:
 
 
 def complexity(model: nn.Module, image_shape: Sequence[int]) -> Complexity:
-    """Counts multiply-accumulates and parameters for one image of `image_shape` (c, h, w), with fvcore.
-
-    fvcore's "flops" are multiply-accumulates; scaled dot product attention, which it does not know, is counted here.
-    """
-    with warnings.catch_warnings():
-        # fvcore compiles a loss function that nobody here uses with torch.jit.script, and torch says that is old.
-        warnings.simplefilter("ignore", FutureWarning)
-        from fvcore.nn import FlopCountAnalysis
-    image = torch.zeros(1, *image_shape, device=_device(model))
-    with evaluation_mode(model), _unfused_attention(), torch.no_grad():
-        analysis = FlopCountAnalysis(model, image)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-        analysis.set_op_handle("aten::baddbmm", _baddbmm_macs)
-        for name in _NOT_MACS:
-            analysis.set_op_handle(name, _no_macs)
-        macs = int(analysis.total())
-        unsupported = analysis.unsupported_ops()
-    listed = tuple(f"{name} × {uses}" for name, uses in sorted(unsupported.items()))
-    return Complexity(macs, sum(p.numel() for p in model.parameters()), listed)
+    """Counts multiply-accumulates and parameters for one image of `image_shape` (c, h, w)."""
+    count = count_macs(model, torch.zeros(1, *image_shape, device=_device(model)))
+    return Complexity(count.total, sum(p.numel() for p in model.parameters()), count.uncounted)
 
 
 def latency_ms(
@@ -107,6 +77,8 @@ def latency_ms(
     batch_size: int,
     device: torch.device | str,
     min_run_time_s: float,
+    *,
+    tick: Callable[[], None] | None = None,
 ) -> dict[str, Latency]:
     """Times the forward pass of every network, in short alternating blocks.
 
@@ -119,11 +91,12 @@ def latency_ms(
         batch_size: images per forward pass.
         device: where the networks are.
         min_run_time_s: seconds to time each network for, over all its blocks together.
+        tick: called after each block; where it changes PyTorch's number of threads, timing begins anew.
     """
     images = torch.rand(batch_size, *image_shape, device=device)
     threads = torch.get_num_threads()
     times_s: dict[str, list[float]] = {name: [] for name in models}
-    with evaluation_mode(*models.values()), torch.inference_mode():
+    with evaluation_mode(*models.values()), torch.no_grad():
         timers = {
             name: benchmark.Timer("model(images)", globals={"model": model, "images": images}, num_threads=threads)
             for name, model in models.items()
@@ -134,6 +107,10 @@ def latency_ms(
         for block in range(max(LATENCY_MIN_BLOCKS, math.ceil(min_run_time_s / shortest_block_s))):
             for name in alternating(list(models), block):
                 times_s[name] += timers[name].timeit(passes[name]).times
+                if tick is not None:
+                    tick()
+                if torch.get_num_threads() != threads:
+                    return latency_ms(models, image_shape, batch_size, device, min_run_time_s, tick=tick)
     return {name: _latency(times, batch_size, threads, device) for name, times in times_s.items()}
 
 
@@ -145,7 +122,7 @@ def peak_memory_mib(model: nn.Module, image_shape: Sequence[int], batch_size: in
     """
     images = torch.rand(batch_size, *image_shape, device=device)
     held_bytes = images.nbytes + sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    with evaluation_mode(model), torch.inference_mode():
+    with evaluation_mode(model), torch.no_grad():
         if torch.device(device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before_bytes = torch.cuda.memory_allocated(device)
@@ -189,33 +166,6 @@ class _LiveTensors(TorchDispatchMode):
 
     def _free(self, size_bytes: int) -> None:
         self._live_bytes -= size_bytes
-
-
-def _no_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """Zero; fvcore goes on counting an operator that has a handle of its own when told to ignore it (`None`)."""
-    return 0
-
-
-def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """Q Kᵀ and the weighted sum of V: batch · L · S · (E + E_v)."""
-    query, key, value = (v.type().sizes() for v in inputs[:3])  # (..., L, E), (..., S, E), (..., S, E_v)
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-def _baddbmm_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    left, right = (v.type().sizes() for v in inputs[1:3])  # (b, n, m), (b, m, p)
-    return math.prod(left) * right[-1]
-
-
-@contextmanager
-def _unfused_attention() -> Iterator[None]:
-    """Keeps nn.MultiheadAttention off its fused inference kernel, whose products no counter sees."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,17 +16,23 @@ from consensus_cli.evaluation.energy import EnergyMeter, compare_energy
 from consensus_cli.evaluation.mode import Progress, evaluation_mode
 from consensus_cli.evaluation.statistics import paired_reduction_pct
 
+#: what `macs_uncounted` says where every operator that multiplies and adds was counted
+EVERYTHING_COUNTED = "nothing"
 #: energy of inference is measured on at most so many images, and given for so many
 INFERENCE_IMAGES = 1000
 
 
 def complexity_columns(base: nn.Module, pruned: nn.Module, image_shape: Sequence[int]) -> Columns:
-    """Returns MACs and parameters of both networks for one image, and their reduction in percent."""
+    """Returns MACs and parameters of both networks for one image, and their reduction in percent.
+
+    `macs_uncounted` names the operators of the baseline that may hold MACs but are not counted, or says `nothing`.
+    """
     before, after = complexity(base, image_shape), complexity(pruned, image_shape)
     return {
         "macs_base": before.macs,
         "macs_pruned": after.macs,
         "macs_reduction_pct": reduction_pct(before.macs, after.macs),
+        "macs_uncounted": ", ".join(before.uncounted) or EVERYTHING_COUNTED,
         "params_base": before.params,
         "params_pruned": after.params,
         "params_reduction_pct": reduction_pct(before.params, after.params),
@@ -51,12 +58,13 @@ def latency_columns(
         batch_sizes: images per forward pass; each has columns of its own.
         device: where the networks are.
         min_run_time_s: seconds to time each network for, per batch size.
-        progress: told after each batch size.
+        progress: told after each timed block and each batch size.
     """
     columns: Columns = {}
     models = {"base": base, "pruned": pruned}
     for done, size in enumerate(batch_sizes, start=1):
-        timed = latency_ms(models, image_shape, size, device, min_run_time_s)
+        tick = None if progress is None else partial(progress, "timing the networks", done - 1, len(batch_sizes))
+        timed = latency_ms(models, image_shape, size, device, min_run_time_s, tick=tick)
         for network, latency in timed.items():
             columns |= {
                 f"latency_b{size}_{network}_ms": latency.median_ms,
@@ -94,7 +102,8 @@ def energy_columns(
         base: the network before pruning.
         pruned: the network after pruning.
         test: the first 1,000 of these images are classified, as often as the windows take.
-        training: `base` and `pruned`: functions that train a copy of the network for a share of an epoch.
+        training: `base` and `pruned`: functions that train a copy of the network for a share of an epoch; empty where
+            it cannot be trained, which leaves the columns of the epoch out.
         epoch_share: that share, in (0, 1].
         meter: reads the energy.
         window_s: least seconds of one window.
@@ -106,12 +115,12 @@ def energy_columns(
     passes = {name: _forward_passes(model, batches) for name, model in (("base", base), ("pruned", pruned))}
     with evaluation_mode(base, pruned):
         inference = compare_energy(passes, meter=meter, window_s=window_s, repeats=repeats, progress=progress)
-    epoch = compare_energy(training, meter=meter, window_s=window_s, repeats=repeats, progress=progress)
+    measurements = [("inference", inference, INFERENCE_IMAGES / len(shown))]
+    if training:
+        epoch = compare_energy(training, meter=meter, window_s=window_s, repeats=repeats, progress=progress)
+        measurements.append(("epoch", epoch, 1 / epoch_share))
     columns: Columns = {}
-    for what, measured, scale in (
-        ("inference", inference, INFERENCE_IMAGES / len(shown)),
-        ("epoch", epoch, 1 / epoch_share),
-    ):
+    for what, measured, scale in measurements:
         for name, energy in measured.items():
             columns[f"energy_{what}_{name}_kwh"] = scale * energy.kwh
             columns[f"energy_{what}_{name}_iqr_kwh"] = scale * energy.kwh_iqr
@@ -128,7 +137,7 @@ def reduction_pct(before: float, after: float) -> float:
 
 
 def _forward_passes(model: nn.Module, batches: Sequence[torch.Tensor]) -> Callable[[], None]:
-    @torch.inference_mode()
+    @torch.no_grad()
     def run() -> None:
         for images in batches:
             model(images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from consensus_cli.report.source import Runs, attacks
+from consensus_cli.threads import DISTURBING_PCT
 
 #: below this many images, the 95 % interval of an accuracy is wider than ±3 pp (binomial, at 50 %)
 FEW_IMAGES = 1000
@@ -13,7 +14,7 @@ FEW_IMAGES = 1000
 def caveats(runs: Runs, points: pd.DataFrame) -> list[str]:
     """Returns the warnings about these runs, one sentence each, the notes of reading them last."""
     found = [*_unfinished(runs.rows), *_seeds(points), *_energy(runs.finished), *_images(runs.finished)]
-    return [*found, *_mixture(runs.finished), *runs.notes]
+    return [*found, *_macs(runs.finished), *_mixture(runs.finished), *runs.notes]
 
 
 def _unfinished(rows: pd.DataFrame) -> list[str]:
@@ -42,6 +43,14 @@ def _energy(finished: pd.DataFrame) -> list[str]:
     ]
 
 
+def _macs(finished: pd.DataFrame) -> list[str]:
+    left_out = finished[~finished["macs_uncounted"].isin(["", "nothing"])]
+    return [
+        f"{model}: MACs leave out {uncounted}."
+        for model, uncounted in left_out[["model", "macs_uncounted"]].drop_duplicates().itertuples(index=False)
+    ]
+
+
 def _images(finished: pd.DataFrame) -> list[str]:
     found = []
     for column, what in (("test_images", "measured"), ("attacked_images", "attacked")):
@@ -64,6 +73,8 @@ def _mixture(finished: pd.DataFrame) -> list[str]:
             found.append(f"{task}: latency and energy come from different devices ({', '.join(devices)}).")
         if group["threads"].nunique() > 1:
             found.append(f"{task}: latency was measured with different numbers of threads.")
+        if (group["other_load_pct"] > DISTURBING_PCT).any():
+            found.append(f"{task}: other programs ran while latency and energy were measured, see `other_load_pct`.")
         if group["energy_source"].nunique() > 1:
             found.append(f"{task}: energy was read in different ways, see the section on energy.")
     versions = sorted(set(finished["version"]) - {""})

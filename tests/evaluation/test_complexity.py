@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer
 
 from consensus_cli.evaluation.complexity import complexity, file_size_mib, latency_ms, peak_memory_mib
+from consensus_cli.evaluation.cost_comparison import complexity_columns
 from consensus_cli.evaluation.statistics import paired_reduction_pct
 from consensus_cli.models.resnet import resnet
 
@@ -48,8 +49,28 @@ def test_attention_is_counted_and_agrees_with_torchs_counter():
     )
     found = complexity(model, (3, 32, 32))
     assert found.macs == macs_by_torch(model, (3, 32, 32))
-    assert not any("attention" in name for name in found.unsupported)
-    assert any(name.startswith("aten::gelu ×") for name in found.unsupported)
+    assert found.uncounted == ()
+
+
+class Filter(nn.Module):
+    """A convolution, then a filter of frequencies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding="same")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.irfft2(0.5 * torch.fft.rfft2(self.conv(x)))
+
+
+def test_the_row_says_what_its_macs_leave_out():
+    one, two = (
+        complexity_columns(nn.Sequential(Filter()), small_conv_net(), (3, 8, 8)),
+        complexity_columns(small_conv_net(), Filter(), (3, 8, 8)),
+    )
+    assert one["macs_base"] == 64 * 4 * 3 * 9
+    assert one["macs_uncounted"] == "aten::_fft_c2r × 1, aten::_fft_r2c × 1"
+    assert two["macs_uncounted"] == "nothing"  # of the baseline
 
 
 def test_masked_attention_weights_are_counted_by_hand():

@@ -46,6 +46,7 @@ from surgery_checks import check_removal, check_round_trip
 from torch import nn
 
 from consensus_cli.errors import UserError
+from consensus_cli.macs import count_macs
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning.blocks import Block, candidates, check_candidates, find_blocks
 from consensus_cli.pruning.costs import block_costs
@@ -280,10 +281,10 @@ def test_the_network_is_left_as_it_was() -> None:
 def test_costs_by_hand() -> None:
     """A 3×3 convolution of 4 channels on 8×8; linear layers on 16 tokens; norms are no MACs."""
     network = Net(Residual(), Residual())
-    costs = block_costs(network, IMAGES, find_blocks(network, IMAGE))
+    costs = block_costs(count_macs(network, IMAGE), find_blocks(network, IMAGE))
     assert costs == dict.fromkeys(("blocks.0", "blocks.1"), WIDTH * WIDTH * 9 * 64)
     network = TokenNet(FixedAttention(), FixedAttention())
-    costs = block_costs(network, IMAGE, find_blocks(network, IMAGE, "branch"))
+    costs = block_costs(count_macs(network, IMAGE), find_blocks(network, IMAGE, "branch"))
     tokens, hidden = 16, 3 * WIDTH
     assert costs["layers.1+norm2+up+down"] == tokens * 2 * WIDTH * hidden
     attention = tokens * 4 * WIDTH * WIDTH + 2 * tokens * tokens * WIDTH
