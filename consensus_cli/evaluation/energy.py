@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from codecarbon import OfflineEmissionsTracker
+from codecarbon import OfflineEmissionsTracker, emissions_tracker
 from codecarbon.input import DataSource
 
 from consensus_cli.errors import UserError
@@ -138,20 +138,18 @@ class EnergyMeter:
     def _tracker(self) -> OfflineEmissionsTracker:
         # codecarbon puts a handler of its own on its logger and speaks through it from another thread.
         logging.getLogger("codecarbon").disabled = True
-        return OfflineEmissionsTracker(
-            country_iso_code=self.country,
-            tracking_mode=self._tracking_mode,
-            force_carbon_intensity_g_co2e_kwh=self._carbon_intensity_g_per_kwh,
-            gpu_ids=[_nvml_id(self.device)] if self.device.type == "cuda" else None,
-            # Everything below keeps a codecarbon config file or variable of the user's from changing what a run
-            # does: no lock file, no file in the working directory, no network.
-            allow_multiple_runs=True,
-            output_methods=[],
-            output_dir=tempfile.gettempdir(),
-            emissions_endpoint=None,
-            electricitymaps_api_token=False,
-            log_level="critical",
-        )
+        with _no_settings_from_outside():
+            return OfflineEmissionsTracker(
+                country_iso_code=self.country,
+                tracking_mode=self._tracking_mode,
+                force_carbon_intensity_g_co2e_kwh=self._carbon_intensity_g_per_kwh,
+                gpu_ids=[_nvml_id(self.device)] if self.device.type == "cuda" else None,
+                pue=1.0,
+                allow_multiple_runs=True,
+                output_methods=[],
+                output_dir=tempfile.gettempdir(),
+                log_level="critical",
+            )
 
     def _describe(self, parts: list[str]) -> str:
         cpu = "CPU estimate from load (no energy counter)" if self.estimated else "CPU energy counter"
@@ -206,7 +204,8 @@ def compare_energy(
 
     Each window repeats its work until it has lasted `window_s`, because a counter reads nothing in a short one. The
     first window of each is discarded: caches, clock and temperature settle in it. Alternating spreads whatever
-    changes on the machine over all pieces of work, and going back and forth cancels a steady drift.
+    changes on the machine over all pieces of work, and going back and forth cancels a steady drift. Where `progress`
+    changes PyTorch's number of threads, it begins anew: all windows must have the same.
 
     Args:
         work: what to measure, by name.
@@ -216,7 +215,7 @@ def compare_energy(
         progress: told after each window.
     """
     readings: dict[str, list[tuple[Consumption, int]]] = {name: [] for name in work}
-    done = 0
+    done, threads = 0, torch.get_num_threads()
     for turn in range(1 + repeats):
         for name in alternating(list(work), turn):
             reading = _window(work[name], meter, window_s)
@@ -225,6 +224,8 @@ def compare_energy(
             done += 1
             if progress is not None:
                 progress("measuring energy", done, (1 + repeats) * len(work))
+            if torch.get_num_threads() != threads:
+                return compare_energy(work, meter=meter, window_s=window_s, repeats=repeats, progress=progress)
     return {name: _medians(windows, meter) for name, windows in readings.items()}
 
 
@@ -236,6 +237,17 @@ def check_country(country: str) -> None:
     """
     if country not in DataSource().get_global_energy_mix_data():
         raise UserError(f"unknown country '{country}'", "give the ISO 3166 alpha-3 code, such as BRA or DEU")
+
+
+@contextmanager
+def _no_settings_from_outside() -> Iterator[None]:
+    """Keeps codecarbon from its variables and files: they set powers, factors, files to write and networks to ask."""
+    read = emissions_tracker.get_hierarchical_config
+    emissions_tracker.get_hierarchical_config = dict
+    try:
+        yield
+    finally:
+        emissions_tracker.get_hierarchical_config = read
 
 
 def _window(call: Callable[[], None], meter: EnergyMeter, window_s: float) -> tuple[Consumption, int]:

@@ -134,6 +134,62 @@ def test_nothing_is_written_printed_or_stopped_by_leftovers(tmp_path, monkeypatc
     assert capfd.readouterr() == ("", "")
 
 
+#: what codecarbon lets a variable or a file change
+SETTINGS = {
+    "pue": "2", "wue": "3", "force_cpu_power": "999", "force_ram_power": "999", "force_mode_cpu_load": "true",
+    "tracking_mode": "machine", "measure_power_secs": "0.01", "api_call_interval": "1", "rapl_include_dram": "true",
+    "rapl_prefer_psys": "true", "force_carbon_intensity_g_co2e_kwh": "9999", "country_iso_code": "POL",
+    "region": "california", "cloud_provider": "gcp", "cloud_region": "us-east1", "country_2letter_iso_code": "pl",
+    "gpu_ids": "7", "allow_multiple_runs": "false", "save_to_file": "true", "output_dir": "nowhere",
+    "experiment_id": "mine", "project_name": "mine",
+}  # fmt: skip
+
+
+def settings_of(meter: EnergyMeter) -> dict[str, object]:
+    tracker = meter._tracker()
+    return tracker._conf | {"hardware": [part.description() for part in tracker._hardware]}
+
+
+@pytest.fixture
+def undisturbed(tmp_path, monkeypatch) -> dict[str, object]:
+    """Settings where there is nothing to read, with the working directory and the home in folders of their own."""
+    for name in ("home", "work"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    return settings_of(EnergyMeter("BRA"))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_variable_changes_how_energy_is_read(name, undisturbed, monkeypatch):
+    monkeypatch.setenv(f"CODECARBON_{name.upper()}", SETTINGS[name])
+    assert settings_of(EnergyMeter("BRA")) == undisturbed
+
+
+@pytest.mark.parametrize("folder", ["home", "work"])
+@pytest.mark.parametrize("broken", [False, True])
+def test_no_file_changes_how_energy_is_read(folder, broken, undisturbed, tmp_path):
+    lines = [f"{name}={value}" for name, value in SETTINGS.items()]
+    content = "pue=2" if broken else "\n".join(["[codecarbon]", *lines])
+    (tmp_path / folder / ".codecarbon.config").write_text(content)
+    assert settings_of(EnergyMeter("BRA")) == undisturbed
+
+
+def test_the_factor_of_a_data_centre_is_one(undisturbed):
+    assert undisturbed["pue"] == 1
+    assert undisturbed["tracking_mode"] == "process"
+
+
+def test_energy_is_read_where_there_is_no_home(monkeypatch):
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    with EnergyMeter("BRA").measure() as used:
+        burn(0.1)
+    assert used.kwh > 0
+
+
 def test_no_network_is_asked_for(monkeypatch):
     asked = []
 
