@@ -70,7 +70,7 @@ def predict(
     if len(split) == 0:
         raise ValueError("no images to predict")
     logits, labels, done = [], [], 0
-    with evaluation_mode(model), torch.inference_mode():
+    with evaluation_mode(model), torch.no_grad():
         for images, targets in split.batches(batch_size, device):
             logits.append(model(images).float().cpu())
             labels.append(targets.cpu())

@@ -116,7 +116,7 @@ def _distorted(
 def _accuracies_pct(models: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
     """Corrupts each batch once and shows it to every network."""
     correct, images = [0] * len(models), 0
-    with evaluation_mode(*models), torch.inference_mode():
+    with evaluation_mode(*models), torch.no_grad():
         for batch, labels in batches:
             images += len(labels)
             for position, model in enumerate(models):

@@ -1,0 +1,51 @@
+"""A network that keeps what it computes can go on using it: nothing that runs one leaves inference tensors behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from consensus_cli.evaluation.accuracy import predict
+from consensus_cli.evaluation.adversarial import adversarial_examples
+from consensus_cli.evaluation.attacks import Attack
+from consensus_cli.evaluation.complexity import latency_ms, peak_memory_mib
+from consensus_cli.evaluation.corruption import corruption_accuracy
+from consensus_cli.evaluation.cost_comparison import _forward_passes
+
+
+class Keeps(nn.Module):
+    """Computes a table from its weights in the first pass in eval mode, and keeps it until it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * 8 * 8, 2)
+        self.scale = nn.Parameter(torch.tensor([1.0, 2.0]))
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.kept is None:
+            self.kept = torch.sigmoid(self.scale)
+        return self.layer(x.flatten(1)) * self.kept
+
+
+RUNS = {
+    "predict": lambda network, split: predict(network, split, "cpu"),
+    "latency": lambda network, _: latency_ms({"a": network}, (3, 8, 8), 2, "cpu", 0.001),
+    "peak memory": lambda network, _: peak_memory_mib(network, (3, 8, 8), 2, "cpu"),
+    "energy": lambda network, split: _forward_passes(network, [next(split.batches(4))[0]])(),
+    "corruption": lambda network, split: corruption_accuracy(
+        network, network, split, corruptions=["contrast"], severities=[1], seed=0, device="cpu"
+    ),
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_what_a_network_keeps_can_be_trained_and_attacked_with(run, brightness_split):
+    network = Keeps().eval()
+    run(network, brightness_split)
+    assert network.kept is not None
+    assert not network.kept.is_inference()
+    images, labels = next(brightness_split.batches(20))
+    adversarial_examples(network, Attack("fgsm"), images, labels)
+    nn.functional.cross_entropy(network(images), labels).backward()
