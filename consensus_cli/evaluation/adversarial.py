@@ -146,7 +146,7 @@ def adversarial_examples(
     with evaluation_mode(model), frozen_parameters(model), _own_random_state(images.device):
         for restart in range(attack.restarts):
             logits = _logits(model, found)
-            _check_classes(attack, logits.shape[1])
+            check_attacks([attack], logits.shape[1])
             standing = logits.argmax(1) == labels
             if not standing.any():
                 break
@@ -229,12 +229,6 @@ def _run(model: AttackedNetwork, attack: Attack, images: Tensor, labels: Tensor,
         usable = perturbation_size(perturbed, images, attack) <= attack.eps
         perturbed = perturbed.where(usable[:, None, None, None], images)
     return perturbed
-
-
-def _check_classes(attack: Attack, classes: int) -> None:
-    needed = ATTACKS[attack.name].min_classes
-    if classes < needed:
-        raise UserError(f"attack '{attack.name}' needs {needed} classes, the network has {classes}", "use apgd instead")
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:

@@ -157,11 +157,16 @@ ATTACKS: dict[str, Method] = {
 }
 
 
-def check_attacks(attacks: Iterable[Attack]) -> None:
+def check_attacks(attacks: Iterable[Attack], classes: int | None = None) -> None:
     """Checks every attack's settings before anything is computed.
 
+    Args:
+        attacks: the attacks.
+        classes: how many logits the networks have; None where that is not known yet.
+
     Raises:
-        UserError: for an unknown attack, a norm it does not have, a negative size, or restarts without randomness.
+        UserError: for an unknown attack, a norm it does not have, a negative size, restarts without randomness, or
+            fewer classes than an attack needs.
     """
     for attack in attacks:
         if attack.name not in ATTACKS:
@@ -180,4 +185,9 @@ def check_attacks(attacks: Iterable[Attack]) -> None:
             raise UserError(
                 f"attack '{attack.name}' starts the same way every time, {attack.restarts} restarts change nothing",
                 "use restarts=1, or an attack with a random start such as pgd",
+            )
+        if classes is not None and classes < method.min_classes:
+            raise UserError(
+                f"attack '{attack.name}' needs {method.min_classes} classes, the network has {classes}",
+                "use apgd and square instead" if classes > 1 else "switch the attacks off: attacks=none",
             )

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
+from consensus_cli.errors import UserError
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import bypassed
+
+#: names of blocks that a message lists
+_LISTED = 5
 
 #: (network, candidate blocks, generator of the run) -> importance (c,), the lowest is removed first
 Baseline = Callable[[nn.Module, Sequence[Block], np.random.Generator], np.ndarray]
@@ -29,8 +33,10 @@ def weight_norm(network: nn.Module, blocks: Sequence[Block], generator: np.rando
     filters makes it a layer's, as in LayerPrune (Elkerdawy et al. 2020, "To filter prune, or to layer prune"). Filters
     are the rows of every weight with two or more dimensions; biases and batch norms are none.
 
-    Raises:
-        ValueError: a block has no filters.
+    Args:
+        network: the network that the blocks are in.
+        blocks: candidates that have filters, see `check_baseline`.
+        generator: of the run; not used.
     """
     return np.array([_mean_filter_norm(network, block) for block in blocks])
 
@@ -48,12 +54,36 @@ def last(network: nn.Module, blocks: Sequence[Block], generator: np.random.Gener
 BASELINES: dict[str, Baseline] = {"random": random_order, "weight_norm": weight_norm, "first": first, "last": last}
 
 
+def check_baseline(criterion: str, network: nn.Module, blocks: Sequence[Block]) -> None:
+    """Checks that a criterion can rank the candidates.
+
+    Args:
+        criterion: any; only those of `BASELINES` are looked at.
+        network: the network that the blocks are in.
+        blocks: the candidates.
+
+    Raises:
+        UserError: a norm of weights is asked for, and some candidates have none.
+    """
+    if BASELINES.get(criterion) is not weight_norm:
+        return
+    without = [block.name for block in blocks if not _filters(network, block)]
+    if without:
+        names = ", ".join(without[:_LISTED]) + (", …" if len(without) > _LISTED else "")
+        raise UserError(
+            f"criterion={criterion} compares weights; {len(without)} of {len(blocks)} candidates have none: {names}",
+            "choose another criterion, such as consensus or random",
+        )
+
+
 def _mean_filter_norm(network: nn.Module, block: Block) -> float:
+    weights = _filters(network, block)
+    return sum(weight.double().abs().sum().item() for weight in weights) / sum(len(weight) for weight in weights)
+
+
+def _filters(network: nn.Module, block: Block) -> list[Tensor]:
     # A block need not be a module of its own: its weights are those that the network lacks without it.
     with bypassed(network, block):
         left = set(network.parameters())
-    weights = [weight.detach() for weight in network.parameters() if weight not in left and weight.ndim >= 2]
-    filters = sum(len(weight) for weight in weights)
-    if filters == 0:
-        raise ValueError(f"block '{block.name}' has no filters to take a norm of")
-    return sum(weight.double().abs().sum().item() for weight in weights) / filters
+    gone = (weight.detach() for weight in network.parameters() if weight not in left)
+    return [weight for weight in gone if weight.ndim >= 2 and len(weight) > 0]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.attacks import Attack, check_attacks
+from consensus_cli.evaluation.attacks import ATTACKS, Attack, check_attacks
 
 
 def test_step_is_a_fraction_of_epsilon_unless_given():
@@ -28,3 +28,17 @@ def test_impossible_attacks_are_refused(attack, message, hint):
         check_attacks([attack])
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_that_need_more_classes_are_refused_before_anything_runs(name):
+    attack = Attack(name, norm=ATTACKS[name].norms[0])
+    needed = 4 if name == "autoattack" else 2
+    check_attacks([attack], needed)
+    for classes in range(1, needed):
+        with pytest.raises(
+            UserError, match=f"attack '{name}' needs {needed} classes, the network has {classes}"
+        ) as told:
+            check_attacks([attack], classes)
+        assert ("apgd" in told.value.hint) == (classes > 1)
+        assert ("attacks=none" in told.value.hint) == (classes == 1)

@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import nn
 
+from consensus_cli.errors import UserError
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning.blocks import Block
-from consensus_cli.scoring.baselines import BASELINES
+from consensus_cli.scoring.baselines import BASELINES, check_baseline
 
 BLOCKS = [Block(f"layer{stage}.{i}", stage - 1, (16,), removable=True) for stage in (1, 2, 3) for i in (1, 2)]
 
@@ -67,6 +68,17 @@ def test_weight_norm_finds_the_block_with_small_weights():
     assert np.argmin(importance("weight_norm", network)) == 3
 
 
-def test_weight_norm_of_a_block_without_filters_is_refused():
-    with pytest.raises(ValueError, match="block 'relu' has no filters"):
-        importance("weight_norm", nn.ModuleDict({"relu": nn.ReLU()}), [Block("relu", 0, (), removable=True)])
+def test_weight_norm_of_blocks_without_filters_is_refused():
+    parts = {f"relu{i}": nn.ReLU() for i in range(7)} | {"norm": nn.BatchNorm2d(4), "conv": nn.Conv2d(4, 4, 1)}
+    network = nn.ModuleDict(parts)
+    blocks = [Block(name, 0, (), removable=True) for name in parts]
+    with pytest.raises(UserError) as told:
+        check_baseline("weight_norm", network, blocks)
+    assert told.value.message == (
+        "criterion=weight_norm compares weights; 8 of 9 candidates have none: relu0, relu1, relu2, relu3, relu4, …"
+    )
+    with pytest.raises(UserError, match="1 of 1 candidates have none: norm$"):
+        check_baseline("weight_norm", network, [Block("norm", 0, (), removable=True)])
+    for criterion in ("first", "random", "consensus", "cka"):
+        check_baseline(criterion, network, blocks)
+    check_baseline("weight_norm", resnet(20), BLOCKS)
