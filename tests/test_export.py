@@ -1,0 +1,112 @@
+"""What keeps an export from being written is said in one line, before the network runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from torch import Tensor, nn
+
+from consensus_cli import export
+from consensus_cli.cli import main
+from consensus_cli.errors import UserError
+from consensus_cli.rundir import RunDir
+
+
+@pytest.fixture
+def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes sure that neither images nor the network are read."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(export.data, "load", fail)
+    monkeypatch.setattr(export, "load_pruned", fail)
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    error, hint = capsys.readouterr().err.splitlines()
+    assert hint.startswith("hint: ")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("missing/net.safetensors", "there is no folder"),
+        ("a_file/net.safetensors", "there is no folder"),
+        (".", "is a folder"),
+        ("net.onnx", "'net.onnx' ends like a file of another format"),
+        ("net.pt2", "'net.pt2' ends like a file of another format"),
+    ],
+)
+@pytest.mark.usefixtures("never_loaded")
+def test_a_file_that_cannot_be_written(
+    out: str, message: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a_file").write_text("mine")
+    assert main(["export", str(finished_run), "--out", str(tmp_path / out)]) == 2
+    assert message in told(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+@pytest.mark.usefixtures("never_loaded")
+def test_a_folder_without_permission(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    # The superuser may write everywhere.
+    monkeypatch.setattr(export.tempfile, "NamedTemporaryFile", refuse)
+    assert main(["export", str(finished_run), "--out", str(tmp_path / "net")]) == 2
+    assert "net': Permission denied" in told(capsys)
+
+
+@pytest.mark.parametrize("name", ["pruned_checkpoint", "baseline_checkpoint"])
+@pytest.mark.usefixtures("never_loaded")
+def test_the_weights_of_the_run_are_not_overwritten(
+    name: str, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = getattr(RunDir(finished_run), name)
+    before = file.read_bytes()
+    assert main(["export", str(finished_run), "--out", str(file.parent / ".." / file.parent.name / file.name)]) == 2
+    assert "holds the weights that the run has saved" in told(capsys)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
+@pytest.mark.usefixtures("never_loaded")
+def test_a_missing_extra(
+    package: str, finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for needed in ("onnxruntime", "onnxscript"):
+        monkeypatch.setitem(sys.modules, needed, None if needed == package else sys)
+    assert main(["export", str(finished_run), "--format", "onnx"]) == 2
+    assert f"ONNX needs a package that is not installed: {package}" in told(capsys)
+    assert not (finished_run / "pruned.onnx").exists()
+
+
+def test_images_that_are_gone(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(**_: object) -> None:
+        raise UserError("there is no folder 'images'", "set dataset.root")
+
+    monkeypatch.setattr(export.data, "load", gone)
+    assert main(["export", str(finished_run), "--out", str(tmp_path / "net")]) == 2
+    assert "no test images to check the file with: there is no folder 'images'" in told(capsys)
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if x.sum() > 0 else x.flatten(1) + 1
+
+
+def test_a_network_that_the_exporter_cannot_take(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export, "load_pruned", lambda _: Branches())
+    assert main(["export", str(finished_run), "--format", "torch-export", "--out", str(tmp_path / "net")]) == 2
+    assert told(capsys).startswith("error: the export as torch-export raised ")
