@@ -163,6 +163,8 @@ def _open(content: bytes) -> Image.Image:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError(_what_instead(content)) from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError("more pixels than Pillow reads") from error
     except Exception as error:
         raise UnreadableImageError(f"damaged: {_first_line(error)}") from error
 

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -228,7 +229,7 @@ def _list_files(
             f"{enumerated(f'{name} ({what})' for name, what in empty.items())}",
             "remove them, or put images into them: JPEG, PNG, WebP, TIFF, BMP, GIF, …",
         )
-    images = FolderImages(folder, every.paths, torch.tensor(every.stamps, dtype=torch.int64).reshape(-1, 2))
+    images = FolderImages(folder, every.paths, torch.from_numpy(np.array(every.stamps)).reshape(-1, 2))
     labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
     return (images, labels), list(_notes(folder, every, left_out_of, empty))
 

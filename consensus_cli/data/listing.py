@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Listing:
     """
 
     paths: list[str] = field(default_factory=list)
-    stamps: list[int] = field(default_factory=list)
+    stamps: array[int] = field(default_factory=lambda: array("q"))
     left_out: Counter[str] = field(default_factory=Counter)
     closed: list[str] = field(default_factory=list)
 
@@ -67,7 +68,7 @@ class Listing:
                 self._walk(folder, f"{relative}/{entry.name}", seen)
             elif kind == "image":
                 self.paths.append(f"{relative}/{entry.name}")
-                self.stamps += _stamp(entry)
+                self.stamps.extend(_stamp(entry))
             else:
                 self.left_out[kind] += 1
 
@@ -125,9 +126,9 @@ def _identity(place: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _stamp(entry: os.DirEntry[str]) -> Iterator[int]:
+def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
     try:
         status = entry.stat()
     except OSError:
-        return iter((0, 0))
-    return iter((status.st_size, status.st_mtime_ns))
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

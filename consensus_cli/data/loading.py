@@ -129,14 +129,16 @@ class _Watch:
     def on(self, loader: Callable[[int], Iterator[Any]], workers: int) -> Iterator[_Watch]:
         """Starts `loader(workers)`, or `loader(0)` where no worker can be started, and watches its workers."""
         before = signal.getsignal(signal.SIGCHLD)
-        try:
-            if workers:
-                # Where there is no room for its first queue, PyTorch's loader leaves a half-made object that complains.
-                multiprocessing.Queue().close()
-            self._running = loader(workers)
-        except OSError as error:
-            _warn_once(f"images are decoded in the process of the run: no worker can be started ({error})")
-            self._running = loader(0)
+        with _signals_later():
+            try:
+                if workers:
+                    # Where there is no room for its first queue, PyTorch's loader leaves a half-made object that
+                    # complains.
+                    multiprocessing.Queue().close()
+                self._running = loader(workers)
+            except OSError as error:
+                _warn_once(f"images are decoded in the process of the run: no worker can be started ({error})")
+                self._running = loader(0)
         # Only the main thread can set handlers, and one that was not set in Python cannot be put back.
         handles = before is not None and threading.current_thread() is threading.main_thread()
         if handles:
@@ -242,6 +244,30 @@ def _collate_shared(drawn: list[tuple[int, Tensor | str]]) -> tuple[Tensor | np.
 def _start_worker(_number: int) -> None:
     # Ctrl-C reaches every process of the terminal; the run's own decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Keeps what asks the run to stop until the body is through.
+
+    Where a process forks, Python calls functions of libraries whose exceptions get lost, that of a handler as well.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not None:
+            signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @functools.cache

@@ -218,6 +218,13 @@ def test_files_that_are_no_whole_images_look_suspicious(name: str) -> None:
     assert is_suspect(len(data), data[:32], data[-64:])
 
 
+def test_images_of_more_pixels_than_pillow_reads_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
+    with pytest.raises(UnreadableImageError, match="more pixels than Pillow reads"):
+        decode(as_bytes(EXACT["bmp"][0]))
+    assert torch.equal(decode(as_bytes(EXACT["png"][0])), colour(PIXELS))
+
+
 def write_every_format(root: Path) -> list[Tensor]:
     """Writes every file under a suffix that says nothing, half of them in each class; returns the test images."""
     expected = []

@@ -229,36 +229,6 @@ def test_corrupt_files_can_be_skipped(make_tree: MakeTree, cache_dir: Path, stre
         load("imagefolder", root=root, cache_dir=cache_dir, streaming=streaming, val_fraction=0)
 
 
-SIZES = {
-    "of one size": ([(40, 60)] * 5, 40),
-    "the first is tiny": ([(1, 1)] + [(40, 40)] * 4, 40),
-    "the first is a strip": ([(1, 4000)] + [(40, 40)] * 4, 40),
-    "the last is large": ([(40, 50)] * 4 + [(900, 900)], 40),
-    "two sizes": ([(20, 50), (70, 30)] * 2, 20),
-    "all are tiny": ([(3, 5)] * 3, 8),
-    "all are large": ([(500, 400)] * 3, 224),
-}
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_the_usual_size_of_the_images_decides(name: str, tmp_path: Path, cache_dir: Path) -> None:
-    sizes, expected = SIZES[name]
-    for part in ("train/ant", "train/bee", "test/ant"):
-        (tmp_path / part).mkdir(parents=True)
-        for number, (height, width) in enumerate(sizes):
-            write_png(random_images(1, height, width, seed=number)[0], str(tmp_path / part / f"{number}.png"))
-    data = load("imagefolder", root=tmp_path, cache_dir=cache_dir)
-    assert data.train.image_shape == data.test.image_shape == (3, expected, expected)
-
-
-def test_the_size_is_looked_for_all_over_the_folder(tmp_path: Path, cache_dir: Path) -> None:
-    write_tree(tmp_path, {"train": 120}, ("ant", "bee"), size=(9, 9))
-    write_tree(tmp_path, {"test": 1}, ("ant", "bee"), size=(9, 9))
-    for number in range(100):
-        write_png(random_images(1, 12, 12, seed=number)[0], str(tmp_path / "train" / "ant" / f"{number}.png"))
-    assert load("imagefolder", root=tmp_path, cache_dir=cache_dir).train.image_shape == (3, 9, 9)
-
-
 def test_size_cannot_be_learned_from_corrupt_files(make_tree: MakeTree, cache_dir: Path) -> None:
     root = make_tree({"train": 6, "test": 2})
     for path in (root / "train").glob("*/*.png"):

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from image_trees import random_images, write_tree
+from image_trees import encoded, png16, random_images, write_tree
+from PIL import Image
 from torchvision.io import encode_png
 
+from consensus_cli.data import hf
 from consensus_cli.data.datasets import check, load
 from consensus_cli.data.files import ImageFiles
 from consensus_cli.data.memory import ImageTensors
@@ -115,3 +122,124 @@ def test_dataset_without_training_images_is_reported(tmp_path: Path, cache_dir: 
     )
     with pytest.raises(UserError, match="has no split train: test"):
         load("hf", hf_name=str(tmp_path / "tables"), cache_dir=cache_dir)
+
+
+class FakeTable:
+    """As much of a table of the library as is used."""
+
+    def __init__(self, cells: list[dict[str, Any] | None], labels: list[int | None], names: list[str]) -> None:
+        self.cells, self.labels = cells, labels
+        self.features = {"picture": FakeLibrary.Image(decode=True), "kind": FakeLibrary.ClassLabel(names)}
+        self.column_names = list(self.features)
+        self._fingerprint = "0123"
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, key: int | str) -> Any:
+        return {"picture": self.cells[key]} if isinstance(key, int) else self.labels
+
+    def select_columns(self, names: list[str]) -> FakeTable:
+        return self
+
+    def cast_column(self, name: str, feature: object) -> FakeTable:
+        return self
+
+
+class FakeLibrary:
+    @dataclass
+    class Image:
+        decode: bool
+
+    @dataclass
+    class ClassLabel:
+        names: list[str]
+
+    class exceptions:  # noqa: N801 (the library's name)
+        DatasetsError = ValueError
+
+    def __init__(self, tables: dict[str, FakeTable]) -> None:
+        self.tables = tables
+
+    def load_dataset(self, name: str, cache_dir: str) -> dict[str, FakeTable]:
+        return self.tables
+
+
+def table_of(files: list[bytes], labels: list[int | None]) -> FakeTable:
+    return FakeTable([{"bytes": data, "path": None} for data in files], labels, ["ant", "bee"])
+
+
+@pytest.fixture
+def offer(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, FakeTable]], None]:
+    def put(tables: dict[str, FakeTable]) -> None:
+        monkeypatch.setattr(hf, "_library", lambda: FakeLibrary(tables))
+        monkeypatch.setattr(hf.importlib.util, "find_spec", lambda _: True)
+
+    return put
+
+
+def png_files(count: int) -> list[bytes]:
+    return [encode_png(image).numpy().tobytes() for image in random_images(count, 12, 12, seed=0)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_cells_are_decoded_as_files_are(
+    offer: Callable[[dict[str, FakeTable]], None], tmp_path: Path, cache_dir: Path, streaming: bool
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12), dtype=np.uint8)
+    deep = png16(pixels.astype(np.uint16) * 257)
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    odd.write_bytes(deep)
+    test = table_of([deep, encoded(Image.fromarray(pixels), "TIFF")], [0, 1])
+    test.cells.append({"bytes": None, "path": str(odd)})
+    test.labels.append(1)
+    offer({"train": table_of(png_files(8), [0, 1] * 4), "test": test})
+    data = load("hf", hf_name="owner/name", cache_dir=cache_dir, streaming=streaming, workers=0)
+    images = torch.cat([images for images, _ in data.test.batches(2)])
+    assert torch.equal(images, (torch.from_numpy(pixels).float() / 255).expand(3, 3, -1, -1))
+    assert data.notes == ()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_cells_that_cannot_be_read_are_named_by_their_rows(
+    offer: Callable[[dict[str, FakeTable]], None], cache_dir: Path, streaming: bool
+) -> None:
+    train = table_of(png_files(6), [0, 1] * 3)
+    train.cells[1], train.cells[2] = None, {"bytes": b"", "path": None}
+    offer({"train": train, "test": table_of(png_files(2), [0, 1])})
+
+    def read_all() -> None:
+        data = load("hf", hf_name="o/n", cache_dir=cache_dir, streaming=streaming, workers=0, val_fraction=0)
+        list(data.train.batches(6))
+
+    with pytest.raises(UserError, match="2 of 6 image files cannot be read") as raised:
+        read_all()
+    assert "o/n train row 1 (no image), o/n train row 2 (empty)" in raised.value.message
+
+
+def test_images_without_labels_are_left_out_and_said(
+    offer: Callable[[dict[str, FakeTable]], None], cache_dir: Path
+) -> None:
+    files = png_files(8)
+    offer(
+        {
+            "train": table_of(files, [0, 1, None, 0, -1, 1, 0, 1]),
+            "validation": table_of(files[:4], [0, 1, 0, 1]),
+            "test": table_of(files[:2], [-1, -1]),
+            "extra": table_of(files[:2], [0, 1]),
+        }
+    )
+    data = load("hf", hf_name="o/n", cache_dir=cache_dir, val_fraction=0)
+    assert data.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert torch.equal(
+        next(data.train.batches(6))[0], random_images(8, 12, 12, seed=0)[[0, 1, 3, 5, 6, 7]].float() / 255
+    )
+    assert len(data.test) == 4
+    assert data.notes == (
+        "o/n: left out of its splits: extra",
+        "o/n train: 2 of 8 images have no label: left out",
+        "o/n test: 2 of 2 images have no label: left out",
+    )
+    offer({"train": table_of(files[:2], [-1, None])})
+    with pytest.raises(UserError, match="no labelled training images"):
+        load("hf", hf_name="o/n", cache_dir=cache_dir)

@@ -17,7 +17,7 @@ from consensus_cli.data.datasets import load
 from consensus_cli.data.files import ImageFiles
 
 # Streams without end, as a training does, and says how that ended. PyTorch is loaded once: for each line of its input,
-# `SIGNAL everybody|run|worker`, a copy of the process lives and is ended.
+# `SIGNAL everybody|run|worker|fork`, a copy of the process lives and is ended.
 STREAMS = """
 import multiprocessing, os, subprocess, sys
 from pathlib import Path
@@ -29,10 +29,12 @@ from consensus_cli.signals import InterruptedRunError, Stopper
 def stream():
     images = data.load("imagefolder", root=Path(sys.argv[1]), cache_dir=Path(sys.argv[2]), streaming=True, workers=2)
     batches = (batch for _ in iter(int, 1) for batch in images.train.batches(2))
+    if whom == "fork":
+        os.register_at_fork(before=lambda: os.kill(os.getpid(), number))
     try:
         with Stopper(Path("run")).listening():
-            for number, _ in enumerate(batches):
-                if number == 20:
+            for count, _ in enumerate(batches):
+                if count == 20:
                     signalled[whom](multiprocessing.active_children()[0].pid)
     except InterruptedRunError as interrupted:
         print("interrupted by", interrupted)
@@ -66,6 +68,7 @@ def test_a_signal_while_images_are_streamed_ends_as_one_line(make_tree: MakeTree
         (signal.SIGINT, "everybody", "interrupted by SIGINT"),
         (signal.SIGTERM, "run", "interrupted by SIGTERM"),
         (signal.SIGTERM, "worker", "interrupted by SIGTERM"),
+        (signal.SIGTERM, "fork", "interrupted by SIGTERM"),
         (signal.SIGKILL, "worker", killed),
     ]
     told = subprocess.run(
