@@ -35,14 +35,14 @@ _NAMES = """
     batch_norm_elemt batch_norm_gather_stats batch_norm_gather_stats_with_counts batch_norm_no_update batch_norm_stats
     batch_norm_update_stats batch_norm_with_update bernoulli binary_cross_entropy binary_cross_entropy_with_logits
     bincount binomial blackman_window block_diag bucketize cat cauchy channel_shuffle chunk_cat col2im complex
-    constant_pad_nd copy copysign cudnn_batch_norm cudnn_grid_sampler cummax cummax_helper cummin cummin_helper
-    cumprod cumsum dequantize dim dist efficientzerotensor embedding embedding_bag embedding_bag_forward_only
-    embedding_renorm empty empty_like empty_permuted empty_strided eq exponential eye
+    constant_pad_nd copy copysign cuda_version cudnn_batch_norm cudnn_grid_sampler cummax cummax_helper cummin
+    cummin_helper cumprod cumsum dequantize dim dist efficientzerotensor embedding embedding_bag
+    embedding_bag_forward_only embedding_renorm empty empty_like empty_permuted empty_strided eq exponential eye
     fake_quantize_per_channel_affine_cachemask fake_quantize_per_tensor_affine_cachemask
     fake_quantize_per_tensor_affine_cachemask_tensor_qparams fill flip floor_divide fractional_max_pool2d
-    fractional_max_pool3d full full_like functional_assert_async functional_assert_scalar gather ge gelu geometric glu
-    grid_sampler_2d grid_sampler_2d_cpu_fallback grid_sampler_3d gt hamming_window hann_window hardswish
-    has_same_storage_numel heaviside histc huber_loss im2col index index_add index_copy index_fill index_put
+    fractional_max_pool3d full full_like functional_assert_async functional_assert_scalar fused_rms_norm gather ge
+    gelu geometric glu grid_sampler_2d grid_sampler_2d_cpu_fallback grid_sampler_3d gt hamming_window hann_window
+    hardswish has_same_storage_numel heaviside histc huber_loss im2col index index_add index_copy index_fill index_put
     index_put_impl index_reduce index_select is_all_true is_any_true is_contiguous is_pinned is_same_size isin
     jagged_to_padded_dense_forward kaiser_window kthvalue layout lazy_clone le lift linalg_check_errors linalg_cross
     linspace local_scalar_dense log_normal log_sigmoid_forward log_softmax logcumsumexp logspace lt masked_fill
@@ -215,6 +215,7 @@ def _formulas() -> dict[str, Formula]:
         "aten::affine_grid_generator": lambda args, out: out.numel() * args[0].shape[-1],
         "aten::cudnn_affine_grid_generator": lambda args, out: out.numel() * args[0].shape[-1],
         "aten::_cdist_forward": lambda args, out: out.numel() * args[0].shape[-1],
+        "aten::_pdist_forward": lambda args, out: out.numel() * args[0].shape[-1],
         "aten::_euclidean_dist": lambda args, out: out.numel() * args[0].shape[-1],
         "aten::_trilinear": _trilinear,
         "aten::mkldnn_rnn_layer": lambda args, _: _recurrent(args[0], args[1:5]),

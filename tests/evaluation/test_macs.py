@@ -55,6 +55,8 @@ PRODUCTS: dict[str, tuple[Callable[[Tensor], Any], tuple[int, ...], int]] = {
     "bilinear": (lambda x: F.bilinear(x, x, ONES(7, 8, 8)), (5, 8), 5 * 7 * 8 * 8),
     "distances, few": (lambda x: torch.cdist(x, ONES(3, 8)), (5, 8), 5 * 3 * 8),
     "distances, many": (lambda x: torch.cdist(x, ONES(30, 8)), (40, 8), 40 * 30 * 8),
+    "distances within": (F.pdist, (5, 8), 10 * 8),
+    "convolution over time": (lambda x: torch.conv_tbc(x, ONES(3, 4, 6), ONES(6)), (5, 2, 4), 3 * 2 * 3 * 4 * 6),
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), (1, 2, 5, 8), 2 * 2 * 25 * 8),
     "attention, causal": (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), (1, 2, 5, 8), 800),
     "attention, masked": (lambda x: F.scaled_dot_product_attention(x, x, x, ONES(5, 5).bool()), (1, 2, 5, 8), 800),

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from consensus_cli.evaluation.adversarial import attack_accuracy
 from consensus_cli.evaluation.attacks import ATTACKS, Attack
 from consensus_cli.evaluation.complexity import latency_ms, peak_memory_mib
 from consensus_cli.evaluation.distortions import DISTORTIONS, distort
 from consensus_cli.evaluation.energy import EnergyMeter, compare_energy
+from consensus_cli.macs import count_macs
 from consensus_cli.models.resnet import resnet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -49,3 +51,15 @@ def test_corruptions_are_the_same_on_gpu_and_cpu(name, noise_split):
     )
     assert on_gpu.device.type == "cuda"
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1.5 / 255, rtol=0)  # rounding may differ by one level
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.LSTM(4, 6, 2, bidirectional=True), nn.GRU(4, 6), nn.RNN(4, 6), nn.TransformerEncoderLayer(4, 2, 16)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_macs_are_the_same_on_the_gpu(layer):
+    steps = torch.rand(5, 3, 4)
+    on_cpu = count_macs(layer, steps)
+    assert on_cpu.total > 0
+    assert count_macs(layer.cuda(), steps.cuda()) == on_cpu
