@@ -151,6 +151,14 @@ def test_caveats_name_what_is_amiss(tmp_path: Path) -> None:
     assert not runs.notes
 
 
+def test_what_macs_leave_out_is_a_caveat(tmp_path: Path) -> None:
+    left_out = {"a": "aten::_fft_r2c × 4", "b": "aten::_fft_r2c × 4", "c": "nothing"}
+    rows = [finished_row(run_id, macs_uncounted=text) for run_id, text in left_out.items()]
+    runs = load(write_results(tmp_path, [*rows, finished_row("d")]))
+    said = [caveat for caveat in caveats(runs, tradeoff.points(runs.finished)) if "MACs" in caveat]
+    assert said == ["resnet20: MACs leave out aten::_fft_r2c × 4."]
+
+
 def test_sound_runs_have_no_caveats(tmp_path: Path) -> None:
     runs = load(write_results(tmp_path, [finished_row(str(seed), seed=seed) for seed in range(3)]))
     assert caveats(runs, tradeoff.points(runs.finished)) == []
