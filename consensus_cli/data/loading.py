@@ -100,7 +100,6 @@ def batches(
                 collate_fn=_collate if workers == 0 else _collate_shared,
                 pin_memory=pin_memory,
                 drop_last=drop_last,
-                worker_init_fn=_start_worker,
                 generator=torch.Generator(),
             )
         )
@@ -241,16 +240,12 @@ def _collate_shared(drawn: list[tuple[int, Tensor | str]]) -> tuple[Tensor | np.
         return images.numpy(), positions, unreadable
 
 
-def _start_worker(_number: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the run's own decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @contextmanager
 def _signals_later() -> Iterator[None]:
     """Keeps what asks the run to stop until the body is through.
 
     Where a process forks, Python calls functions of libraries whose exceptions get lost, that of a handler as well.
+    Workers that are forked meanwhile go on keeping it: Ctrl-C reaches every process of a terminal, and the run decides.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
