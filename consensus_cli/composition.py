@@ -5,7 +5,7 @@ Hydra composes; what it would report with a traceback or one at a time is looked
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from consensus_cli import config, launchers
+from consensus_cli import config, launchers, repairs
 from consensus_cli.conf_files import Origin
 from consensus_cli.config import AttackConfig, RunConfig
 from consensus_cli.errors import ConfigError, UserError
@@ -27,6 +27,9 @@ from consensus_cli.explanations import COMPOSING, explain, wrong_type
 from consensus_cli.overrides import check_overrides, opened
 from consensus_cli.paths import expanded
 from consensus_cli.value_types import expected
+
+#: keys of any type in the schema whose values `validation` and this module tell of themselves
+_CHECKED_LATER = ("ratio", "compile")
 
 
 def compose_run(words: Sequence[str]) -> RunConfig:
@@ -85,8 +88,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise explain(error) from error
     assert isinstance(run_config, RunConfig)
+    _fill_in(run_config)
     run_config.ratio = _ratio(run_config.ratio)
-    run_config.compile = _compile(run_config.compile)
     if run_config.output_dir.startswith("~"):
         run_config.output_dir = str(expanded(run_config.output_dir))
     suite = {name: _attack(name, plain) for name, plain in run_config.attacks.suite.items()}
@@ -141,10 +144,9 @@ def _attack(name: str, settings: Any) -> AttackConfig | UserError:
 def _ratio(value: Any) -> float | list[float]:
     """Returns a number as float and a list of them as such, a list of one as the number: they hash alike.
 
-    Rounded to ten digits, because `range(0.2,0.9,0.1)` gives 0.30000000000000004, which is meant to be 0.3. Text is
-    what the environment gives (`${oc.env:RATIO}`).
+    Rounded to ten digits, because `range(0.2,0.9,0.1)` gives 0.30000000000000004, which is meant to be 0.3.
     """
-    values = _items(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
+    values = value if isinstance(value, list) else [value]
     try:
         rounded = [round(_number(share), 10) for share in values]
     except (TypeError, ValueError):
@@ -152,14 +154,9 @@ def _ratio(value: Any) -> float | list[float]:
     if not rounded:
         takes = expected("ratio")
         assert takes is not None
-        raise wrong_type("ratio", str(value), takes)
+        plain = isinstance(value, str | int | float | list | dict | None)
+        raise wrong_type("ratio", str(value) if plain else "${…} of several settings", takes)
     return rounded if len(rounded) > 1 else rounded[0]
-
-
-def _items(text: str) -> list[str]:
-    """Returns the items of a list in brackets, or the text as the only one."""
-    inner = re.fullmatch(r"\s*\[(.*)\]\s*", text)
-    return inner[1].split(",") if inner else [text]
 
 
 def _number(value: Any) -> float:
@@ -168,10 +165,24 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _compile(value: Any) -> Any:
-    """Returns the switch that a text from the environment names; anything else as it is, for `validation` to tell."""
-    switches = {"true": True, "false": False, "1": True, "0": False}
-    return switches.get(str(value).lower(), value)
+def _fill_in(run_config: RunConfig) -> None:
+    """Turns text into what its key takes, where a reference gave it: the environment holds text alone (`[1,128]`).
+
+    OmegaConf converts single values, no lists, and nothing where the schema is open (`ratio`, `compile`).
+    """
+    for key in tuple(config.keys()):
+        takes = expected(key)
+        *path, name = key.split(".")
+        node = functools.reduce(getattr, path, run_config)
+        value = getattr(node, name)
+        if takes is None or takes.text or not isinstance(value, str):
+            continue
+        override = repairs.parsed(f"{key}={value}")
+        meant = None if override is None or override.is_sweep_override() else override.value()
+        if takes.fits(meant):
+            setattr(node, name, meant)
+        elif key not in _CHECKED_LATER:
+            raise wrong_type(key, value, takes)
 
 
 def _compose(words: list[str], origin: Origin) -> RunConfig:

@@ -25,9 +25,10 @@ def explain(error: Exception) -> UserError:
         return _of_yaml(error)
     if isinstance(error, UnicodeDecodeError):
         return UserError("a config file is not UTF-8", "save the YAML files of your config folder as UTF-8")
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         return UserError(f"cannot read '{error.filename}': {error.strerror}", "is it spelled right?")
     message = str(error).splitlines()[0] if str(error) else type(error).__name__
+    message = message.removesuffix(".").removesuffix(", set env var HYDRA_FULL_ERROR=1 to see chained exception")
     if message.startswith("Error merging override "):
         return _of_override(message.removeprefix("Error merging override ").removeprefix("++"), error)
     if isinstance(error, OmegaConfBaseException) and isinstance(error, InterpolationResolutionError | ValueError):
@@ -44,7 +45,7 @@ def wrong_type(key: str, said: str, takes: Expected) -> UserError:
         takes: what the key takes.
     """
     problem = UserError(f"{key}={_quoted_text(said)} is not {takes.words}", f"write {key}={takes.form}; {_TYPES}")
-    if takes.text:
+    if takes.text and said != "null":
         problem.hint = repairs.quoting_hint(key, said)
     elif takes.form.startswith("."):
         problem.hint = f"write {key}{takes.form}; {_TYPES}"
@@ -60,14 +61,19 @@ def _of_override(word: str, error: Exception) -> UserError:
     takes = expected(key)
     if takes is not None:
         return wrong_type(key, said, takes)
-    return UserError(f"{word}: {str(error.__cause__ or error).splitlines()[0]}", _TYPES)
+    cause = str(error.__cause__ or error).splitlines()[0]
+    shown = "consensus run --cfg hydra shows the types in use" if key.startswith("hydra") else _TYPES
+    if match := re.search(r"of type '\w+' could not be converted to (Integer|Float)", cause):
+        kind = "a whole number" if match[1] == "Integer" else "a number"
+        return UserError(f"{key}={_quoted_text(said)} is not {kind}", shown)
+    return UserError(f"{word}: {cause}", shown)
 
 
 def _of_interpolation(error: OmegaConfBaseException, message: str) -> UserError:
     key = str(error.full_key or error.key or "a setting")
     if match := re.search(r"Environment variable '(.+?)' not found", message):
         name = match[1]
-        instead = f"'{key}=${{oc.env:{name},VALUE}}'"
+        instead = f"'${{oc.env:{name},VALUE}}'"
         return UserError(
             f"{key}: the environment variable {name} is not set", f"set it, or say what stands in its place: {instead}"
         )

@@ -17,6 +17,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -154,7 +155,7 @@ def _before_the_job(error: Exception) -> UserError:
         Exception: the error itself, where it is a bug of ours.
     """
     hint = "check the settings that begin with hydra, and output_dir; --debug shows the traceback"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         return UserError(f"cannot make '{error.filename}': {error.strerror}", hint)
     if isinstance(error, COMPOSING):
         return explain(error)

@@ -6,13 +6,14 @@ Hydra would report a mistake with a traceback, or one at a time.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep, ValueType
 
 from consensus_cli import conf_files, config, launchers, repairs
 from consensus_cli.config import AttackConfig
@@ -171,6 +172,8 @@ def _choice_problems(group: str, choice: Any, own_files: bool, *, alone: bool) -
 
 def _unknown_option(group: str, name: str, options: list[str]) -> UserError:
     problem = unknown_name(group, name, options)
+    if "${" in name:
+        problem.hint = f"options take no references; let the shell fill them in: {group}=$NAME"
     is_path = "/" in name or "\\" in name
     if group == "dataset" and is_path:
         problem.hint = f"a folder of images: dataset=imagefolder dataset.root={name}; {problem.hint}"
@@ -183,7 +186,11 @@ def _several_values(override: Override) -> UserError:
     key, _, typed = (override.input_line or "").partition("=")
     takes = expected(key)
     hint = "sweep over them with: consensus run -m …"
-    if takes is not None and takes.listed:
+    if takes is not None and not takes.text and re.fullmatch(r"[-+]?\d+,\d+", typed):
+        hint = f"decimals take a point: {key}={typed.replace(',', '.')}; {hint}"
+    elif override.value_type != ValueType.SIMPLE_CHOICE_SWEEP:
+        pass
+    elif takes is not None and takes.listed:
         items = typed.strip("[](){} ")
         hint = f"several values of one run go into brackets: {shlex.quote(f'{key}=[{items}]')}; {hint}"
     elif takes is not None and takes.text:

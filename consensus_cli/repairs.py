@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import grammar_parser
+from omegaconf.errors import GrammarParseError
 
 from consensus_cli import conf_files, config
 from consensus_cli.errors import UserError, nearest
@@ -140,8 +142,9 @@ def _candidates(word: str) -> Iterator[str]:
             inner = bare.strip("[](){} ,;")
             if takes is not None and takes.listed:
                 items = ",".join(re.split(r"[,;\s]+", inner))
-                yield f"{key}=[{items}]"
-            if takes is not None and not takes.text:
+                if "," in items:
+                    yield f"{key}=[{items}]"
+            if takes is not None and not takes.text and inner:
                 yield f"{key}={inner}"
             if takes_text(key) or "${" in value:
                 # As it was typed: accents and the like belong to names.
@@ -176,4 +179,12 @@ def _is_right(word: str) -> bool:
     if takes is None:
         return key.startswith(("hydra.", "model.kwargs."))
     value = override.value()
-    return takes.fits(value) or (isinstance(value, str) and "${" in value)
+    return _is_reference(value) if isinstance(value, str) and "${" in value else takes.fits(value)
+
+
+def _is_reference(value: str) -> bool:
+    try:
+        grammar_parser.parse(value)
+    except GrammarParseError:
+        return False
+    return True
