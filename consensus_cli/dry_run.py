@@ -21,7 +21,7 @@ from consensus_cli.errors import ForeignCodeError, UserError, foreign_code
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.layout import to_layout
-from consensus_cli.torch_modes import evaluating, tensors_in
+from consensus_cli.torch_modes import evaluating, tensors_in, uncompiled
 
 #: sizes in pixels that networks are usually made for, tried where the given one does not work
 _USUAL_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
@@ -40,12 +40,14 @@ class DryRun:
     Attributes:
         precision: `fp32` or `bf16`, of training.
         scoring_precision: the same of scoring.
+        outputs: number of logits.
         trains: whether the network can be trained.
         notes: what the user should know.
     """
 
     precision: str
     scoring_precision: str
+    outputs: int = 0
     trains: bool = True
     notes: list[str] = field(default_factory=list)
 
@@ -99,6 +101,7 @@ def dry_run(model: Classifier, images: Tensor, labels: Tensor, demands: Demands)
     Raises:
         UserError: in one line, what does not work and what mends it.
     """
+    _check_scripts(model, demands.name)
     found = DryRun(demands.precision, demands.scoring_precision)
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -112,6 +115,15 @@ def dry_run(model: Classifier, images: Tensor, labels: Tensor, demands: Demands)
         if demands.attacked:
             _check_gradient(copied, images, demands.name)
     return found
+
+
+def _check_scripts(model: Classifier, name: str) -> None:
+    scripts = [path for path, module in model.network.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripts:
+        raise UserError(
+            f"{name} holds TorchScript modules ({', '.join(scripts[:5])}), which can be neither watched nor changed",
+            "build it from its Python code",
+        )
 
 
 def _choose_memory_format(
@@ -204,6 +216,7 @@ def _check_logits(logits: Tensor, images: int, demands: Demands, found: DryRun) 
             f"{name} has {outputs} outputs, the dataset has {demands.classes} classes",
             f"build it with {demands.classes} outputs, such as 'model.kwargs={{num_classes: {demands.classes}}}'",
         )
+    found.outputs = outputs
     if outputs > demands.classes:
         found.notes.append(f"{name} has {outputs} outputs for the {demands.classes} classes of the dataset")
     if not logits.is_floating_point():
@@ -228,7 +241,7 @@ def _check_copies(model: Classifier, copied: Classifier, images: Tensor, name: s
     hint = "a hook or closure refers to the original; let it use the module that it is given"
     expected = _answer(copied, images.flip(0), name)
     another = clone(model)
-    with _UsedParameters() as used:
+    with uncompiled(), _UsedParameters() as used:
         found = _answer(another, images.flip(0), name)
     if not _alike(found, expected):
         raise UserError(f"a deep copy of {name} does not answer as the network does", hint)

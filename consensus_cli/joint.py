@@ -6,7 +6,6 @@ nobody to ask. `follow` is the followers' side.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from consensus_cli import training, work
 from consensus_cli.composition import from_plain
 from consensus_cli.evaluation import accuracy
 from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.copying import clone
 from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.prepare import Prepared, prepare
 from consensus_cli.processes import Message, Team, messages, team
@@ -215,7 +215,7 @@ _JOBS: dict[str, Callable[[Team, Prepared, Message], None]] = {
 
 def _rebuilt(prepared: Prepared, removed: Sequence[str], weights: bytes) -> Classifier:
     """Returns the leader's network on this process's device."""
-    model = copy.deepcopy(prepared.fresh)
+    model = clone(prepared.fresh)
     remove_blocks(model.network, removed)
     load_into(model.network, load(weights), "the leader's network")
     return model

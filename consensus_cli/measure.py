@@ -14,6 +14,7 @@ from consensus_cli.evaluation.energy import EnergyMeter
 from consensus_cli.evaluation.mode import Progress
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.prepare import Prepared, planted_cue
+from consensus_cli.threads import Load
 
 #: idle power is read once, over a stretch as long as so many energy windows
 IDLE_WINDOWS = 3
@@ -24,7 +25,8 @@ class Training:
     """How the two networks are trained where its energy is measured.
 
     Attributes:
-        work: `base` and `pruned`: functions that train a copy of the network for a share of an epoch.
+        work: `base` and `pruned`: functions that train a copy of the network for a share of an epoch; empty where it
+            cannot be trained.
         epoch_share: that share, in (0, 1].
     """
 
@@ -53,6 +55,7 @@ def measure(
         meter: reads the energy.
         progress: told what is being measured.
     """
+    progress = prepared.threads.ticking(progress)
     test = prepared.images.test
     columns = comparison.accuracy_columns(*answers)
     columns |= _cost_columns(prepared, original, network, training, meter=meter, progress=progress)
@@ -76,6 +79,7 @@ def _cost_columns(
     progress: Progress,
 ) -> Columns:
     settings, test = prepared.config.evaluate, prepared.images.test
+    before = Load.now()
     columns: Columns = {"idle_w": meter.idle_w(IDLE_WINDOWS * settings.energy_window_s)}
     columns |= cost_comparison.complexity_columns(original, network, test.image_shape)
     columns |= cost_comparison.latency_columns(
@@ -98,7 +102,8 @@ def _cost_columns(
         repeats=settings.energy_repeats,
         progress=progress,
     )
-    return columns
+    other_load_pct = Load.now().used_since_pct(before)
+    return columns if other_load_pct is None else columns | {"other_load_pct": other_load_pct}
 
 
 def _robustness_columns(prepared: Prepared, original: Classifier, network: Classifier, progress: Progress) -> Columns:

@@ -131,8 +131,9 @@ def show_blocks(config: RunConfig, screen: Screen) -> None:
     preflight.check(config)
     device = preflight.pick_device(config.device)
     images = data.load(**preflight.dataset_arguments(config), seed=config.seed)
-    _, model = build_model(config, images, device)
-    _, blocks = try_out(config, images, model, device, screen, training_is="none", attacked=False)
+    built = build_model(config, images, device)
+    _, blocks = try_out(config, images, built, device, screen, training_is="none", attacked=False)
+    model = built.model
     with torch.no_grad():
         example = model.inputs(few_images(images, device)[0])
     summary.show_blocks(screen, config.model.name, blocks, count_macs(model.network, example[:1]))

@@ -33,8 +33,8 @@ from consensus_cli.scoring.score import metrics_needed
 from consensus_cli.screen import Screen
 from consensus_cli.threads import ThreadWatch
 
-#: images of a dry run: batch norm needs two to train on
-FEW_IMAGES = 4
+#: images of a dry run: as few as batch norm can be trained on
+FEW_IMAGES = 2
 
 
 @dataclass
@@ -55,7 +55,9 @@ class Prepared:
         samples: the training images that the metrics see, the same in every step, class after class.
         shift: name -> published test images that the networks are tested on besides.
         threads: how many threads compute; `tick` is to be called from all long work.
+        outputs: number of logits that the network answers with.
         trains: whether the network can be trained; where it cannot, nothing of the run needs it to.
+        is_trained: whether `fresh` has all of its weights; else it is trained first, from those that it has.
     """
 
     config: RunConfig
@@ -71,7 +73,9 @@ class Prepared:
     samples: data.Split
     shift: dict[str, Archive]
     threads: ThreadWatch
+    outputs: int
     trains: bool
+    is_trained: bool
 
     @property
     def candidates(self) -> int:
@@ -100,9 +104,7 @@ class Prepared:
             return self.fresh.inputs(few_images(self.images, self.device)[0])
 
 
-def prepare(
-    config: RunConfig, screen: Screen, loaded: ImageData | None = None, *, finetunes: bool = True
-) -> Prepared:
+def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, *, finetunes: bool = True) -> Prepared:
     """Loads the data, builds the network, finds its blocks, and makes sure that the run can be carried out.
 
     Args:
@@ -118,11 +120,12 @@ def prepare(
     device = _set_up_device(config)
     threads = ThreadWatch(config.threads, screen.warning, watched=device.type == "cpu")
     threads.look()
-    spec, model = build_model(config, images, device)
+    built = build_model(config, images, device)
+    spec, model = built.spec, built.model
     epochs = config.finetune.epochs_per_step + config.finetune.final_epochs if finetunes else 0
-    needed: TrainingDemand = "needed" if config.model.weights is None or epochs else "measured"
+    needed: TrainingDemand = "needed" if epochs or not built.is_trained else "measured"
     attacked = finetunes and bool(config.attacks.suite)
-    tried, blocks = try_out(config, images, model, device, screen, training_is=needed, attacked=attacked)
+    tried, blocks = try_out(config, images, built, device, screen, training_is=needed, attacked=attacked)
     votes = metrics_needed(config.criterion.name, config.metrics.weights)
     prepared = Prepared(
         config=config,
@@ -140,7 +143,9 @@ def prepare(
         ),
         shift=preflight.shift_archives(config.evaluate.shift),
         threads=threads,
+        outputs=tried.outputs,
         trains=tried.trains,
+        is_trained=built.is_trained,
     )
     _check_fit(prepared)
     return prepared
@@ -152,7 +157,24 @@ def planted_cue(config: RunConfig, classes: int) -> Cue | None:
     return None if cue.kind is None else Cue(cast(CueKind, cue.kind), cue.size_pct, classes)
 
 
-def build_model(config: RunConfig, images: ImageData, device: torch.device) -> tuple[zoo.ModelSpec, Classifier]:
+@dataclass(frozen=True)
+class Built:
+    """The unpruned network as it was built.
+
+    Attributes:
+        spec: how.
+        model: the network, on its device, in eval mode.
+        is_trained: whether it has all of its weights.
+        notes: what should be said about it, a sentence each.
+    """
+
+    spec: zoo.ModelSpec
+    model: Classifier
+    is_trained: bool
+    notes: list[str]
+
+
+def build_model(config: RunConfig, images: ImageData, device: torch.device) -> Built:
     """Builds the unpruned network for the images, with the configured weights or fresh ones from the seed.
 
     Raises:
@@ -160,17 +182,19 @@ def build_model(config: RunConfig, images: ImageData, device: torch.device) -> t
     """
     spec = _model_spec(config, images)
     torch.manual_seed(config.seed)
-    model = zoo.build(spec)
+    model, notes = zoo.build_with_notes(spec)
     initialise_lazy_layers(model, few_images(images, torch.device("cpu"))[0], network_name(config))
+    is_trained = False
     if config.model.weights is not None:
-        pretrained.load_weights(model.network, spec, config.model.weights, reset_head=config.model.reset_head)
-    return spec, model.to(device).eval()
+        given = pretrained.load_weights(model.network, spec, config.model.weights, reset_head=config.model.reset_head)
+        is_trained, notes = not given.fresh_head, notes + given.notes
+    return Built(spec, model.to(device).eval(), is_trained, notes)
 
 
 def try_out(
     config: RunConfig,
     images: ImageData,
-    model: Classifier,
+    built: Built,
     device: torch.device,
     screen: Screen,
     *,
@@ -182,8 +206,8 @@ def try_out(
     Args:
         config: everything that determines the run.
         images: the dataset.
-        model: the unpruned network, on its device.
-        device: that device.
+        built: the unpruned network.
+        device: where it is.
         screen: where what the user should know of the network is shown.
         training_is: whether the run trains the network.
         attacked: whether the run attacks it.
@@ -202,9 +226,9 @@ def try_out(
         training=training_is,
         attacked=attacked,
     )
-    for note in images.notes:
+    for note in (*images.notes, *built.notes):
         screen.warning(note)
-    few, labels = few_images(images, device)
+    model, (few, labels) = built.model, few_images(images, device)
     tried = dry_run(model, few, labels, demands)
     for note in tried.notes:
         screen.warning(note)
@@ -275,7 +299,7 @@ def _check_fit(prepared: Prepared) -> None:
     shape, classes = prepared.images.test.image_shape, len(prepared.images.classes)
     checks += [functools.partial(archive.check_fits, shape, classes) for archive in prepared.shift.values()]
     attacks = [Attack(**asdict(attack)) for attack in config.attacks.suite.values()]
-    checks.append(functools.partial(check_attacks, attacks, prepared.spec.num_classes))
+    checks.append(functools.partial(check_attacks, attacks, prepared.outputs))
     candidates = [block for block in prepared.blocks if block.removable]
     checks.append(functools.partial(check_baseline, config.criterion.name, prepared.fresh.network, candidates))
     for check in checks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +25,8 @@ from consensus_cli.fitting import Fitting
 from consensus_cli.inputs import code_hash
 from consensus_cli.measure import measure
 from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.copying import clone
+from consensus_cli.models.weights import serialize
 from consensus_cli.prepare import Prepared
 from consensus_cli.processes import Team, team
 from consensus_cli.pruning import schedule
@@ -128,21 +131,25 @@ class Steps:
         return self.fitting.size(purpose, asked[purpose])
 
     def baseline(self) -> Classifier:
-        """Returns the unpruned network with its weights: as given, from the cache, or trained now."""
-        if self.config.model.weights is not None:
+        """Returns the unpruned network with its weights: as given, from the cache, or trained now.
+
+        Given weights without the head are where the training starts.
+        """
+        model = clone(self.prepared.fresh)
+        if self.prepared.is_trained:
             self.screen.line(f"baseline: weights of {self.config.model.weights}")
-            self._show_accuracy(self.prepared.fresh)
-            return self.prepared.fresh
-        model = copy.deepcopy(self.prepared.fresh)
+            self._show_accuracy(model)
+            return model
         recipe = recipes.training_baseline(self.config)
         determined_by = {
             "model": asdict(self.prepared.spec),
-            "code": code_hash(self.prepared.spec.target),
+            "target": code_hash(self.prepared.spec.target),
             "images": self.prepared.images.train.fingerprint(),
             "augmentation": asdict(self.prepared.images.augmentation),
             "recipe": asdict(recipe),
             "seed": self.config.seed,
             "precision": self.prepared.precision,
+            "starts_from": hashlib.sha256(serialize(model.network, {})).hexdigest(),
         }
         cache_dir = Path(self.config.output_dir) / "baselines"
         with self.stages.stage("baseline"):

@@ -13,6 +13,7 @@ from consensus_cli import joint, recipes, training
 from consensus_cli.fitting import Fitting
 from consensus_cli.measure import Training
 from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.copying import clone
 from consensus_cli.prepare import Prepared
 from consensus_cli.processes import Team
 from consensus_cli.screen import Screen, events
@@ -109,12 +110,18 @@ class Trainer:
                 device=self.prepared.device,
                 augmentation=self.prepared.images.augmentation,
                 seed=seed,
+                tick=self.prepared.threads.tick,
             )
 
         self.fitting.attempt("training", settings.batch_size, attempt)
 
     def measured(self, original: Classifier, network: Classifier) -> Training:
-        """Returns training by the recipe of fine-tuning; of a long epoch a part, lest one window take minutes."""
+        """Returns training by the recipe of fine-tuning; of a long epoch a part, lest one window take minutes.
+
+        Nothing is trained where the network cannot be.
+        """
+        if not self.prepared.trains:
+            return Training({}, 1.0)
         images = len(self.prepared.images.train)
         updates = images // min(self.prepared.config.finetune.batch_size, images)
         share = min(1.0, ENERGY_UPDATES / updates)
@@ -122,7 +129,7 @@ class Trainer:
 
     def _part(self, model: Classifier, share: float) -> Callable[[], None]:
         """Returns a function that trains a copy of the network, on this process alone, for a share of an epoch."""
-        trained, prepared = copy.deepcopy(model), self.prepared
+        trained, prepared = clone(model), self.prepared
         recipe = recipes.part_of_epoch(prepared.config, share)
         recipe = replace(recipe, batch_size=self.fitting.size("training", recipe.batch_size))
 

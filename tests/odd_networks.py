@@ -124,6 +124,14 @@ class Uncopyable(Plain):
         raise RuntimeError("holds an open file")
 
 
+class Scripted(Plain):
+    """One block is TorchScript."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[2] = torch.jit.script(self.blocks[2])
+
+
 class Lazy(Plain):
     def __init__(self) -> None:
         super().__init__()

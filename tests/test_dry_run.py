@@ -45,7 +45,7 @@ def tried(name: str, demands: Demands = DEMANDS) -> tuple[DryRun, Classifier]:
 @pytest.mark.parametrize("demands", [DEMANDS, BF16])
 def test_nothing_is_wrong_with(name: str, demands: Demands) -> None:
     found, model = tried(name, demands)
-    assert found == DryRun(demands.precision, demands.scoring_precision)
+    assert found == DryRun(demands.precision, demands.scoring_precision, outputs=10)
     assert model.memory_format == torch.channels_last
     assert model.network.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -62,6 +62,7 @@ def test_nothing_is_wrong_with(name: str, demands: Demands) -> None:
         ("AlwaysDrops", "answers the same images differently the second time", "training=self.training"),
         ("Hooked", "a deep copy of Net does not answer as the network does", "refers to the original"),
         ("Borrows", "a deep copy of Net computes with the parameter network.fc.weight of the original", "closure"),
+        ("Scripted", "Net holds TorchScript modules (blocks.2, blocks.2.", "Python code"),
         ("Uncopyable", "copying Net raised RuntimeError: holds an open file", "copy.deepcopy"),
         ("Frozen", "Net has nothing to train", "finetune=none"),
         ("TrainsOtherwise", "the network answers with a tuple", "return the logits"),

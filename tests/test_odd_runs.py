@@ -81,6 +81,18 @@ def test_frozen_networks_are_pruned_without_training(tmp_path: Path) -> None:
     assert pd.isna(row["energy_epoch_base_kwh"])
 
 
+def test_weights_for_other_classes_are_where_the_training_starts(tmp_path: Path) -> None:
+    """With a head that was drawn anew the baseline is trained, and kept apart from one that starts fresh."""
+    target = "model.target=odd_networks.Plain"
+    fresh = rows(tmp_path, target).iloc[0]
+    torch.manual_seed(1)
+    torch.save(odd_networks.ManyOutputs().state_dict(), tmp_path / "many.pt")
+    row = rows(tmp_path, target, f"model.weights={tmp_path}/many.pt", "model.reset_head=true").iloc[1]
+    assert len(list((tmp_path / "baselines").glob("*.safetensors"))) == 2
+    assert row["baseline_s"] > 0
+    assert row["nll_base_nats"] != fresh["nll_base_nats"]
+
+
 #: network of the trials -> candidates, or what is said of it
 EXPECTED: dict[str, int | str] = {
     "NeedsBigImages": "it takes 3×32×32: give it dataset.image_size=32",

@@ -27,10 +27,11 @@ from consensus_cli.screen.timing import TimePlan
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 STARTED = events.Started(
     version="1", run_dir="outputs/runs/a", model="resnet20", dataset="digits", seed=0, criterion="cka",
-    metrics=("cka",), train_images=9, test_images=9, image_shape=(1, 16, 16), classes=10, macs=10**7,
+    metrics=("cka",), train_images=9, test_images=9, image_shape=(1, 16, 16), classes=10,
+    class_names=tuple("0123456789"), macs=10**7,
     blocks=("layer1.0", "layer1.1", "layer2.0", "layer2.1"), candidates=("layer1.1", "layer2.1"), removed=(),
-    goal="1 of 2 candidate blocks", device="cpu", precision="fp32", scoring_precision="fp32", planned={"score": 1},
-    least_s={},
+    goal="1 of 2 candidate blocks", device="cpu", threads=2, precision="fp32", scoring_precision="fp32",
+    planned={"score": 1}, least_s={},
 )  # fmt: skip
 REMOVED = events.BlockRemoved("layer1.1", 1, 2, importance=8.0, unit="rank sum", next_importance=16.0)
 

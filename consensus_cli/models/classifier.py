@@ -74,7 +74,7 @@ def logits_of(answer: Any) -> Tensor:
     if not isinstance(found, Tensor) or found.ndim != 2:
         raise UserError(
             f"the network answers with {_described(answer)}, not with logits (images, classes)",
-            "let its forward return the logits: as a tensor, as 'logits' of a dictionary or object, or first in a tuple",
+            "let its forward return the logits: as a tensor, 'logits' of a dictionary or object, or first in a tuple",
         )
     return found
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import logits_of
-from consensus_cli.torch_modes import evaluating, tensors_in
+from consensus_cli.torch_modes import evaluating, tensors_in, uncompiled
 
 _CONVOLUTIONS: tuple[Any, ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
 
@@ -122,7 +122,7 @@ def find_head(network: nn.Module, images: Tensor) -> Head:
         UserError: the logits are not made of features and weights.
     """
     recorder = _Recorder(images)
-    with evaluating(network), ExitStack() as stack:
+    with evaluating(network), uncompiled(), ExitStack() as stack:
         for path, module in network.named_modules():
             stack.enter_context(module.register_forward_pre_hook(recorder.enter(path), with_kwargs=True))
             stack.enter_context(module.register_forward_hook(recorder.leave))
@@ -133,7 +133,7 @@ def find_head(network: nn.Module, images: Tensor) -> Head:
     whole = [product for product in products if product.result.numel() == logits.numel()]
     if not products:
         raise UserError(
-            f"{type(network).__name__} has no head: its logits come from no linear layer, convolution or matrix product",
+            f"{type(network).__name__} has no head: no linear layer, convolution or matrix product gives its logits",
             "metrics compare what the head gets; these criteria need no metric: random, weight_norm, first, last",
         )
     last = len(recorder.products)

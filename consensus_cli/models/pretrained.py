@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError, unknown_name
-from consensus_cli.models.weights import load_given, read_state_dict
+from consensus_cli.models.weights import Given, load_given, read_state_dict
 from consensus_cli.models.zoo import ModelSpec, check_torchvision, import_timm
 from consensus_cli.paths import expanded
 
@@ -50,7 +50,7 @@ def normalization(source: str, name: str, weights: str | None) -> tuple[tuple[fl
     return tuple(settings.mean), tuple(settings.std)
 
 
-def load_weights(network: nn.Module, spec: ModelSpec, weights: str, *, reset_head: bool = False) -> list[str]:
+def load_weights(network: nn.Module, spec: ModelSpec, weights: str, *, reset_head: bool = False) -> Given:
     """Loads a file or published weights; the head stays fresh where published weights have another number of classes.
 
     Args:
@@ -58,9 +58,6 @@ def load_weights(network: nn.Module, spec: ModelSpec, weights: str, *, reset_hea
         spec: how the network was built.
         weights: path of a file, or a name.
         reset_head: whether the head stays fresh as well where a file has none, or one for other classes.
-
-    Returns:
-        What should be said about the weights, a sentence each.
 
     Raises:
         UserError: the weights are missing, damaged, cannot be fetched, or do not fit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import save
@@ -13,7 +14,7 @@ from consensus_cli.models.foreign_files import some
 from consensus_cli.models.matching import Candidate, candidates, choose, completed, entries, faults
 from consensus_cli.models.weight_files import read_state_dict
 
-__all__ = ["load_given", "load_into", "read_state_dict", "serialize"]
+__all__ = ["Given", "load_given", "load_into", "read_state_dict", "serialize"]
 
 #: modules whose entries may make a head: a distilled network has two, an Inception one and two beside the trunk
 _MOST_HEADS = 3
@@ -46,9 +47,23 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         ) from error
 
 
+@dataclass(frozen=True)
+class Given:
+    """What became of given weights.
+
+    Attributes:
+        notes: what should be said about them, a sentence each.
+        fresh_head: whether the head stayed as it was drawn, so that the network must be trained before it is worth
+            anything.
+    """
+
+    notes: list[str]
+    fresh_head: bool
+
+
 def load_given(
     network: nn.Module, tensors: Mapping[str, Tensor], source: str, *, num_classes: int, reset_head: bool = False
-) -> list[str]:
+) -> Given:
     """Loads the weights that a user gave, found by the network's names among all that their file holds.
 
     Of weights and their average over a training, the weights are taken; the average only where it is alone.
@@ -59,9 +74,6 @@ def load_given(
         source: where the weights come from, for messages.
         num_classes: classes that the network tells apart.
         reset_head: whether a head that the file lacks, or has for another number of classes, stays fresh.
-
-    Returns:
-        What should be said about them, a sentence each.
 
     Raises:
         UserError: they do not fit, two sets of them do, or some are not finite.
@@ -74,7 +86,7 @@ def load_given(
     averages = [other.prefix for other in fitting if other.averaged and not chosen.averaged]
     if averages:
         notes.append(f"{source}: its plain weights; the averaged ones ('{averages[0]}*') are left out")
-    state = chosen.state
+    state, fresh_head = chosen.state, False
     if chosen.faults:
         head = _head_entries(chosen, expected, num_classes)
         if not head:
@@ -82,10 +94,11 @@ def load_given(
         if not reset_head:
             raise _head_error(head, chosen, expected, source)
         state = {key: value for key, value in state.items() if key in expected} | {k: expected[k] for k in head}
+        fresh_head = True
         notes.append(f"{source}: the head starts fresh ({', '.join(head)})")
     _check_finite(state, source)
     load_into(network, state, source)
-    return notes
+    return Given(notes, fresh_head)
 
 
 def serialize(network: nn.Module, metadata: Mapping[str, str]) -> bytes:

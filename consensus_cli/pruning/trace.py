@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from consensus_cli.torch_modes import evaluating, tensors_in, unfused_attention
+from consensus_cli.torch_modes import evaluating, tensors_in, uncompiled, unfused_attention
 
 #: operations whose result holds the same elements in the same order as their first argument
 SAME_ELEMENTS = {
@@ -228,6 +228,7 @@ def trace(network: nn.Module, example: Tensor) -> Trace:
                 stack.callback(handle.remove)
         stack.enter_context(evaluating(network))
         stack.enter_context(unfused_attention())
+        stack.enter_context(uncompiled())
         stack.enter_context(recorder)
         network(example[:1])
     return recorder.trace

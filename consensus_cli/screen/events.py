@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+#: class names that the header shows: enough to see their order
+_LISTED_CLASSES = 12
+
 
 @dataclass(frozen=True)
 class Event:
@@ -41,12 +44,14 @@ class Started(Event):
         test_images: number of test images.
         image_shape: (channels, height, width).
         classes: number of classes.
+        class_names: their names in the order of the labels.
         macs: of the unpruned network, per image.
         blocks: names of all residual blocks, in order of execution.
         candidates: names of those that can go.
         removed: names of those that went before the run was resumed.
         goal: what is to be removed; empty where nothing is.
         device: what computes.
+        threads: threads of PyTorch at the start.
         precision: of training.
         scoring_precision: of the forward pass of scoring; None where nothing is scored.
         planned: stage -> how often it will run; empty where that is open.
@@ -65,12 +70,14 @@ class Started(Event):
     test_images: int
     image_shape: tuple[int, ...]
     classes: int
+    class_names: tuple[str, ...]
     macs: int
     blocks: tuple[str, ...]
     candidates: tuple[str, ...]
     removed: tuple[str, ...]
     goal: str
     device: str
+    threads: int
     precision: str
     scoring_precision: str | None
     planned: Mapping[str, int] = field(default_factory=dict)
@@ -80,14 +87,17 @@ class Started(Event):
         """Returns the header of a run."""
         shape = "×".join(map(str, self.image_shape))
         votes = f": {', '.join(self.metrics)}" if self.metrics else ""
+        names = " ".join(self.class_names[:_LISTED_CLASSES]) + (" …" if self.classes > _LISTED_CLASSES else "")
+        classes = f"{self.classes} classes: {names}"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         scoring = f", scoring in {self.scoring_precision}" if self.scoring_precision else ""
         return [
             f"consensus {self.version}: {self.model} on {self.dataset}, seed {self.seed}",
-            f"  images     {self.train_images} train, {self.test_images} test, {shape}, {self.classes} classes",
+            f"  images     {self.train_images} train, {self.test_images} test, {shape}, {classes}",
             f"  network    {self.macs / 1e6:.2f} M MACs, {len(self.blocks)} residual blocks",
             f"  criterion  {self.criterion}{votes}",
             *([f"  removes    {self.goal}"] if self.goal else []),
-            f"  device     {self.device}, training in {self.precision}{scoring}",
+            f"  device     {self.device}, {threads}, training in {self.precision}{scoring}",
             f"  directory  {self.run_dir}",
         ]
 

@@ -15,6 +15,8 @@ from rich.table import Table
 from consensus_cli.screen.events import Event, StageEnded, StageStarted
 
 logger = logging.getLogger("consensus_cli")
+# What a screen prints is logged as well; where no log is open, Python would print it a second time.
+logger.addHandler(logging.NullHandler())
 
 #: `report(description, done, total)` says how far some work is
 Report = Callable[[str, int, int], None]

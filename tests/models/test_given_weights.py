@@ -18,7 +18,9 @@ State = dict[str, Tensor]
 
 
 def _load(network: nn.Module, path: Path, *, reset_head: bool = False) -> list[str]:
-    return load_given(network, read_state_dict(path), "checkpoint x", num_classes=10, reset_head=reset_head)
+    given = load_given(network, read_state_dict(path), "checkpoint x", num_classes=10, reset_head=reset_head)
+    assert given.fresh_head == any("the head starts fresh" in note for note in given.notes)
+    return given.notes
 
 
 def _saved(content: object, folder: Path) -> Path:

@@ -70,7 +70,8 @@ def test_published_weights_for_other_classes_leave_the_head_fresh(name: str, mon
     assert fresh == [key for key in drawn if drawn[key].shape != published[key].shape]
     assert len(fresh) == 2
     assert all(torch.equal(network.state_dict()[key], drawn[key]) for key in fresh)
-    assert said == [f"weights IMAGENET1K_V1 of {name}: the head starts fresh ({', '.join(fresh)})"]
+    assert said.fresh_head
+    assert said.notes == [f"weights IMAGENET1K_V1 of {name}: the head starts fresh ({', '.join(fresh)})"]
 
 
 @pytest.mark.parametrize("error", [OSError("no network"), http.client.IncompleteRead(b""), RuntimeError("bad hash")])
