@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +21,6 @@ from consensus_cli.help_texts import HELP
 from consensus_cli.paths import expanded
 from consensus_cli.signals import InterruptedRunError
 from consensus_cli.startup import fit_environment, lasting_imports
-
-#: what `consensus list` shows -> the config group that holds it
-LISTS = {
-    "models": "model",
-    "datasets": "dataset",
-    "baselines": "baseline",
-    "metrics": "metrics",
-    "criteria": "criterion",
-    "prunings": "prune",
-    "finetunings": "finetune",
-    "attacks": "attacks",
-    "evaluations": "evaluate",
-    "experiments": "experiment",
-}
 
 
 @dataclass(frozen=True)
@@ -192,30 +178,10 @@ def _list(call: Call) -> int:
 
         pipeline.show_blocks(compose_run(settings_only("list blocks", words)), Screen())
         return 0
-    if not call.words:
-        what_there_is = {name: f"what {group}= may be" for name, group in LISTS.items()}
-        _table({**what_there_is, "blocks": "the residual blocks of a network: consensus list blocks key=value …"})
-        return 0
-    if what not in LISTS:
-        raise unknown_name("list", what, [*LISTS, "blocks"])
-    if words:
-        raise UserError(f"consensus list {what} takes nothing else, not '{words[0]}'", f"consensus list {what}")
-    from consensus_cli.conf_files import choices
+    from consensus_cli.catalogue import show
 
-    options = choices(LISTS[what])
-    if what == "attacks":
-        from consensus_cli.evaluation.attacks import ATTACKS
-
-        single = {name: f"{method.summary}; attacks.suite.{name}.name={name}" for name, method in ATTACKS.items()}
-        options = {name: f"a suite: {text}" for name, text in options.items()} | single
-    _table(options)
+    show(what, words)
     return 0
-
-
-def _table(lines: Mapping[str, str]) -> None:
-    width = max(map(len, lines))
-    for name, text in lines.items():
-        sys.stdout.write(f"{name:<{width}}  {text}\n")
 
 
 def _report(call: Call) -> int:

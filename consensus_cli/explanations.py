@@ -45,7 +45,7 @@ def wrong_type(key: str, said: str, takes: Expected) -> UserError:
         takes: what the key takes.
     """
     problem = UserError(f"{key}={_quoted_text(said)} is not {takes.words}", f"write {key}={takes.form}; {_TYPES}")
-    if takes.text and said != "null":
+    if repairs.names_something(key) and takes.text and said != "null":
         problem.hint = repairs.quoting_hint(key, said)
     elif takes.form.startswith("."):
         problem.hint = f"write {key}{takes.form}; {_TYPES}"

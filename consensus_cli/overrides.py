@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeS
 from consensus_cli import conf_files, config, launchers, repairs
 from consensus_cli.config import AttackConfig
 from consensus_cli.errors import ConfigError, UserError, did_you_mean, nearest, unknown_name
+from consensus_cli.evaluation.attacks import ATTACKS
 from consensus_cli.value_types import expected
 
 #: nodes below which a user may name keys of their own
@@ -26,9 +27,9 @@ OPEN = ("model.kwargs.", "metrics.weights.", "attacks.suite.", "evaluate.shift."
 #: a sweep of more runs is a slip of the pen: each of them is checked before the first starts
 MOST_RUNS = 10_000
 
-#: what other tools call a key -> its last part here
+#: what other tools call a key -> its last part here, or all of it
 _ELSEWHERE = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size", "gpu": "device", "out": "output_dir"}
-_ELSEWHERE |= {"arch": "model", "path": "root", "checkpoint": "weights", "ckpt": "weights", "pretrained": "weights"}
+_ELSEWHERE |= dict.fromkeys(("checkpoint", "ckpt", "pretrained"), "model.weights") | {"path": "dataset.root"}
 
 
 def check_overrides(words: Sequence[str], *, multirun: bool, own_files: bool = False) -> list[Override]:
@@ -135,6 +136,8 @@ def _override_problems(override: Override, own_files: bool) -> Iterator[UserErro
 
 def _group_problems(group: str, override: Override, own_files: bool) -> Iterator[UserError]:
     if override.is_delete():
+        if override.value() not in (None, ""):
+            yield UserError(f"cannot take {override.input_line} away", f"choose none with: {group}=null")
         return
     if override.is_add() or override.is_force_add():
         yield UserError(
@@ -172,6 +175,8 @@ def _choice_problems(group: str, choice: Any, own_files: bool, *, alone: bool) -
 
 def _unknown_option(group: str, name: str, options: list[str]) -> UserError:
     problem = unknown_name(group, name, options)
+    if group == "attacks" and name in ATTACKS:
+        problem.hint = f"one attack by itself: attacks=none attacks.suite.{name}.name={name}; {problem.hint}"
     if "${" in name:
         problem.hint = f"options take no references; let the shell fill them in: {group}=$NAME"
     is_path = "/" in name or "\\" in name
@@ -186,14 +191,14 @@ def _several_values(override: Override) -> UserError:
     key, _, typed = (override.input_line or "").partition("=")
     takes = expected(key)
     hint = "sweep over them with: consensus run -m …"
-    if takes is not None and not takes.text and re.fullmatch(r"[-+]?\d+,\d+", typed):
+    if takes is not None and takes.fits(0.5) and re.fullmatch(r"[-+]?\d+,\d+", typed):
         hint = f"decimals take a point: {key}={typed.replace(',', '.')}; {hint}"
     elif override.value_type != ValueType.SIMPLE_CHOICE_SWEEP:
         pass
     elif takes is not None and takes.listed:
         items = typed.strip("[](){} ")
         hint = f"several values of one run go into brackets: {shlex.quote(f'{key}=[{items}]')}; {hint}"
-    elif takes is not None and takes.text:
+    elif repairs.names_something(key):
         hint += f"; where the comma belongs to the value, {repairs.quoting_hint(key, typed)}"
     elif key == "metrics":
         hint = f"several metrics vote together in brackets: {shlex.quote(f'{key}=[{typed}]')}; {hint}"
@@ -243,6 +248,12 @@ def _meant(key: str, known: list[str], siblings: list[str]) -> list[str]:
     """Returns the keys that one which does not exist may mean: first below the same node, then anywhere."""
     last = key.rpartition(".")[2].rpartition("/")[2]
     last = _ELSEWHERE.get(last.lower(), last)
+    if last in known:
+        return [last]
+    for node in OPEN:
+        # `scoring.weights.cka` for `metrics.weights.cka`
+        if f".{key}".endswith(f".{node.split('.')[1]}.{last}"):
+            return [f"{node}{last}"]
     by_name: dict[str, list[str]] = {}
     for name in siblings if "." in key else known:
         by_name.setdefault(name.rpartition(".")[2], []).append(name)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from consensus_cli import data, processes, validation
+from consensus_cli import data, processes, training, validation
 from consensus_cli.config import CueConfig, DatasetConfig, ModelConfig, RecipeConfig, RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.evaluation.attacks import ATTACKS, Attack, check_attacks
@@ -38,10 +42,12 @@ def check(config: RunConfig) -> None:
     problems += _name_problems(config)
     problems += data.check_image_size("model.image_size", config.model.image_size)
     problems += data.check(**dataset_arguments(config) | {"image_size": config.dataset.image_size})
+    if config.output_dir.startswith("~"):
+        problems.append(UserError(f"there is no home folder for '{config.output_dir}'", "write out the path"))
     problems += check_writable(Path(config.output_dir) / RESULTS_NAME)
     for attempt in (
         lambda: check_country(config.evaluate.country),
-        lambda: pick_device(config.device),
+        lambda: _check_device(config),
         lambda: _check_model(config.model),
         lambda: check_tracker(config.tracker),
         lambda: _check_processes(config),
@@ -50,6 +56,8 @@ def check(config: RunConfig) -> None:
     ):
         problems += _told_by(attempt)
     for name, path in config.evaluate.shift.items():
+        if not path:
+            continue
         problems += _told_by(lambda name=name, path=path: shift_archives({name: path}))  # type: ignore[misc]
     if problems:
         raise ConfigError(problems)
@@ -121,6 +129,20 @@ def _name_problems(config: RunConfig) -> Iterator[UserError]:
                 f"attacks.suite.{name} does not begin with its attack, '{attack.name}'",
                 f"use lower-case letters, digits and _, such as attacks.suite.{attack.name}_mine",
             )
+
+
+def _check_device(config: RunConfig) -> None:
+    """Checks that the device is there, and the compiler that torch.compile calls in the middle of a training."""
+    device = pick_device(config.device)
+    if not training.resolve_compile(config.compile, device):
+        return
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise UserError("compiling for a GPU needs triton, which is not installed", "use compile=false")
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(
+            f"compile={config.compile} needs a C++ compiler, and there is no {compiler}", "use compile=false"
+        )
 
 
 def _check_model(model: ModelConfig) -> None:

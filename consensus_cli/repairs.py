@@ -20,6 +20,7 @@ from omegaconf.errors import GrammarParseError
 
 from consensus_cli import conf_files, config
 from consensus_cli.errors import UserError, nearest
+from consensus_cli.validation import NAMES
 from consensus_cli.value_types import expected
 
 #: typographic quotation marks, as word processors and web pages put them
@@ -53,6 +54,11 @@ def takes_text(key: str) -> bool:
     """Says whether a value in quotes can be right for a key."""
     found = expected(key)
     return key.startswith(("hydra.", "model.kwargs.")) or (found is not None and found.text)
+
+
+def names_something(key: str) -> bool:
+    """Says whether a key's text is a name of the user's own, such as a file's, and not one of a few that we know."""
+    return key in {*NAMES, "dataset.name"} or key.startswith(("evaluate.shift.", "hydra.", "model.kwargs."))
 
 
 def unreadable(word: str) -> UserError:

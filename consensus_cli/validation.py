@@ -12,6 +12,16 @@ from consensus_cli.config import RunConfig
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models import normalization
 
+#: more than this is a slip of the pen: the machine would be busy or out of memory before a row is written
+_MOST_THREADS = 1024
+_MOST_EPOCHS = 100_000
+_MOST_RESAMPLES = 1_000_000
+_LARGEST_BATCH = 65_536
+_LONGEST_S = 3600
+
+#: keys whose text names a file, a folder or code: an empty one would be the working folder
+NAMES = ("output_dir", "model.name", "model.weights", "model.target", "dataset.root")
+
 _SCHEDULES = ("constant", "cosine", "onecycle", "step")
 
 
@@ -31,8 +41,16 @@ def _positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
+def _from_to(low: float, high: float) -> tuple[Callable[[float], bool], str]:
+    return lambda value: low <= value <= high, f"from {low:g} to {high:.0f}"
+
+
+def _above(low: float, high: float) -> tuple[Callable[[float], bool], str]:
+    return lambda value: low < value <= high, f"above {low:g}, at most {high:.0f}"
+
+
 def _sizes(values: list[int]) -> bool:
-    return len(set(values)) == len(values) > 0 and min(values) >= 1
+    return len(set(values)) == len(values) > 0 and min(values) >= 1 and max(values) <= _LARGEST_BATCH
 
 
 #: key -> values it can take; null passes where the type allows it
@@ -57,25 +75,24 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
     "compile": (lambda value: value in ("auto", True, False), "auto, true or false"),
-    "threads": (_at_least(1), "at least 1, or null"),
+    "threads": (lambda value: 1 <= value <= _MOST_THREADS, f"from 1 to {_MOST_THREADS}, or null"),
     "model.num_classes": (_at_least(2), "at least 2, or null"),
-    "baseline.epochs": (_positive, "above 0"),
-    "finetune.epochs_per_step": (_at_least(0), "at least 0"),
-    "finetune.final_epochs": (_at_least(0), "at least 0"),
+    "baseline.epochs": _above(0, _MOST_EPOCHS),
+    "finetune.epochs_per_step": _from_to(0, _MOST_EPOCHS),
+    "finetune.final_epochs": _from_to(0, _MOST_EPOCHS),
     "finetune.recalibration_images": (lambda images: images == 0 or images >= 2, "0, or at least 2"),
     "finetune.distill": (lambda share: 0 <= share <= 1, "from 0 to 1"),
     "finetune.ema_decay": (lambda decay: 0 <= decay < 1, "at least 0 and below 1"),
     "metrics.samples_per_class": (_at_least(2), "at least 2"),
-    "metrics.weights": (lambda weights: all(_at_least(0)(w) for w in weights.values()), "at least 0 for every metric"),
     "scoring.memory_gb": (_positive, "above 0"),
-    "scoring.bootstrap": (_at_least(0), "at least 0"),
+    "scoring.bootstrap": _from_to(0, _MOST_RESAMPLES),
     "prune.step": (_at_least(1), "at least 1"),
     "prune.min_blocks_per_stage": (_at_least(1), "at least 1"),
     "attacks.images": (_at_least(1), "at least 1"),
-    "evaluate.energy_window_s": (_positive, "above 0"),
+    "evaluate.energy_window_s": _above(0, _LONGEST_S),
     "evaluate.energy_repeats": (_at_least(1), "at least 1"),
-    "evaluate.batch_sizes": (_sizes, "one or more sizes of at least 1, each once"),
-    "evaluate.latency_min_run_s": (_positive, "above 0"),
+    "evaluate.batch_sizes": (_sizes, f"one or more sizes from 1 to {_LARGEST_BATCH}, each once"),
+    "evaluate.latency_min_run_s": _above(0, _LONGEST_S),
     "evaluate.corruption_images": (_at_least(1), "at least 1"),
     "evaluate.shift_images": (_at_least(1), "at least 1, or null"),
 }
@@ -102,6 +119,19 @@ def problems(config: RunConfig) -> list[UserError]:
         value = _value(config, key)
         if value is not None and not allowed(value):
             found.append(UserError(f"{key}={value} is out of range", f"{key} must be {in_words}"))
+    for key in NAMES:
+        if _value(config, key) == "":
+            found.append(UserError(f"{key} is empty", f"write {key}=NAME, or leave it out"))
+    found += [
+        UserError(f"evaluate.shift.{name} is empty", "give the file or folder of the images")
+        for name, path in config.evaluate.shift.items()
+        if not path
+    ]
+    for name, weight in config.metrics.weights.items():
+        if not _at_least(0)(weight):
+            found.append(
+                UserError(f"metrics.weights.{name}={weight} is out of range", "a weight is 0 or a positive number")
+            )
     found += normalization.problems(config.model.mean, config.model.std)
     if config.criterion.name == "consensus" and not any(config.metrics.weights.values()):
         found.append(UserError("metrics.weights leaves no metric to vote", "give at least one metric a weight above 0"))

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from consensus_cli import __version__
-from consensus_cli.cli import LISTS, main
+from consensus_cli.catalogue import LISTS
+from consensus_cli.cli import main
 
 BAD_INPUT = {
     "unknown command": (["rum"], "unknown command 'rum'", "did you mean 'run'?"),
@@ -42,7 +43,11 @@ BAD_INPUT = {
     "sweep, only shown": (["run", "-m", "--cfg", "job"], "one configuration", "leave -m out"),
     "no folder, only shown": (["run", "--config-dir", "/nowhere", "--cfg", "job"], "nowhere", ""),
     "no attack": (["run", "attacks.suite.mine=5"], "attacks.suite.mine=5 is not an attack", "name: pgd"),
-    "steps abc": (["run", "attacks.suite.pgd.steps=abc"], "attacks.suite.pgd.steps='abc' is not a whole number", "keys: name, norm"),
+    "steps abc": (
+        ["run", "attacks.suite.pgd.steps=abc"],
+        "attacks.suite.pgd.steps='abc' is not a whole number",
+        "keys: name, norm",
+    ),
     "wrong type, only shown": (["run", "seed=one", "--cfg", "job"], "'one'", "--cfg job"),
     "unknown key, only shown": (["run", "ration=0.5", "--cfg", "job"], "unknown config key", "did you mean 'ratio'?"),
     "ratio 0": (["run", "ratio=0"], "ratio=0.0 is out of range", "above 0 and at most 1"),
@@ -66,7 +71,11 @@ BAD_INPUT = {
     "missing model name": (["run", "model=torchvision"], "model.name is missing", "model.name="),
     "unknown torchvision model": (["run", "model=torchvision", "model.name=resnet51"], "'resnet51'", "did you mean"),
     "unknown published weights": (["run", "model=resnet50", "model.weights=IMAGENET1K"], "'IMAGENET1K'", "valid:"),
-    "no such class": (["run", "model=custom", "model.target=nowhere.Net"], "cannot be imported", "path/to/file.py:Class"),
+    "no such class": (
+        ["run", "model=custom", "model.target=nowhere.Net"],
+        "cannot be imported",
+        "path/to/file.py:Class",
+    ),
     "not a class": (["run", "model=custom", "model.target=math.sqrt"], "math.sqrt cannot be built", "model.kwargs"),
     "no residual blocks": (
         ["run", "model=torchvision", "model.name=vgg11", "dataset.image_size=32"],

@@ -177,7 +177,7 @@ def kendall_tau(distances: Mapping[str, np.ndarray]) -> pd.DataFrame:
 def _complete_weights(weights: Mapping[str, float], metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
     for name, weight in weights.items():
         if name not in metrics:
-            raise unknown_name("metric in scoring.weights", name, metrics)
+            raise unknown_name("metric in metrics.weights", name, metrics)
         if not (np.isfinite(weight) and weight >= 0):
             raise UserError(f"the weight of metric '{name}' is {weight}", "a weight is a finite number, 0 or more")
     complete = {name: float(weights[name]) if name in weights else 1.0 for name in metrics}

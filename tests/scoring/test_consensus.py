@@ -188,7 +188,7 @@ def test_ranking_keeps_what_it_was_made_of():
     ("options", "message", "hint"),
     [
         ({"aggregation": "ranksum"}, "unknown aggregation 'ranksum'", "did you mean 'rank_sum'?"),
-        ({"weights": {"ckaa": 1}}, "unknown metric in scoring.weights 'ckaa'", "did you mean 'cka'?"),
+        ({"weights": {"ckaa": 1}}, "unknown metric in metrics.weights 'ckaa'", "did you mean 'cka'?"),
         ({"weights": {"cka": -1}}, "the weight of metric 'cka' is -1", "finite number, 0 or more"),
         ({"weights": {"cka": np.nan}}, "the weight of metric 'cka' is nan", "finite number, 0 or more"),
         ({"weights": {"cka": 0}}, "every metric weighs 0", "at least one metric"),
