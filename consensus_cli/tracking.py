@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.errors import UserError, foreign_code, unknown_name
 
 #: `none`, and the libraries that can follow a run; each is an extra of the same name
 TRACKERS = ("none", "tensorboard", "mlflow", "wandb")
+
+#: what to do where a tool does not start
+_SET_UP = {
+    "tensorboard": "leave the tracker out, or see its own messages with --debug",
+    "mlflow": "point MLFLOW_TRACKING_URI at a server, or at a folder with MLFLOW_ALLOW_FILE_STORE=true",
+    "wandb": "log in with `wandb login`, or set WANDB_MODE=offline",
+}
 
 #: group of values -> what it is logged over; the axes of Weights & Biases, and the step elsewhere
 AXES = {"train": "updates", "accuracy": "removed_blocks", "scores": "removed_blocks", "row": "removed_blocks"}
@@ -30,8 +37,14 @@ class Tracker:
             name: `none`, `tensorboard`, `mlflow` or `wandb`.
             run_dir: the run directory; its name is the run's, and files of the tool go into it.
             settings: the configuration, nested.
+
+        Raises:
+            UserError: the tool does not start: no account, no place to store to.
         """
-        self._tracker = None if name == "none" else _start(name, run_dir, _flat(settings))
+        self._tracker = None
+        if name != "none":
+            with foreign_code(f"tracker={name}", _SET_UP[name]):
+                self._tracker = _start(name, run_dir, _flat(settings))
         self._updates = 0
 
     @classmethod
@@ -80,8 +93,14 @@ def check_tracker(name: str) -> None:
     """
     if name not in TRACKERS:
         raise unknown_name("tracker", name, TRACKERS)
-    if name != "none" and importlib.util.find_spec(name) is None:
+    if name != "none" and not _installed(name):
         raise UserError(f"tracker={name} needs the library {name}", f"pip install 'consensus-cli[{name}]'")
+
+
+def _installed(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    # A folder `wandb` in the working folder, which Weights & Biases makes, looks like a package without code.
+    return spec is not None and spec.origin is not None
 
 
 def _start(name: str, run_dir: Path, settings: dict[str, Any]) -> Any:
