@@ -253,8 +253,9 @@ def _load(file: Path) -> tuple[bytes, Table]:
         return data, parse_table(data)
     except ValueError as error:
         raise UserError(
-            f"'{file}' is not a results file: {error}", "move it away or choose another output_dir"
-        ) from None
+            f"'{file}' is not a results file: {error}",
+            "name a results.csv, or where a run is to write one, another output_dir",
+        ) from error
 
 
 def _set_aside(file: Path, damaged: list[bytes]) -> None:

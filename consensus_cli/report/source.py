@@ -126,6 +126,8 @@ def _read(source: Path) -> tuple[pd.DataFrame, list[str]]:
         return _from_table(source / RESULTS_NAME)
     single = RunDir(source).row
     files = [single] if single.is_file() else row_files(source)
+    if not files and RunDir(source).config.is_file():
+        raise UserError(f"the run '{source}' has not ended: it has no row", "consensus resume continues it")
     if not files:
         raise UserError(
             f"'{source}' holds no {RESULTS_NAME} and no runs", "give a results.csv, its folder, or a run directory"

@@ -40,6 +40,10 @@ def write_report(source: Path, out: Path, figures: Path | None = None) -> Report
     Raises:
         UserError: there are no runs at `source`, or `out` cannot be written.
     """
+    for place, option in ((out, "--out"), (figures, "--figures")):
+        if place is not None and place.exists() and place.is_dir() == (option == "--out"):
+            what = "a folder" if place.is_dir() else "a file"
+            raise UserError(f"'{place}' is {what}", f"choose another {option}")
     runs = load(source)
     page = render(runs, f"Pruning report: {source.resolve().name}")
     try:
