@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from consensus_cli import __version__
-from consensus_cli.errors import RunFailedError, UserError, tell, unknown_name
+from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, memory_told, tell, unknown_name
 from consensus_cli.help_texts import COMMANDS as COMMAND_HELP
 from consensus_cli.help_texts import HELP
 from consensus_cli.paths import expanded
@@ -148,7 +148,7 @@ def _resume(call: Call) -> int:
     with lasting_imports():
         from consensus_cli import pipeline
 
-    with open_screen(kind) as screen:
+    with open_screen(kind) as screen, memory_told(NEEDS_LESS_MEMORY):
         pipeline.resume(asked.run, screen)
     return 0
 
@@ -163,7 +163,7 @@ def _score(call: Call) -> int:
     with lasting_imports():
         from consensus_cli import pipeline
 
-    with open_screen(kind) as screen:
+    with open_screen(kind) as screen, memory_told(NEEDS_LESS_MEMORY):
         pipeline.score(config, screen)
     return 0
 
@@ -176,7 +176,8 @@ def _list(call: Call) -> int:
         from consensus_cli.flags import settings_only
         from consensus_cli.screen import Screen
 
-        pipeline.show_blocks(compose_run(settings_only("list blocks", words)), Screen())
+        with memory_told(NEEDS_LESS_MEMORY):
+            pipeline.show_blocks(compose_run(settings_only("list blocks", words)), Screen())
         return 0
     from consensus_cli.catalogue import show
 

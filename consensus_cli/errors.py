@@ -18,6 +18,10 @@ from pathlib import Path
 _LISTED = 40
 
 
+#: what helps where memory runs out before a run has begun; in it, batches shrink by themselves
+NEEDS_LESS_MEMORY = "use smaller images (dataset.image_size), fewer (dataset.limit_train), or a smaller network"
+
+
 class UserError(Exception):
     """A mistake of the user's: one line that names it and a hint that mends it."""
 
@@ -70,6 +74,21 @@ def foreign_code(what: str, hint: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         said = f"{type(error).__name__}: {text}" if text else type(error).__name__
         raise ForeignCodeError(f"{what} raised {said}{_place(error)}", hint) from error
+
+
+@contextmanager
+def memory_told(hint: str) -> Iterator[None]:
+    """Reports that the body ran out of memory as one line.
+
+    Raises:
+        RunFailedError: instead of what allocators raise.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not _is_out_of_memory(error):
+            raise
+        raise RunFailedError("out of memory", hint) from error
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:

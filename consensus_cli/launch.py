@@ -25,7 +25,7 @@ from consensus_cli import config, launchers, repairs
 from consensus_cli.composition import compose_runs, to_run_config
 from consensus_cli.conf_files import Origin
 from consensus_cli.config import RunConfig
-from consensus_cli.errors import RunFailedError, UserError, foreign_code, tell
+from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, foreign_code, memory_told, tell
 from consensus_cli.explanations import COMPOSING, explain
 from consensus_cli.flags import parser, read_flags
 from consensus_cli.last import Last
@@ -202,7 +202,7 @@ def run_job(
     try:
         run_config = to_run_config(composed)
         run_config.if_done = run_config.if_done or ("skip" if sweeping else "rerun")
-        with open_screen(screen_kind, alone=alone) as screen:
+        with open_screen(screen_kind, alone=alone) as screen, memory_told(NEEDS_LESS_MEMORY):
             pipeline.run(run_config, overrides, screen, kept)
     except (UserError, RunFailedError) as error:
         # Told here: Hydra would put a text of its own before it.

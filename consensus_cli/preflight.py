@@ -39,6 +39,9 @@ def check(config: RunConfig) -> None:
         ConfigError: holds every mistake found.
     """
     problems = validation.problems(config)
+    if any(problem.message.endswith(" is empty") for problem in problems):
+        # An empty name is the working folder: what lies there is not what was meant.
+        raise ConfigError(problems)
     problems += _name_problems(config)
     problems += data.check_image_size("model.image_size", config.model.image_size)
     problems += data.check(**dataset_arguments(config) | {"image_size": config.dataset.image_size})
@@ -56,8 +59,6 @@ def check(config: RunConfig) -> None:
     ):
         problems += _told_by(attempt)
     for name, path in config.evaluate.shift.items():
-        if not path:
-            continue
         problems += _told_by(lambda name=name, path=path: shift_archives({name: path}))  # type: ignore[misc]
     if problems:
         raise ConfigError(problems)

@@ -14,6 +14,7 @@ from consensus_cli.models import normalization
 
 #: more than this is a slip of the pen: the machine would be busy or out of memory before a row is written
 _MOST_THREADS = 1024
+_MOST_CLASSES = 1_000_000
 _MOST_EPOCHS = 100_000
 _MOST_RESAMPLES = 1_000_000
 _LARGEST_BATCH = 65_536
@@ -76,7 +77,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
     "compile": (lambda value: value in ("auto", True, False), "auto, true or false"),
     "threads": (lambda value: 1 <= value <= _MOST_THREADS, f"from 1 to {_MOST_THREADS}, or null"),
-    "model.num_classes": (_at_least(2), "at least 2, or null"),
+    "model.num_classes": (lambda value: 2 <= value <= _MOST_CLASSES, f"from 2 to {_MOST_CLASSES}, or null"),
     "baseline.epochs": _above(0, _MOST_EPOCHS),
     "finetune.epochs_per_step": _from_to(0, _MOST_EPOCHS),
     "finetune.final_epochs": _from_to(0, _MOST_EPOCHS),

@@ -33,6 +33,9 @@ DATASETS: dict[str, Source] = {"digits": Digits(), **ARCHIVES, **FOLDERS, "hf": 
 MEMORY_LIMIT_BYTES = 1024**3
 STATISTICS_IMAGES = 1000
 
+# In pixels; no network sees more of an image, and a batch of such images fits into no memory.
+LARGEST_SIZE = 16_384
+
 
 def load(
     name: str,
@@ -98,6 +101,10 @@ def load(
         _limit(parts.val, limit_test, seed),
         _limit(parts.test, limit_test, seed),
     )
+    if len(splits[0]) == 0:
+        raise UserError(
+            f"dataset.val_fraction={val_fraction} leaves no training images", "lower it: 0.1 holds a tenth of them out"
+        )
     in_memory = not streaming and (streaming is False or _decoded_bytes(splits) <= MEMORY_LIMIT_BYTES)
     (train, val, test), notes = _ready(splits, in_memory, request)
     mean, std = _statistics(parts, train)
@@ -138,6 +145,8 @@ def check(
 
 def check_image_size(key: str, size: int | None) -> list[UserError]:
     """Returns what is wrong with a size of images in pixels that a configuration calls `key`; null is the dataset's."""
+    if size is not None and size > LARGEST_SIZE:
+        return [UserError(f"{key}={size} is too large", f"allowed: null, or {SMALLEST_SIZE} to {LARGEST_SIZE} pixels")]
     return _check_least(key, size, SMALLEST_SIZE, "pixels")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -176,11 +177,13 @@ def check_attacks(attacks: Iterable[Attack], classes: int | None = None) -> None
             raise UserError(
                 f"attack '{attack.name}' has no norm '{attack.norm}'", f"use norm {' or '.join(method.norms)}"
             )
-        if attack.eps255 < 0 or attack.steps < 1 or attack.restarts < 1:
+        if not (0 <= attack.eps255 < math.inf) or attack.steps < 1 or attack.restarts < 1:
             raise UserError(
                 f"attack '{attack.name}' has eps255={attack.eps255}, steps={attack.steps}, restarts={attack.restarts}",
                 "eps255 is at least 0, steps and restarts are at least 1",
             )
+        if attack.step255 is not None and not 0 < attack.step255 < math.inf:
+            raise UserError(f"attack '{attack.name}' has step255={attack.step255}", "step255 is above 0, or null")
         if attack.restarts > 1 and not method.random:
             raise UserError(
                 f"attack '{attack.name}' starts the same way every time, {attack.restarts} restarts change nothing",
