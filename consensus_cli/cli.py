@@ -93,7 +93,10 @@ def _unknown_command(word: str) -> UserError:
 def _start(command: Callable[[Call], int], call: Call) -> int:
     """Runs a command, in a job of several processes in the first of them."""
     # Asked here: what the answer is read with imports PyTorch.
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if not world.isascii() or not world.isdigit():
+        raise UserError(f"WORLD_SIZE={world} in the environment is not a number", "unset it: torchrun sets it itself")
+    if int(world) <= 1:
         return command(call)
     from consensus_cli import joint
 

@@ -76,7 +76,7 @@ BAD_INPUT = {
         "cannot be imported",
         "path/to/file.py:Class",
     ),
-    "not a class": (["run", "model=custom", "model.target=math.sqrt"], "math.sqrt cannot be built", "model.kwargs"),
+    "not a class": (["run", "model=custom", "model.target=math.sqrt"], "Python's own and makes no", "package.module.Class"),
     "no residual blocks": (
         ["run", "model=torchvision", "model.name=vgg11", "dataset.image_size=32"],
         "no residual blocks",

@@ -212,6 +212,8 @@ MISTAKES = [
     ("run output_dir=/dev/null/x", "/dev/null/x", "output_dir"),
     ("run 'output_dir=\"~nobody-of-this-name/x\"'", "no home folder", "write out the path"),
     ("run dataset=imagefolder 'dataset.root=\"~nobody-of-this-name/x\"'", "~nobody-of-this-name/x", "ROOT/train"),
+    ("run evaluate.country=bra", "unknown country 'bra'", "did you mean 'BRA'?"),
+    ("run evaluate.country=Germany", "unknown country 'Germany'", "did you mean 'DEU'?"),
     ("run device=gpu", "unknown device 'gpu'", "valid:"),
     ("run dataset.image_size=4", "dataset.image_size=4 is too small", "8"),
     ("run dataset.image_size=1000000", "dataset.image_size=1000000 is too large", "16384"),

@@ -110,6 +110,15 @@ def test_memory_that_runs_out_before_a_run_has_begun_is_one_line(
         raise RuntimeError("ours")
 
 
+@pytest.mark.parametrize("world", ["two", "", "-1", "2.0", "²"])
+def test_a_number_of_processes_that_is_none_is_one_line(
+    world: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world)
+    assert main(["list", "models"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: WORLD_SIZE={world} in the environment is not a number\n")
+
+
 def test_names_are_meant_whatever_their_case() -> None:
     assert nearest("RESNET57", ["resnet56", "vit"]) == ["resnet56"]
     assert did_you_mean([]) == ""

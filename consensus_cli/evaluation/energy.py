@@ -21,7 +21,7 @@ import torch
 from codecarbon import OfflineEmissionsTracker, emissions_tracker
 from codecarbon.input import DataSource
 
-from consensus_cli.errors import UserError
+from consensus_cli.errors import UserError, did_you_mean
 from consensus_cli.evaluation.mode import Progress, alternating, synchronize
 
 TrackingMode = Literal["process", "machine"]
@@ -235,8 +235,13 @@ def check_country(country: str) -> None:
     Raises:
         UserError: if it does not.
     """
-    if country not in DataSource().get_global_energy_mix_data():
-        raise UserError(f"unknown country '{country}'", "give the ISO 3166 alpha-3 code, such as BRA or DEU")
+    known = DataSource().get_global_energy_mix_data()
+    if country not in known:
+        meant = country.casefold()
+        named = [code for code, mix in known.items() if meant in (code.casefold(), mix["country_name"].casefold())]
+        raise UserError(
+            f"unknown country '{country}'", f"{did_you_mean(named)}give the ISO 3166 alpha-3 code, such as BRA or DEU"
+        )
 
 
 @contextmanager
