@@ -107,6 +107,12 @@ def load(
         )
     in_memory = not streaming and (streaming is False or _decoded_bytes(splits) <= MEMORY_LIMIT_BYTES)
     (train, val, test), notes = _ready(splits, in_memory, request)
+    for what, split in (("training", train), ("test", test)):
+        if len(split) == 0:
+            raise UserError(
+                "; ".join([f"no {what} images are left", *notes]),
+                "use more images: where there is no test folder, a fifth of each class is tested on",
+            )
     mean, std = _statistics(parts, train)
     return ImageData(name, train, val, test, parts.classes, parts.augmentation, mean, std, (*parts.notes, *notes))
 

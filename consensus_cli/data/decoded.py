@@ -50,7 +50,7 @@ def load_decoded(
 
 
 def _key(split: ImageFiles) -> str:
-    content = f"{FORMAT_VERSION} {split.geometry} {split.images.fingerprint(split.indices)}"
+    content = f"{FORMAT_VERSION} {split.geometry} {split.images.cache_key(split.indices)}"
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

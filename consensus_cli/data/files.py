@@ -41,6 +41,9 @@ class EncodedImages(Protocol):
     def fingerprint(self, indices: Tensor) -> str:
         """Returns 64 hex digits that change when one of the files at `indices` ((m,) int64) or their order does."""
 
+    def cache_key(self, indices: Tensor) -> str:
+        """Returns as many for what is kept of these files on this machine: no others may have the same."""
+
 
 @dataclass(frozen=True)
 class Geometry:

@@ -34,7 +34,7 @@ class FolderImages:
     Attributes:
         folder: what the paths are relative to.
         paths: of the files, in the order of the images.
-        stamps: size in bytes and time of change in ns of each file, (n, 2) int64.
+        stamps: of each file as in `Listing`, (n, 3) int64.
     """
 
     folder: Path
@@ -55,10 +55,17 @@ class FolderImages:
 
     def fingerprint(self, indices: Tensor) -> str:
         """Returns the SHA-256 of the relative paths, sizes and times of change of files; takes 1 s for a million."""
+        return self._hash(indices, "", self.stamps[:, :2])
+
+    def cache_key(self, indices: Tensor) -> str:
+        """Returns a hash of where the files are besides: unpacked archives may have the same names, sizes and times."""
+        return self._hash(indices, str(self.folder.resolve()), self.stamps)
+
+    def _hash(self, indices: Tensor, place: str, stamps: Tensor) -> str:
         # No path holds a zero byte; names need not be text in UTF-8.
-        names = "\0".join([self.paths[index] for index in indices.tolist()])
+        names = "\0".join([place, *(self.paths[index] for index in indices.tolist())])
         digest = hashlib.sha256(os.fsencode(names))
-        digest.update(self.stamps[indices].contiguous().numpy().data)
+        digest.update(stamps[indices].contiguous().numpy().data)
         return digest.hexdigest()
 
 
@@ -87,6 +94,9 @@ class Folder:
         if request.root is None:
             return [UserError(f"dataset '{self.name}' needs a folder", "set dataset.root=DIR")]
         if not request.root.is_dir():
+            if request.root.exists():
+                hint = "unpack it, if it is an archive, and give the folder that it holds"
+                return [UserError(f"dataset.root: {shown(request.root)} is a file, no folder", hint)]
             return [UserError(f"dataset.root: no such folder: {shown(request.root)}", LAYOUT_HINT)]
         try:
             _layout(request.root)
@@ -229,7 +239,7 @@ def _list_files(
             f"{enumerated(f'{name} ({what})' for name, what in empty.items())}",
             "remove them, or put images into them: JPEG, PNG, WebP, TIFF, BMP, GIF, …",
         )
-    images = FolderImages(folder, every.paths, torch.from_numpy(np.array(every.stamps)).reshape(-1, 2))
+    images = FolderImages(folder, every.paths, torch.from_numpy(np.array(every.stamps)).reshape(-1, 3))
     labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
     return (images, labels), list(_notes(folder, every, left_out_of, empty))
 

@@ -23,7 +23,11 @@ _SPLIT_OF_WORD = {word: split for split, words in _SPLITS.items() for word in wo
 _FILLERS = {
     "set", "data", "dataset", "split", "folder", "image", "images", "img", "imgs", "pictures", "photos", "files",
 }  # fmt: skip
-# Folders into which it is looked for splits: opening a thousand takes time.
+# Folders of datasets whose images are not sorted by class.
+_ANNOTATIONS = {
+    "annotation", "annotations", "annots", "bboxes", "boxes", "gt", "label", "labels", "mask", "masks", "xml", "xmls",
+}  # fmt: skip
+# Folders that are looked into: opening a thousand takes time.
 _LOOKED_INTO = 20
 
 
@@ -63,7 +67,10 @@ def find_layout(root: Path) -> Layout:
         return Layout({"train": root}, notes)
     if list(splits) == ["train"]:
         found = _only(root, splits["train"])
-        raise UserError(f"{shown(root)} has a folder {shown(found)} but neither test nor val", LAYOUT_HINT)
+        raise UserError(
+            f"{shown(root)} has a folder {shown(found)} but neither test nor val",
+            f"put one beside it, or set dataset.root={shown(root / found)}: a fifth becomes the test split",
+        )
     found = ", ".join(shown(name) for names in splits.values() for name in names)
     raise UserError(
         f"{shown(root)} has folders that look like splits ({found}), but no train",
@@ -81,7 +88,7 @@ def check_classes(layout: Layout) -> None:
     """Checks that there are classes, the same in every split.
 
     Raises:
-        UserError: fewer than two, classes without training images, or links to nowhere.
+        UserError: fewer than two, folders that cannot be classes, classes without training images, or links to nowhere.
     """
     train = layout.parts["train"]
     classes = class_names(train)
@@ -92,10 +99,20 @@ def check_classes(layout: Layout) -> None:
             raise UserError(
                 f"{shown(folder)} holds links to nowhere: {enumerated(map(shown, lost))}", "mend or remove them"
             )
-    if len(classes) < 2:
-        inner = [train / name for name in classes if len(class_names(train / name)) > 1]
+    if _are_annotations(classes) or len(classes) < 2:
+        inner = [train / name for name in classes if not _is_annotation(name) and len(class_names(train / name)) > 1]
+        what = f"{len(classes)} class folders, at least 2 are needed"
+        if len(classes) > 1:
+            what = f"images and what is noted of them ({enumerated(map(shown, classes))}), not sorted by class"
         hint = f"if its folders are the classes, set dataset.root={shown(inner[0])}" if inner else LAYOUT_HINT
-        raise UserError(f"{shown(train)} holds {len(classes)} class folders, at least 2 are needed", hint)
+        raise UserError(f"{shown(train)} holds {what}", hint)
+    if same := _in_each(train, classes):
+        raise UserError(
+            f"{shown(train)} has the same folders ({enumerated(map(shown, same))}) in each of "
+            f"{enumerated(map(shown, classes))}: which of them are the classes cannot be told",
+            f"for the inner ones set dataset.root={shown(train / classes[0])} or name the outer ones train and test; "
+            "for the outer ones leave no folders in them",
+        )
     for folder in layout.parts.values():
         strangers = sorted(set(class_names(folder)) - set(classes))
         if strangers:
@@ -105,20 +122,59 @@ def check_classes(layout: Layout) -> None:
             )
 
 
+def _is_annotation(name: str) -> bool:
+    words = set(_words(name)) - _FILLERS
+    return bool(words) and words <= _ANNOTATIONS
+
+
+def _is_filler(name: str) -> bool:
+    """Says whether all words of a name are such as say nothing."""
+    words = set(_words(name))
+    return bool(words) and words <= _FILLERS
+
+
+def _are_annotations(names: list[str]) -> bool:
+    """Says whether these are `images` and `labels`, `Images` and `Annotation`, or the like."""
+    images = [name for name in names if _is_filler(name)]
+    return 0 < len(images) < len(names) and all(_is_annotation(name) for name in set(names).difference(images))
+
+
+def _in_each(folder: Path, names: list[str]) -> list[str]:
+    """Returns the folders, two or more, that the first of some folders all hold alike; none where they differ."""
+    first, *others = names[:_LOOKED_INTO]
+    inner = _names_in(folder / first)
+    return inner if len(inner) > 1 and all(_names_in(folder / name) == inner for name in others) else []
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+
+
+def _parted(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """Returns the split that a folder's name speaks of, and the other words in it that say something."""
+    words = [word for word in _words(name) if word not in _FILLERS]
+    splits = [word for word in words if word in _SPLIT_OF_WORD]
+    if len(splits) != 1:
+        return None, ()
+    return _SPLIT_OF_WORD[splits[0]], tuple(word for word in words if word not in splits)
+
+
 def _split_of(name: str) -> str | None:
     """Returns the split that a folder's name means: `Test_Images`, `training-set` and `val2017` are splits."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
-    words = [word for word in re.findall(r"[^\W\d_]+", apart) if word not in _FILLERS]
-    return _SPLIT_OF_WORD.get(words[0]) if len(words) == 1 else None
+    split, rest = _parted(name)
+    return None if rest else split
 
 
 def _splits(names: list[str]) -> dict[str, list[str]]:
-    found = defaultdict(list)
+    """Returns split -> names; where none is named plainly, those that differ in it alone: `seg_train`, `seg_test`."""
+    found: dict[tuple[str, ...], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in names:
-        split = _split_of(name)
+        split, rest = _parted(name)
         if split is not None:
-            found[split].append(name)
-    return {split: found[split] for split in _SPLITS if split in found}
+            found[rest][split].append(name)
+    alike = {(): found[()]} if () in found else {k: v for k, v in found.items() if "train" in v and len(v) > 1}
+    every = {split: [name for part in alike.values() for name in part.get(split, [])] for split in _SPLITS}
+    return {split: same for split, same in every.items() if same}
 
 
 def _only(root: Path, names: list[str]) -> str:
@@ -132,11 +188,12 @@ def _only(root: Path, names: list[str]) -> str:
 
 def _unsplit(root: Path, names: list[str], notes: list[str]) -> Layout:
     """Returns the layout of a folder in which none looks like a split."""
-    inside = [name for name in names[:_LOOKED_INTO] if "train" in _splits(_names_in(root / name))]
-    if len(names) == 1 and inside:
+    if len(names) == 1:
         wrapped = find_layout(root / names[0])
-        return Layout(wrapped.parts, notes + wrapped.notes)
-    if inside:
+        if len(wrapped.parts) > 1:
+            return Layout(wrapped.parts, notes + wrapped.notes)
+    inside = [name for name in names[:_LOOKED_INTO] if "train" in _splits(_names_in(root / name))]
+    if len(names) > 1 and inside:
         raise UserError(
             f"{shown(root)} has {len(names)} folders, and folders that look like splits in {shown(inside[0])}",
             f"set dataset.root to the folder that holds the splits; {LAYOUT_HINT}",
@@ -146,21 +203,33 @@ def _unsplit(root: Path, names: list[str], notes: list[str]) -> Layout:
 
 def _inner(folder: Path, part: str) -> Path:
     """Returns the folder of the classes where a split is wrapped once more, as in `train/train` or `train/images`."""
+    wrapped = _wrapped(folder, part)
+    return wrapped if wrapped is not None and class_names(wrapped) else folder
+
+
+def _wrapped(folder: Path, part: str) -> Path | None:
     names = class_names(folder)
-    if len(names) == 1 and class_names(folder / names[0]):
-        split, words = _split_of(names[0]), set(re.findall(r"[a-z]+", names[0].lower()))
-        if split == part or (words and words <= _FILLERS):
-            return folder / names[0]
-    return folder
+    if len(names) != 1:
+        return None
+    if names[0] == folder.name or _split_of(names[0]) == part or _is_filler(names[0]):
+        return folder / names[0]
+    return None
 
 
 def _with_labels(root: Path, parts: dict[str, Path], notes: list[str]) -> Layout:
     """Leaves out test images that lie flat: nobody says of which class they are."""
     before = len(notes)
     for part in ("val", "test"):
-        if part in parts and not class_names(parts[part]):
-            what = "images without class folders" if _has_images(parts[part]) else "no class folders"
-            told = f"{shown(parts.pop(part))} holds {what}"
+        if part not in parts:
+            continue
+        names = class_names(parts[part])
+        # The one folder of tiny ImageNet's `val/images` is no class.
+        lies = _wrapped(parts[part], part) if set(names).isdisjoint(class_names(parts["train"])) else None
+        if not names or lies is not None:
+            lies = lies or parts[part]
+            del parts[part]
+            what = "images without class folders" if _has_images(lies) else "no class folders"
+            told = f"{shown(lies)} holds {what}"
             if len(parts) == 1:
                 raise UserError(
                     f"{shown(root)} has no labelled test images: {told}",

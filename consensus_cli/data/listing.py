@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,10 @@ from pathlib import Path
 from consensus_cli.data.decoding import IMAGE_SUFFIXES
 
 #: what systems and archives leave behind (lower case), besides everything that begins with a dot
-_LEFTOVERS = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found", "__pycache__"}
+_LEFTOVERS = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "$recycle.bin", "lost+found",
+    "system volume information", "paxheader", "paxheaders", "__pycache__",
+}  # fmt: skip
 
 #: names that a message lists before it only counts them
 _LISTED = 5
@@ -24,7 +28,8 @@ class Listing:
 
     Attributes:
         paths: of the image files, relative to the folder of the split.
-        stamps: size in bytes and time of change in ns of each, one after the other; 0 for a link to nowhere.
+        stamps: size in bytes, time of change and time of the last change of its entry on this disk, in ns, of each, one
+            after the other; 0 for a link to nowhere.
         left_out: kind (`.txt`, `hidden`, …) -> number of files that are not images, or not read.
         closed: folders that cannot be opened, with the reason.
     """
@@ -74,8 +79,9 @@ class Listing:
 
 
 def shown(path: str | Path) -> str:
-    """Returns a path as text that can be printed and written: bytes that are not UTF-8 as `\\xe9`."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    """Returns a path as one line that can be printed: bytes that are not UTF-8 as `\\xe9`, line ends as `\\n`."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return re.sub(r"[\0-\x1f\x7f]", lambda found: repr(found[0])[1:-1], text)
 
 
 def is_leftover(name: str) -> bool:
@@ -126,9 +132,9 @@ def _identity(place: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
+def _stamp(entry: os.DirEntry[str]) -> tuple[int, int, int]:
     try:
         status = entry.stat()
     except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+        return 0, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

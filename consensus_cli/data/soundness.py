@@ -85,7 +85,7 @@ def _looks_odd(path: str) -> bool:
 
 
 def _key(split: ImageFiles) -> str:
-    return hashlib.sha256(split.images.fingerprint(split.indices).encode()).hexdigest()[:24]
+    return hashlib.sha256(split.images.cache_key(split.indices).encode()).hexdigest()[:24]
 
 
 def _leave(mark: Path) -> None:

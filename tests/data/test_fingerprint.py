@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from image_trees import MakeTree, random_images, write_tree
+from PIL import Image
 from torchvision.io import write_png
 
 from consensus_cli.data import memory
@@ -111,6 +112,22 @@ def test_streamed_files_are_known_by_size_and_time_and_by_the_image_size(make_tr
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     known.add(folder(root, cache_dir, streaming=True).test.fingerprint())
     assert len(known) == 5
+
+
+def test_nothing_is_kept_of_another_folder_with_the_same_names_sizes_and_times(tmp_path: Path) -> None:
+    """As archives give them that hold uncompressed images, all of one date."""
+    roots = [write_tree(tmp_path / name, {".": 5}, ("ant", "bee"), (12, 12)) for name in "ab"]
+    for level, root in enumerate(roots):
+        for file in root.rglob("*.png"):
+            Image.new("RGB", (12, 12), (level, level, level)).save(file.with_suffix(".bmp"))
+            os.utime(file.with_suffix(".bmp"), (0, 0))
+            file.unlink()
+    one, other = (folder(root, tmp_path / "cache", streaming=False) for root in roots)
+    assert (one.mean, other.mean) == ((0, 0, 0), (1 / 255,) * 3)
+    changed = roots[0] / "ant" / "0.bmp"
+    changed.write_bytes((roots[1] / "ant" / "0.bmp").read_bytes())
+    os.utime(changed, (0, 0))
+    assert folder(roots[0], tmp_path / "cache", streaming=False).fingerprint() != one.fingerprint()
 
 
 @pytest.mark.parametrize("streaming", [True, False])

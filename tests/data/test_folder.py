@@ -247,6 +247,25 @@ def test_folder_must_exist(tmp_path: Path, cache_dir: Path) -> None:
     assert problem(tmp_path / "nowhere", cache_dir).message == f"dataset.root: no such folder: {tmp_path / 'nowhere'}"
 
 
+def test_an_archive_is_no_folder(tmp_path: Path, cache_dir: Path) -> None:
+    (tmp_path / "images.zip").touch()
+    found = problem(tmp_path / "images.zip", cache_dir)
+    assert found.message == f"dataset.root: {tmp_path / 'images.zip'} is a file, no folder"
+    assert found.hint.startswith("unpack it")
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_something_must_be_left_to_test_on(make_tree: MakeTree, cache_dir: Path, streaming: bool) -> None:
+    root = make_tree({".": 2})
+    with pytest.raises(UserError, match="no test images are left"):
+        load("imagefolder", root=root, cache_dir=cache_dir, streaming=streaming)
+    root = make_tree({"train": 4, "test": 1})
+    for file in root.glob("test/*/*"):
+        file.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no test images are left; 2 of 2 image files left out, .*no known image"):
+        load("imagefolder", root=root, cache_dir=cache_dir, streaming=streaming, on_corrupt="skip")
+
+
 def test_folder_must_hold_classes(tmp_path: Path, cache_dir: Path) -> None:
     assert "holds 0 class folders" in problem(tmp_path, cache_dir).message
     (tmp_path / "ant").mkdir()

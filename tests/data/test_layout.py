@@ -28,6 +28,9 @@ SPLITS: dict[str, tuple[dict[str, int], tuple[int, int, int]]] = {
     "wrapped": ({"dataset/train": 8, "dataset/test": 3}, (12, 4, 6)),
     "twice the same name": ({"training_set/training_set": 8, "test_set/test_set": 3}, (12, 4, 6)),
     "images inside": ({"train/images": 8, "test/images": 3}, (12, 4, 6)),
+    "one more word each": ({"X_train": 8, "X_test": 3}, (12, 4, 6)),
+    "more words, twice": ({"seg_train/seg_train": 8, "seg_test/seg_test": 3}, (12, 4, 6)),
+    "wrapped twice": ({"OID/Dataset/train": 8, "OID/Dataset/validation": 3}, (12, 4, 6)),
     "no splits": ({".": 20}, (24, 8, 8)),
 }
 
@@ -49,6 +52,9 @@ def test_splits_are_known_by_their_usual_names(name: str, tmp_path: Path) -> Non
         ("images", "drawings"),
         ("1", "0", "10"),
         ("devil", "angel"),
+        ("steam train", "toy train"),
+        ("bullet train", "bullet bike"),
+        ("mask", "no mask"),
     ],
 )
 def test_classes_that_sound_like_splits_are_classes(classes: tuple[str, ...], tmp_path: Path) -> None:
@@ -92,6 +98,26 @@ UNCLEAR: dict[str, tuple[Callable[[Path], None], str]] = {
         "no labelled test images: .*val holds images without class folders",
     ),
     "all lies flat": (lambda root: (flat(root / "train"), flat(root / "test")), "no labelled test images"),
+    "val lies flat in a folder": (
+        lambda root: flat(tree(root, {"train": 2}) / "val" / "images"),
+        "no labelled test images: .*val/images holds images without class folders",
+    ),
+    "copies": (
+        lambda root: tree(root, {"color": 2, "grayscale": 2}),
+        r"has the same folders \(ant, bee\) in each of color, grayscale",
+    ),
+    "splits in another language": (
+        lambda root: tree(root, {"treino": 2, "teste": 2}),
+        r"has the same folders \(ant, bee\) in each of teste, treino",
+    ),
+    "masks in classes": (
+        lambda root: tree(root, {"COVID": 2, "Normal": 2}, ("images", "masks")),
+        r"has the same folders \(images, masks\) in each of COVID, Normal",
+    ),
+    "objects": (
+        lambda root: tree(root, {"train": 2, "valid": 2}, ("images", "labels")),
+        r"train holds images and what is noted of them \(images, labels\), not sorted by class",
+    ),
     "wrapped classes": (lambda root: tree(root, {"photos": 2}), "holds 1 class folders"),
     "class without images": (
         lambda root: tree(tree(root, {"train": 2, "test": 2}), {"train": 0}, ("wasp", "moth")),
@@ -115,6 +141,16 @@ def test_the_folder_of_wrapped_classes_is_suggested(tmp_path: Path) -> None:
     root = tree(tmp_path / "images", {"photos": 8})
     assert f"dataset.root={root / 'photos'}" in refused(root).hint
     assert sizes(loaded(root / "photos")) == (8, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "suggested"),
+    [({"train": 8}, "train"), ({"folds": 8, "more": 8}, "folds"), ({"Images": 8, "Annotation": 8}, "Images")],
+)
+def test_the_suggested_folder_works(parts: dict[str, int], suggested: str, tmp_path: Path) -> None:
+    root = tree(tmp_path / "images", parts)
+    assert f"dataset.root={root / suggested}" in refused(root).hint
+    assert sizes(loaded(root / suggested)) == (8, 4, 4)
 
 
 def test_unlabelled_test_images_are_left_out_and_said(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from consensus_cli.data.datasets import load
 from consensus_cli.errors import UserError
 
 
-@pytest.mark.parametrize("leftover", ["__MACOSX", "@eaDir", ".ipynb_checkpoints", ".git"])
+@pytest.mark.parametrize(
+    "leftover", ["__MACOSX", "@eaDir", "#recycle", "System Volume Information", ".ipynb_checkpoints", ".git"]
+)
 def test_leftovers_are_never_classes_or_images(leftover: str, tmp_path: Path) -> None:
     root = tree(tmp_path / "images", {".": 20})
     flat(root / leftover / "ant")
@@ -27,6 +29,10 @@ def test_leftovers_are_never_classes_or_images(leftover: str, tmp_path: Path) ->
     assert sizes(data) == (24, 8, 8)
     root_note = [] if leftover.startswith(".") else [f"left out of {root}: {leftover}"]
     assert list(data.notes) == [*root_note, f"1 entry of {root} left out: 1 folder {leftover}; in ant (1)"]
+
+
+def test_names_are_shown_in_one_line() -> None:
+    assert listing.shown("a\nb\t\x1b[1m\udce9 é") == "a\\nb\\t\\x1b[1m\\xe9 é"
 
 
 def test_what_is_left_out_is_counted_by_kind_and_class(tmp_path: Path) -> None:
