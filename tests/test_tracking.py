@@ -35,8 +35,9 @@ def test_tensorboard_gets_losses_scores_and_the_row(tmp_path: Path) -> None:
     assert all(0 <= event.value <= 100 for event in accuracies)
     updates = [event.step for event in events.Scalars("train/loss")]
     assert updates == sorted(set(updates))
-    # One epoch of 4 updates for the baseline, half of one after each removal, one at the end.
-    assert updates[-1] == 4 + 2 + 2 + 4
+    # Of 300 images: an epoch of the baseline in batches of 32, then in batches of 64 half of one after each removal and
+    # three at the end.
+    assert updates[-1] == 9 + 2 + 2 + 3 * 4
 
 
 def test_mlflow_gets_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
