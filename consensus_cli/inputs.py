@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib.util
 import inspect
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,21 +102,63 @@ def weights_hash(model: ModelConfig) -> str | None:
 
 
 def code_hash(target: str | None) -> str:
-    """Returns the hash of the source file that defines what `model.target` names; empty without one.
+    """Returns the hash of the source files that define what `model.target` names; empty without one.
 
-    Files that it imports do not count.
+    They are the file that it is in and those of the user's own that it imports, and they. Installed packages do not
+    count, nor what is imported only once a function runs.
 
     Raises:
         UserError: the target cannot be found or imported.
     """
     if target is None:
         return ""
+    found = inspect.unwrap(find_target(target))
     try:
-        file = inspect.getsourcefile(inspect.unwrap(find_target(target)))
+        file = inspect.getsourcefile(found)
     except TypeError:
         # Compiled code, or an object that only can be called.
         return ""
-    return "" if file is None or not Path(file).is_file() else file_hash(Path(file))
+    if file is None or not Path(file).is_file():
+        return ""
+    hashes = [file_hash(Path(file)) for file in {file} | _own_files(found.__module__, set())]
+    return hashes[0] if len(hashes) == 1 else _digest(sorted(hashes))
+
+
+def _own_files(name: str, seen: set[str]) -> set[str]:
+    """Returns the source files of a module of the user's and of those that it imports; none of installed packages."""
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    installed = {"site-packages", "dist-packages"}
+    if name in seen or name.partition(".")[0] in {*sys.stdlib_module_names, "consensus_cli"} or file is None:
+        return set()
+    if not file.endswith(".py") or not installed.isdisjoint(Path(file).parts):
+        return set()
+    seen.add(name)
+    try:
+        code = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        # It is being edited since it was imported.
+        return set()
+    imported = _imported_names(code, getattr(module, "__package__", None) or "")
+    return {file}.union(*(_own_files(other, seen) for other in imported))
+
+
+def _imported_names(node: ast.AST, package: str) -> Iterator[str]:
+    """Yields the names of all modules, and of what may be one, that code imports outside functions."""
+    for inner in ast.iter_child_nodes(node):
+        names = []
+        if isinstance(inner, ast.Import):
+            names = [alias.name for alias in inner.names]
+        elif isinstance(inner, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - inner.level] if inner.level else []
+            base = ".".join([*above, *([inner.module] if inner.module else [])])
+            names = [f"{base}.{alias.name}" for alias in inner.names]
+        elif not isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from _imported_names(inner, package)
+        for name in names:
+            # Of `a.b.c` the packages run as well.
+            parts = name.split(".")
+            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def located(config: RunConfig, folder: str | None) -> RunConfig:
@@ -206,7 +250,7 @@ def _stamps(folder: str, relative: str = "") -> Iterator[str]:
                 yield f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=1024)
 def _content_hash(path: Path, _inode: int, _size_bytes: int, _changed_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

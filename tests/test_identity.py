@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -142,6 +143,36 @@ def test_an_edited_class_is_another_run_and_another_baseline(own_class: Path, tm
         assert main(["run", *words, "if_done=skip"]) == 0
         assert len(read_rows(tmp_path / "out" / "results.csv")) == expected
         assert len(list((tmp_path / "out" / "baselines").glob("*.safetensors"))) == expected
+
+
+def test_files_of_the_users_own_that_a_class_imports_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "own_package_of_identity"
+    files = {
+        "__init__.py": "",
+        "net.py": f"import torch, json\nfrom . import widths\nfrom .deep.blocks import RELU\n{OWN_NETWORK}",
+        "widths.py": "import own_settings_of_identity as settings\nWIDTHS = settings.WIDTHS",
+        "deep/__init__.py": "",
+        "deep/blocks.py": "from .. import widths\nfrom ..widths import *\nRELU = True",
+        "beside.py": "WIDTHS = [1]",
+        "../own_settings_of_identity.py": "WIDTHS = [16]",
+    }
+    for name, text in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    target = "own_package_of_identity.net.Own"
+    known = [inputs.code_hash(target)]
+    for name, text in files.items():
+        (package / name).write_text(text + "\n# edited")
+        known.append(inputs.code_hash(target))
+    changed = [before != after for before, after in itertools.pairwise(known)]
+    assert changed == [name != "beside.py" for name in files]
+    copied = shutil.copytree(package, tmp_path / "elsewhere" / package.name)
+    shutil.copy(tmp_path / "own_settings_of_identity.py", copied.parent)
+    for name in [name for name in sys.modules if name.startswith("own_")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(copied.parent)
+    assert inputs.code_hash(target) == known[-1]
 
 
 def some_identity(**values: object) -> Identity:
