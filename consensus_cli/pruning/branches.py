@@ -83,7 +83,8 @@ class BranchTrials:
             try:
                 with bypassed(self.network, name):
                     found = self.network(self._example)
-            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            except Exception:
+                # Whatever the code around it raises; a module called without any tensor has nothing to hand on.
                 return False
         pairs = zip(tensors_in([expected]), tensors_in([found]), strict=True)
         return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)

@@ -393,3 +393,26 @@ class ReadsBlocks(Net):
         for block in self.blocks:
             x = block(x) if isinstance(block.branch, nn.Module) else x
         return self.head(x.mean((2, 3)))
+
+
+class Bias(nn.Module):
+    """Relative positions: takes nothing, returns a table, as in BEiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(16, WIDTH))
+
+    def forward(self) -> Tensor:
+        return self.table * 2
+
+
+class BiasedLayer(nn.Module):
+    """Encoder layer of which one branch calls a module without any tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.mix, self.mlp = Bias(), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mix(x * self.bias())
+        return x + self.mlp(x)

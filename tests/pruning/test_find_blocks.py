@@ -13,6 +13,7 @@ from residual_networks import (
     AddsElsewhere,
     Aliased,
     AttentionLayer,
+    BiasedLayer,
     BorrowingNet,
     DavidNet,
     DropsShortcut,
@@ -183,6 +184,16 @@ def test_shared_parameters_keep_both_blocks() -> None:
     assert said["blocks.3"] == ""
 
 
+def test_a_module_of_a_block_that_hangs_elsewhere_as_well_keeps_it() -> None:
+    network = Net(*(Residual() for _ in range(4)))
+    network.blocks[2].branch[1] = network.blocks[1].branch[1]
+    network.extra = network.blocks[3].branch[0]
+    said = reasons(network)
+    assert said["blocks.1"] == "shares blocks.1.branch.1.weight with blocks.2.branch.1.weight"
+    assert said["blocks.2"].endswith("with blocks.1.branch.1.weight")
+    assert said["blocks.3"].endswith("with extra.weight")
+
+
 def test_dropout_that_never_drops_is_an_identity() -> None:
     assert reasons(Net(Residual(), DropsShortcut(0.0)))["blocks.1"] == ""
 
@@ -240,6 +251,14 @@ def test_branches_of_an_encoder_layer() -> None:
         "layers.1+norm2+up+down": "",
     }
     check_removal(network, candidates(find_blocks(network, IMAGE, "branch"))[0], IMAGES)
+
+
+def test_a_branch_that_calls_a_module_without_tensors() -> None:
+    network = TokenNet(BiasedLayer(), BiasedLayer())
+    assert [block.name for block in candidates(find_blocks(network, IMAGE))] == ["layers.1"]
+    said = reasons(network, "branch")
+    assert said["layers.1+bias+mix"] == "the code around it needs its modules"
+    assert said["layers.1+mlp"] == ""
 
 
 def test_a_branch_that_takes_one_of_two_values() -> None:
