@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.copying import clone
 from consensus_cli.models.weights import load_into, read_state_dict, serialize
 from consensus_cli.rundir import config_hash, remove_partial_files, write_atomic
 
@@ -19,17 +20,18 @@ _SOURCES = ("models", "data", "training")
 
 
 def cached(
-    model: Classifier, determined_by: Mapping[str, Any], cache_dir: Path, train: Callable[[], None]
+    model: Classifier, determined_by: Mapping[str, Any], cache_dir: Path, train: Callable[[Classifier], None]
 ) -> tuple[Path, bool]:
     """Gives `model` the weights of its baseline: from the cache, or by training it and filling the cache.
 
     Two processes that need the same baseline do not train it twice: one trains, the other waits for it.
 
     Args:
-        model: freshly built; receives the weights in place.
+        model: freshly built; receives the weights in place, the same way whether they were trained now or before: what
+            its code keeps beside them while it is trained stays with the copy that is.
         determined_by: plain values that, with this package's code, determine the trained weights.
         cache_dir: folder of the cached checkpoints.
-        train: trains `model` in place.
+        train: trains a network in place.
 
     Returns:
         The checkpoint's path, and whether it was there already.
@@ -47,8 +49,10 @@ def cached(
                 path.unlink()
             else:
                 return path, True
-        train()
-        write_atomic(path, serialize(model.network, {"key": key}))
+        trained = clone(model)
+        train(trained)
+        write_atomic(path, serialize(trained.network, {"key": key}))
+        load_into(model.network, read_state_dict(path), str(path))
     return path, False
 
 

@@ -7,7 +7,7 @@ memory format and the precision that the run will use.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from consensus_cli.errors import ForeignCodeError, UserError, foreign_code
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
+from consensus_cli.models.foreign_files import some
 from consensus_cli.models.layout import to_layout
 from consensus_cli.torch_modes import evaluating, tensors_in, uncompiled
 
@@ -28,6 +29,11 @@ _USUAL_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320
 
 #: largest difference between two answers to the same images, relative to the largest logit
 _SAME = 1e-3
+
+#: the same between an image alone and among others, which a network that computes in bfloat16 rounds differently
+_SAME_ALONE = 0.03
+
+_ANY_NUMBER = "its forward must take batches of any number of images: what it keeps must not depend on that"
 
 #: whether a run trains a network, only measures what training costs, or neither
 TrainingDemand = Literal["needed", "measured", "none"]
@@ -106,12 +112,16 @@ def dry_run(model: Classifier, images: Tensor, labels: Tensor, demands: Demands)
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         logits, copied = _choose_memory_format(model, images, demands, found)
+        _check_choice(copied, images, logits, demands, found)
         _check_logits(logits, len(images), demands, found)
         _check_same(copied, logits, images, demands.name)
         _check_copies(model, copied, images, demands.name)
+        _check_alone(copied, logits, images, demands.name, found)
         _try_scoring(copied, images, demands, found)
+        trained = clone(model)
         if demands.training != "none":
-            _try_training(clone(model), images, labels, demands, found)
+            _try_training(trained, images, labels, demands, found)
+        _check_entries(model, (copied, trained), demands.name)
         if demands.attacked:
             _check_gradient(copied, images, demands.name)
     return found
@@ -162,7 +172,8 @@ def _explained(model: Classifier, images: Tensor, demands: Demands, failure: For
             f"a deep copy of {demands.name} fails where the network itself runs: {_said(failure, demands.name)}",
             "a hook or closure refers to the original; let it use the module that it is given",
         )
-    _, channels, height, width = images.shape
+    with torch.no_grad():
+        _, channels, height, width = model.normalize(images).shape
     said = _said(failure, demands.name)
     taken = f"{demands.name} does not take images of {channels}×{height}×{width}: {said}"
     for size, count in _other_shapes(channels, height):
@@ -171,7 +182,8 @@ def _explained(model: Classifier, images: Tensor, demands: Demands, failure: For
         # Straight into the network: the normalisation has the given number of channels.
         copied.normalize = nn.Identity()
         if _answers(copied, other):
-            return UserError(taken, _hint(size, count, height, channels))
+            spread = channels > images.shape[1]
+            return UserError(taken, _hint((count, size), (channels, height), spread=spread))
     return UserError(taken, failure.hint)
 
 
@@ -182,19 +194,25 @@ def _said(failure: ForeignCodeError, name: str) -> str:
 
 def _other_shapes(channels: int, size: int) -> Iterator[tuple[int, int]]:
     """Yields sizes and numbers of channels, those that change less first."""
-    others = [count for count in (3, 1) if count != channels]
-    yield from ((size, count) for count in others)
-    for usual in _USUAL_SIZES:
-        yield from ((usual, count) for count in (channels, *others))
+    counts = [channels, *(count for count in (3, 1) if count != channels)]
+    for usual in (size, *_USUAL_SIZES):
+        yield from ((usual, count) for count in counts)
 
 
-def _hint(size: int, count: int, given_size: int, given_channels: int) -> str:
+def _hint(taken: tuple[int, int], given: tuple[int, int], *, spread: bool) -> str:
+    """Returns what gives a network the channels and size that it takes; `spread`: model.mean makes three of one."""
+    (count, size), (given_count, given_size) = taken, given
     words = []
+    if taken == given:
+        zeros, ones = (",".join([number] * count) for number in "01")
+        return f"it takes images in [0, 1] and normalises them itself: 'model.mean=[{zeros}]' 'model.std=[{ones}]'"
     if size != given_size:
         words.append(f"dataset.image_size={size}")
-    if count == 3 and given_channels == 1:
+    if count == 3 and given_count == 1:
         words.append("'model.mean=[0.5,0.5,0.5]' 'model.std=[0.5,0.5,0.5]' (spreads grey over three channels)")
-    if count == 1 and given_channels == 3:
+    if count == 1 and spread:
+        words.append("one number in model.mean and model.std")
+    elif count == 1 and given_count == 3:
         words.append("a dataset of grey images, or arguments that make it take three channels in model.kwargs")
     return f"it takes {count}×{size}×{size}: give it {' and '.join(words)}"
 
@@ -205,6 +223,24 @@ def _answers(model: Classifier, images: Tensor) -> bool:
     except UserError:
         return False
     return True
+
+
+def _check_choice(copied: Classifier, images: Tensor, logits: Tensor, demands: Demands, found: DryRun) -> None:
+    """Makes sure that, of several values a network answers with, the logits are what is taken for them."""
+    with evaluating(copied):
+        answer = copied.network(copied.inputs(images))
+    if not isinstance(answer, tuple | list):
+        return
+    others = [value.shape for value in answer[1:] if isinstance(value, Tensor) and value.ndim == 2]
+    if logits.shape[1] != demands.classes and (len(images), demands.classes) in others:
+        raise UserError(
+            f"{demands.name} answers with {logits.shape[1]} numbers first and with {demands.classes}, as many as there "
+            "are classes, later",
+            "let its forward return the logits first, or alone",
+        )
+    if logits.shape in others:
+        count = 1 + others.count(logits.shape)
+        found.notes.append(f"{demands.name} answers with {count} tensors that may be logits; the first is taken")
 
 
 def _check_logits(logits: Tensor, images: int, demands: Demands, found: DryRun) -> None:
@@ -234,6 +270,16 @@ def _check_same(copied: Classifier, logits: Tensor, images: Tensor, name: str) -
             f"{name} answers the same images differently the second time, in eval mode",
             "something random is on in eval mode, such as F.dropout without training=self.training",
         )
+
+
+def _check_alone(copied: Classifier, logits: Tensor, images: Tensor, name: str, found: DryRun) -> None:
+    """Makes sure that a network that has answered a batch answers an image alone, and notes if it does so otherwise."""
+    with evaluating(copied), foreign_code(f"{name}, given one image after {len(images)},", _ANY_NUMBER):
+        alone = copied(images[:1])
+    if len(alone) != 1:
+        raise UserError(f"{name} answers one image after {len(images)} with {len(alone)} rows of logits", _ANY_NUMBER)
+    if not _alike(alone, logits[:1], _SAME_ALONE):
+        found.notes.append(f"{name} answers an image differently among others: its accuracy depends on the batch size")
 
 
 def _check_copies(model: Classifier, copied: Classifier, images: Tensor, name: str) -> None:
@@ -304,16 +350,28 @@ def _train_once(model: Classifier, images: Tensor, labels: Tensor, demands: Dema
             "switch it on in the network's code, or prune without training: model.weights=FILE finetune=none",
         )
     model.train()
-    hint = "its forward and backward pass in training mode must work on a batch of images"
-    with foreign_code(f"{name}, in training mode,", hint):
-        with _autocast(images, precision):
-            logits = model(images)
-        if logits.shape[0] != len(images) or logits.shape[1] < demands.classes:
-            raise UserError(
-                f"{name} answers with shape {tuple(logits.shape)} in training mode",
-                "return the same logits in training mode as in eval mode",
-            )
-        functional.cross_entropy(logits.float(), labels).backward()
+    hint = "its forward and backward pass in training mode must work on one batch of images after another"
+    # The last batch of an epoch is of another size.
+    for batch in (torch.arange(len(images)), torch.arange(len(images) + 1) % len(images)):
+        with foreign_code(f"{name}, in training mode,", hint):
+            with _autocast(images, precision):
+                logits = model(images[batch])
+            if logits.shape[0] != len(batch) or logits.shape[1] < demands.classes:
+                raise UserError(
+                    f"{name} answers with shape {tuple(logits.shape)} in training mode",
+                    "return the same logits in training mode as in eval mode",
+                )
+            functional.cross_entropy(logits.float(), labels[batch]).backward()
+
+
+def _check_entries(model: Classifier, ran: Iterable[Classifier], name: str) -> None:
+    """Makes sure that a forward pass makes no weights: a copy that has not run could not take them."""
+    known = model.state_dict().keys()
+    made = sorted({key.removeprefix("network.") for copied in ran for key in copied.state_dict().keys() - known})
+    if made:
+        raise UserError(
+            f"{name} makes weights or buffers in its forward pass: {some(made)}", "make them in its constructor"
+        )
 
 
 def _check_gradient(copied: Classifier, images: Tensor, name: str) -> None:
@@ -336,6 +394,6 @@ def _autocast(images: Tensor, precision: str) -> torch.autocast:
     return torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
+def _alike(found: Tensor, expected: Tensor, tolerance: float = _SAME) -> bool:
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= _SAME * scale)
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance * scale)

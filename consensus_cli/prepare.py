@@ -288,11 +288,12 @@ def _model_spec(config: RunConfig, images: ImageData) -> zoo.ModelSpec:
 def _check_fit(prepared: Prepared) -> None:
     config = prepared.config
     check_candidates(prepared.blocks)
+    network, candidates = prepared.fresh.network, [block for block in prepared.blocks if block.removable]
     problems = metrics.check_requirements(
         list(prepared.votes),
         samples_per_class=config.metrics.samples_per_class,
         num_classes=len(prepared.images.classes),
-        features=representation_size(prepared.fresh.network, prepared.example()) if prepared.votes else 0,
+        features=representation_size(network, prepared.example(), candidates) if prepared.votes else 0,
     )
     check_ratio: Callable[[Prepared], Any] = _check_blocks if config.prune.unit == "blocks" else _check_macs
     checks = [functools.partial(check_ratio, prepared)]
@@ -300,8 +301,7 @@ def _check_fit(prepared: Prepared) -> None:
     checks += [functools.partial(archive.check_fits, shape, classes) for archive in prepared.shift.values()]
     attacks = [Attack(**asdict(attack)) for attack in config.attacks.suite.values()]
     checks.append(functools.partial(check_attacks, attacks, prepared.outputs))
-    candidates = [block for block in prepared.blocks if block.removable]
-    checks.append(functools.partial(check_baseline, config.criterion.name, prepared.fresh.network, candidates))
+    checks.append(functools.partial(check_baseline, config.criterion.name, network, candidates))
     for check in checks:
         try:
             check()

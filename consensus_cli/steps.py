@@ -155,8 +155,7 @@ class Steps:
         with self.stages.stage("baseline"):
             train = functools.partial(
                 self.trainer.train,
-                model,
-                recipe,
+                recipe=recipe,
                 removed=[],
                 seed=self.config.seed,
                 description="training the baseline",

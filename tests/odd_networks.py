@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -80,6 +81,70 @@ class OtherRows(Plain):
 class AnswersMaps(Plain):
     def forward(self, x: Tensor) -> Tensor:
         return self.stem(x)
+
+
+class OwnNormalisation(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.min() >= 0, "expected images in [0, 1]"
+        return super().forward((x - 0.5) / 0.25)
+
+
+class OneChannel(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem[0] = nn.Conv2d(1, WIDTH, 3, 2, 1)
+
+
+class KeepsBatchSize(Plain):
+    """A mask as large as the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.ones(len(x), 1)
+        return self.fc(self.features(x) * self.mask)
+
+
+class KeepsGraph(Plain):
+    """Computes class weights once, from parameters that then change."""
+
+    @functools.cached_property
+    def weights(self) -> Tensor:
+        return functional.normalize(self.fc.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(self.features(x), self.weights)
+
+
+class MakesBuffers(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "places"):
+            self.register_buffer("places", torch.linspace(0, 1, x.shape[-1]))
+        return super().forward(x + self.places)
+
+
+class FeaturesFirst(Plain):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(x)
+        return features, self.fc(features)
+
+
+class Exits(Plain):
+    """Answers with the logits of several exits."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.fc(self.features(x) * scale) for scale in (1, 2, 3)]
+
+
+class Centred(Plain):
+    """Takes the mean over the batch off, in eval mode as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        return self.fc(features - features.mean(0))
 
 
 class NotFinite(Plain):

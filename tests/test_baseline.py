@@ -18,9 +18,10 @@ class Trainer:
         self.model = Classifier(nn.Identity(), nn.Linear(2, 2))
         self.times = 0
 
-    def __call__(self) -> None:
+    def __call__(self, model: Classifier) -> None:
+        assert model is not self.model
         self.times += 1
-        nn.init.constant_(self.model.network.weight, 7.0)  # type: ignore[arg-type]
+        nn.init.constant_(model.network.weight, 7.0)  # type: ignore[arg-type]
 
 
 def weight(trainer: Trainer) -> torch.Tensor:
@@ -54,7 +55,7 @@ def test_a_damaged_cache_is_trained_anew(tmp_path: Path) -> None:
 def test_a_training_that_fails_leaves_no_checkpoint(tmp_path: Path) -> None:
     trainer = Trainer()
 
-    def fail() -> None:
+    def fail(_: Classifier) -> None:
         raise RuntimeError("diverged")
 
     with pytest.raises(RuntimeError, match="diverged"):
@@ -67,10 +68,10 @@ def test_of_two_that_need_it_at_once_one_trains_and_the_other_waits(tmp_path: Pa
     slow, other = Trainer(), Trainer()
     training, finish = threading.Event(), threading.Event()
 
-    def train_slowly() -> None:
+    def train_slowly(model: Classifier) -> None:
         training.set()
         assert finish.wait(10)
-        slow()
+        slow(model)
 
     threads = [
         threading.Thread(target=cached, args=(slow.model, {}, tmp_path, train_slowly)),

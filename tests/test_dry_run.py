@@ -53,7 +53,7 @@ def test_nothing_is_wrong_with(name: str, demands: Demands) -> None:
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("NeedsSize", "Net does not take images of 1×16×16: AssertionError: expected 32 pixels", "image_size=32"),
+        ("NeedsSize", "Net does not take images of 3×16×16: AssertionError: expected 32 pixels", "image_size=32"),
         ("NeedsMask", "missing 1 required positional argument: 'mask'", "a batch of images alone"),
         ("FiveOutputs", "Net has 5 outputs, the dataset has 10 classes", "num_classes: 10"),
         ("OtherRows", "Net answers 4 images with 8 rows of logits", "one row for each image"),
@@ -62,6 +62,16 @@ def test_nothing_is_wrong_with(name: str, demands: Demands) -> None:
         ("AlwaysDrops", "answers the same images differently the second time", "training=self.training"),
         ("Hooked", "a deep copy of Net does not answer as the network does", "refers to the original"),
         ("Borrows", "a deep copy of Net computes with the parameter network.fc.weight of the original", "closure"),
+        ("OwnNormalisation", "expected images in [0, 1]", "'model.mean=[0,0,0]' 'model.std=[1,1,1]'"),
+        ("OneChannel", "Net does not take images of 3×16×16", "one number in model.mean and model.std"),
+        ("KeepsBatchSize", "answers one image after 4 with 4 rows of logits", "any number of images"),
+        (
+            "KeepsGraph",
+            "in training mode, raised RuntimeError: Trying to backward",
+            "one batch of images after another",
+        ),
+        ("MakesBuffers", "makes weights or buffers in its forward pass: places", "in its constructor"),
+        ("FeaturesFirst", "answers with 8 numbers first and with 10", "logits first"),
         ("Scripted", "Net holds TorchScript modules (blocks.2, blocks.2.", "Python code"),
         ("Uncopyable", "copying Net raised RuntimeError: holds an open file", "copy.deepcopy"),
         ("Frozen", "Net has nothing to train", "finetune=none"),
@@ -97,6 +107,13 @@ def test_code_that_needs_pytorchs_own_memory_format_gets_it() -> None:
 def test_outputs_that_no_class_has_are_named() -> None:
     found, _ = tried("ManyOutputs")
     assert found.notes == ["Net has 1000 outputs for the 10 classes of the dataset"]
+
+
+def test_what_cannot_be_told_from_the_answers_is_said() -> None:
+    found, _ = tried("Exits")
+    assert found.notes == ["Net answers with 3 tensors that may be logits; the first is taken"]
+    found, _ = tried("Centred")
+    assert found.notes == ["Net answers an image differently among others: its accuracy depends on the batch size"]
 
 
 def test_where_bfloat16_does_not_work_fp32_does_unless_it_was_asked_for() -> None:

@@ -62,8 +62,9 @@ def logits_of(answer: Any) -> Tensor:
     """Returns the logits (n, k) in what a network answers.
 
     That is a tensor, a mapping or an object that holds `logits` (as those of transformers and torchvision's Inception
-    do), a mapping with a single tensor, or a tuple or list whose first element is one. Trailing dimensions of size 1,
-    as a convolution leaves them behind global pooling, are dropped.
+    do), a mapping with `out` (beside auxiliary heads, as torchvision names it) or a single tensor, or a tuple or list
+    whose first element is one. Trailing dimensions of size 1, as a convolution leaves them behind global pooling, are
+    dropped.
 
     Raises:
         UserError: the answer is something else.
@@ -83,8 +84,9 @@ def _find_logits(answer: Any) -> Any:
     if isinstance(answer, Tensor):
         return answer
     if isinstance(answer, Mapping):
-        if "logits" in answer:
-            return answer["logits"]
+        for name in ("logits", "out"):
+            if name in answer:
+                return answer[name]
         tensors = [value for value in answer.values() if isinstance(value, Tensor)]
         return tensors[0] if len(tensors) == 1 else None
     if isinstance(getattr(answer, "logits", None), Tensor):

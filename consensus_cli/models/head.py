@@ -28,12 +28,18 @@ _CONVOLUTIONS: tuple[Any, ...] = (functional.conv1d, functional.conv2d, function
 #: functions that mix features by weights; all others hand the logits on
 _PRODUCTS: frozenset[Any] = frozenset(
     {functional.linear, functional.bilinear, torch.cdist, torch.einsum, *_CONVOLUTIONS}
-    | {getattr(torch, name) for name in ("addmm", "baddbmm", "bmm", "matmul", "mm")}
+    | {getattr(torch, name) for name in ("addmm", "baddbmm", "bmm", "cosine_similarity", "matmul", "mm")}
+    | {torch.pairwise_distance}
     | {
         getattr(Tensor, name)
         for name in ("__matmul__", "__rmatmul__", "addmm", "baddbmm", "bmm", "matmul", "mm")
     }
 )  # fmt: skip
+
+#: functions by which features meet a prototype of every class at once, where they spread over the classes
+_SPREADING: frozenset[Any] = frozenset(
+    {torch.mul, torch.sub, Tensor.mul, Tensor.sub, Tensor.__mul__, Tensor.__sub__, Tensor.__rsub__}
+)
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,15 @@ class _Part:
 
     Attributes:
         path: the module that consists of it; None where it stands in the code of a larger module.
-        from_end: how many products run from this one to the end of the forward pass, itself included.
+        inside: the innermost module that it runs in.
+        from_end: how many calls that may be products run from this one to the end of the forward pass, itself included.
         operand: which of the tensors it is given holds the features.
         channels_first: whether the features are the second dimension and positions follow.
         transposed: whether they are (d, n).
     """
 
     path: str | None
+    inside: str
     from_end: int
     operand: int
     channels_first: bool
@@ -77,6 +85,10 @@ class Head:
     def modules(self) -> tuple[str, ...]:
         """Dotted names of the modules that the head consists of; none where it is written in other code."""
         return tuple(part.path for part in self.parts if part.path is not None)
+
+    def lies_in(self, path: str) -> bool:
+        """Whether some of it runs in the module of this dotted name."""
+        return any(f"{part.inside}.".startswith(f"{path}.") for part in self.parts)
 
     @contextmanager
     def watching(self, network: nn.Module) -> Iterator[Callable[[], Tensor]]:
@@ -132,29 +144,34 @@ def find_head(network: nn.Module, images: Tensor) -> Head:
     # An auxiliary head adds something to every logit; its own result has another size.
     whole = [product for product in products if product.result.numel() == logits.numel()]
     if not products:
-        raise UserError(
-            f"{type(network).__name__} has no head: no linear layer, convolution or matrix product gives its logits",
-            "metrics compare what the head gets; these criteria need no metric: random, weight_norm, first, last",
-        )
-    last = len(recorder.products)
-    return Head(tuple(product.part(last, len(images)) for product in whole or products))
+        raise no_head(network, "no linear layer, convolution or matrix product gives its logits")
+    return Head(tuple(product.part(recorder.calls, len(images)) for product in whole or products))
+
+
+def no_head(network: nn.Module, why: str) -> UserError:
+    """Returns the error for a network of which metrics have nothing to compare."""
+    return UserError(
+        f"{type(network).__name__} has no head: {why}",
+        "metrics compare what the head gets; these criteria need no metric: random, weight_norm, first, last",
+    )
 
 
 @dataclass(frozen=True)
 class _Product:
-    """A product that ran: its number in order of execution, the tensors it got, and the module it makes up."""
+    """A product that ran: its number among such calls, the tensors it got, and the modules it makes up and is in."""
 
     number: int
     operands: list[Tensor]
     operand: int
     result: Tensor
     path: str | None
+    inside: str
     channels_first: bool
 
     def part(self, count: int, images: int) -> _Part:
         features = self.operands[self.operand]
         transposed = features.ndim == 2 and len(features) != images == features.shape[1]
-        return _Part(self.path, count - self.number, self.operand, self.channels_first, transposed)
+        return _Part(self.path, self.inside, count - self.number, self.operand, self.channels_first, transposed)
 
 
 class _Recorder(TorchFunctionMode):
@@ -162,7 +179,7 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
-        self.products: list[_Product] = []
+        self.calls = 0
         self._made_from: dict[int, list[Tensor]] = {id(images): [images]}
         self._product_of: dict[int, _Product] = {}
         self._running: list[tuple[str, list[Tensor]]] = []
@@ -188,16 +205,22 @@ class _Recorder(TorchFunctionMode):
             results = list(tensors_in([result])) or sources[:1]
             for tensor in results:
                 self._made_from[id(tensor)] = [*self._made_from.get(id(tensor), []), *sources, tensor]
-            if func in _PRODUCTS and isinstance(result, Tensor):
+            if isinstance(result, Tensor) and (func in _PRODUCTS or self._spreads(func, sources, depends, result)):
                 self._note_product(func, sources, depends[0], result)
+        self.calls += func in _PRODUCTS or func in _SPREADING
         return result
+
+    def _spreads(self, func: Any, sources: list[Tensor], depends: list[int], result: Tensor) -> bool:
+        return func in _SPREADING and depends in ([0], [1]) and result.numel() > sources[depends[0]].numel()
 
     def _note_product(self, func: Any, sources: list[Tensor], operand: int, result: Tensor) -> None:
         path, given = self._running[-1] if self._running else ("", [])
         makes_up_module = path if len(given) == 1 and given[0] is sources[operand] else ""
-        product = _Product(len(self.products), sources, operand, result, makes_up_module or None, func in _CONVOLUTIONS)
-        self.products.append(product)
-        self._product_of[id(result)] = product
+        spread_last = func in _SPREADING and sources[operand].shape[-1] == 1
+        channels_first = func in _CONVOLUTIONS or spread_last
+        self._product_of[id(result)] = _Product(
+            self.calls, sources, operand, result, makes_up_module or None, path, channels_first
+        )
 
     def products_behind(self, logits: Tensor) -> list[_Product]:
         """Returns the products that the logits are made of without another one in between, in order of execution."""
@@ -229,7 +252,7 @@ class _LatestProducts(TorchFunctionMode):
         self.operands = deque(maxlen=self.count)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _PRODUCTS:
+        if func in _PRODUCTS or func in _SPREADING:
             self.operands.append(list(tensors_in([args, kwargs or {}])))
         return func(*args, **(kwargs or {}))
 

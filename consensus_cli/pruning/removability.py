@@ -83,15 +83,14 @@ def changes_in_training(module: nn.Module, shape: tuple[int, ...]) -> bool:
 def _shared_parameters(network: nn.Module, path: str) -> tuple[str, str] | None:
     """Returns the names of one parameter inside a module and of the same one outside of it.
 
-    A module under a second name (`features = nn.Sequential(*backbone.children())`) is the same module, not another.
+    The block itself may hang at several places (`features = nn.Sequential(*backbone.children())`), its modules may not.
     """
-    inside = set(network.get_submodule(path).modules())
-    own = {id(parameter): name for name, parameter in network.get_submodule(path).named_parameters()}
-    for prefix, module in network.named_modules():
-        if module not in inside:
-            for name, parameter in module.named_parameters(prefix, recurse=False):
-                if id(parameter) in own:
-                    return f"{path}.{own[id(parameter)]}", name
+    block = network.get_submodule(path)
+    own = {id(parameter): name for name, parameter in block.named_parameters()}
+    for prefix, module in network.named_modules(memo={block}):
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if id(parameter) in own:
+                return f"{path}.{own[id(parameter)]}", name
     return None
 
 

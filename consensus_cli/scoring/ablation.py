@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from consensus_cli.errors import unknown_name
 from consensus_cli.models.copying import clone
-from consensus_cli.models.head import Head, find_head
+from consensus_cli.models.head import Head, find_head, no_head
 from consensus_cli.models.layout import to_layout
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import bypassed, parts_of
@@ -178,31 +178,40 @@ class AblationEngine:
         return images.contiguous(memory_format=self._memory_format)
 
 
-def representation_size(network: nn.Module, example: Tensor) -> int:
+def representation_size(network: nn.Module, example: Tensor, candidates: Sequence[Block] = ()) -> int:
     """Returns the length d of a representation.
 
     Args:
         network: takes images as `example`; a copy of it runs.
         example: (n, c, h, w) or other images as the network takes them.
+        candidates: removable blocks of the network.
 
     Raises:
-        UserError: a network without a head.
+        UserError: a network without a head, or with one that goes with a block.
     """
     copied = clone(network).eval()
+    head = find_head(copied, example)
+    paths = {path for block in candidates for path in parts_of(block.name)}
+    if inside := next((path for path in sorted(paths) if head.lies_in(path)), None):
+        raise no_head(network, f"the last weights before its logits are those of the block {inside}")
     with torch.no_grad():
-        return _representation(copied, find_head(copied, example), example).shape[1]
+        return _representation(copied, head, example).shape[1]
 
 
 def _scoring_copy(network: nn.Module, images: Tensor, memory_format: torch.memory_format) -> tuple[nn.Module, Head]:
     """Returns a copy made for speed, and its head."""
     copied = to_layout(clone(network).eval(), memory_format)
     head = find_head(copied, images)
+    folded = clone(copied)
     with torch.no_grad():
         expected = _representation(copied, head, images)
-    fold_batch_norms(copied, images)
-    with torch.no_grad():
-        same = _same(_representation(copied, head, images), expected)
-    return (copied if same else to_layout(clone(network).eval(), memory_format)), head
+        try:
+            fold_batch_norms(folded, images)
+            same = _same(_representation(folded, head, images), expected)
+        except Exception:
+            # Code of the network's that reads its norms or sets its weights, as the older `weight_norm` does.
+            same = False
+    return (folded if same else copied), head
 
 
 def _representation(network: nn.Module, head: Head, images: Tensor) -> Tensor:

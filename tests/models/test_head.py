@@ -116,6 +116,23 @@ class AllPositions(Headless):
         return self.fc(self.map(x).flatten(2).mT).mean(1)
 
 
+class Distances(Headless):
+    """Prototypes of all classes at once, by broadcasting."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -(self.features(x)[:, None] - self.weights).pow(2).sum(-1)
+
+
+class ProductsSummed(Headless):
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weights.T * self.features(x)[..., None]).sum(1)
+
+
+class CosineSimilarity(Headless):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.cosine_similarity(self.features(x).unsqueeze(1), self.weights.unsqueeze(0), dim=-1)
+
+
 class LogProbabilities(Headless):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).log_softmax(1)
@@ -142,6 +159,9 @@ class Written(Headless):
         (Pair, ("fc", "other")),
         (Auxiliary, ("fc",)),
         (AllPositions, ("fc",)),
+        (Distances, ()),
+        (ProductsSummed, ()),
+        (CosineSimilarity, ()),
         (LogProbabilities, ("fc",)),
         (Written, ("fc",)),
     ],
@@ -190,7 +210,8 @@ LOGITS, FEATURES = torch.rand(2, 3), torch.rand(2, 8, 4, 4)
         LOGITS,
         LOGITS[:, :, None, None],
         {"logits": LOGITS, "features": FEATURES},
-        {"out": LOGITS},
+        {"scores": LOGITS},
+        {"out": LOGITS, "aux": LOGITS + 1},
         Answer(logits=LOGITS, hidden=FEATURES),
         Named(LOGITS),
         (LOGITS, FEATURES),

@@ -195,6 +195,14 @@ def test_a_batch_norm_that_cannot_be_folded_is_kept():
     torch.testing.assert_close(engine.representations(images), one_by_one(network, [block("a")], images))
 
 
+def test_a_convolution_whose_weight_a_hook_sets_is_not_folded():
+    network = Unfoldable()
+    network.conv = nn.utils.spectral_norm(network.conv)
+    images = torch.rand(4, 3, 8, 8)
+    engine = AblationEngine(trained_looking(network), [block("a")], images)
+    torch.testing.assert_close(engine.representations(images), one_by_one(network, [block("a")], images))
+
+
 class ActivationBetween(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -295,6 +303,25 @@ class Remembering(nn.Module):
         if self.kept is None:
             self.kept = torch.arange(3.0) * x.new_ones(3)
         return self.fc(x.mean(dim=(2, 3)) * self.scale * self.kept)
+
+
+class Pooled(nn.Module):
+    """Features that are logits as they are: a block's convolution is the last that they are made with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, 8, 3), Residual(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(self.stem(x)).mean((2, 3))
+
+
+def test_a_head_that_would_go_with_a_block_is_none():
+    with pytest.raises(
+        UserError, match="Pooled has no head: the last weights before its logits are those of the block a"
+    ) as error:
+        representation_size(Pooled(), torch.rand(2, 3, 4, 4), [block("a")])
+    assert "random" in error.value.hint
 
 
 def test_looking_for_the_size_leaves_a_network_that_can_be_trained():
