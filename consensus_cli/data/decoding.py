@@ -11,6 +11,7 @@ import io
 import os
 import stat
 import warnings
+import zlib
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ _NO_IMAGES = {
     b"<svg": "an SVG drawing",
     b"\0\x05\x16\x07": "a leftover of macOS",
 }
+_AVIF_BRANDS = (b"ftypavif", b"ftypavis")
 _HEIC_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
 
 # Pillow warns of oddities in files that it reads nevertheless, hundreds of times where a folder is full of them.
@@ -119,7 +121,7 @@ def is_suspect(size_bytes: int, head: bytes, tail: bytes) -> bool:
         return int.from_bytes(head[4:8], "little") + 8 > size_bytes
     if head.startswith((b"GIF87a", b"GIF89a")):
         return not tail.rstrip(b"\0").endswith(b";")
-    return not (head.startswith(_OTHER_BEGINNINGS) or head[4:8] == b"ftyp")
+    return not (head.startswith(_OTHER_BEGINNINGS) or head[4:12] in _AVIF_BRANDS)
 
 
 def _is_webp(head: bytes) -> bool:
@@ -132,13 +134,31 @@ def _by_torchvision(data: Tensor) -> Tensor | None:
     if _is_webp(head):
         if head[12:16] == b"VP8X" and head[20] & (_WEBP_ANIMATED | _WEBP_EXIF):
             return None
-    elif not head.startswith((_JPEG, _PNG)):
+    elif head.startswith(_PNG + b"\0\0\0\x0dIHDR"):
+        _check_png(data.numpy().data)
+    elif not head.startswith(_JPEG):
         return None
     try:
         image = decode_image(data, mode=ImageReadMode.RGB, apply_exif_orientation=True)
     except RuntimeError:
         return None
     return image if image.dtype == torch.uint8 else _scaled(image.numpy(), 2**16 - 1)
+
+
+def _check_png(content: memoryview) -> None:
+    """Compares the checksums of what a PNG cannot do without: torchvision's reader ends the process at a wrong one.
+
+    Raises:
+        UnreadableImageError: one is wrong.
+    """
+    start = len(_PNG)
+    # What is cut both readers notice.
+    while (end := start + 8 + int.from_bytes(content[start : start + 4], "big")) + 4 <= len(content):
+        # Chunks that begin with a small letter libpng leaves out where they are wrong.
+        needed = bytes(content[start + 4 : start + 5]).isupper()
+        if needed and zlib.crc32(content[start + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            raise UnreadableImageError("damaged: wrong checksum")
+        start = end + 4
 
 
 def _by_pillow(content: bytes) -> Tensor:

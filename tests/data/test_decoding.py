@@ -167,6 +167,12 @@ def test_pictures_are_turned_upright(kind: str, orientation: int) -> None:
     assert off < 3 if kind == "JPEG" else off == 0
 
 
+def with_wrong_bit(data: bytes, place: int) -> bytes:
+    wrong = bytearray(data)
+    wrong[place] ^= 1
+    return bytes(wrong)
+
+
 HEIC = b"\0\0\0\x18ftypheic" + bytes(100)
 UNREADABLE = {
     "empty": (b"", "empty"),
@@ -181,6 +187,8 @@ UNREADABLE = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no known image format"),
     "cut png": (EXACT["png"][0][:900], "damaged"),
     "almost no png": (EXACT["png"][0][:40], "damaged: its head cannot be read"),
+    "png with a wrong bit": (with_wrong_bit(EXACT["png"][0], 700), "damaged: wrong checksum"),
+    "png with a wrong end": (with_wrong_bit(EXACT["png"][0], -20), "damaged: wrong checksum"),
     "cut jpeg": (LOSSY["jpeg"][:500], "damaged"),
     "cut webp": (EXACT["webp lossless"][0][:900], "damaged"),
     "cut animation": (EXACT["webp animated"][0][:900], "damaged"),
@@ -201,7 +209,8 @@ KNOWN_WHEN_DECODED = (
     "negative numbers",
     "large floats",
     "not a number",
-    "heic",
+    "png with a wrong bit",
+    "png with a wrong end",
 )
 
 
