@@ -49,10 +49,14 @@ def discover(network: nn.Module, example: Tensor, trace: Trace, split: bool) -> 
     found = [_module(trace, call, "has no shortcut") for call in _siblings(network, trace, blocks)]
     for call, shortcut in blocks.items():
         reason = why_module_stays(network, trace, call, shortcut)
+        branches: list[Found] = []
         if split and not reason and len(shortcut.additions) > 1:
-            found += _branches_of_block(trace, trials, call, shortcut.additions)
-        else:
-            found.append(_module(trace, call, reason))
+            branches = list(_branches_of_block(trace, trials, call, shortcut.additions))
+        elif reason and not trace.calls[call].returns_tensor:
+            # In its own form (a dictionary, features beside a mask) it can go on returning what it is given.
+            branches = list(_branches_of_block(trace, trials, call, shortcut.additions))
+            branches = [] if any(branch.reason for branch in branches) else branches
+        found += branches or [_module(trace, call, reason)]
     loose = (a for a in additions.values() if not _inside_any(trace, a.owner, blocks))
     found += _loose_branches(trace, trials, loose, blocks)
     by_name = {part.name: part for part in sorted(found, key=lambda part: part.position, reverse=True)}
@@ -62,7 +66,8 @@ def discover(network: nn.Module, example: Tensor, trace: Trace, split: bool) -> 
 def _block_calls(network: nn.Module, trace: Trace, additions: dict[int, Addition]) -> dict[int, Shortcut]:
     """Returns the module calls that are blocks; additions deeper inside a block belong to it.
 
-    A module whose way from input to output holds more additions of its submodules than its own is a stage.
+    A module whose way from input to output holds more additions of its submodules than its own, or the same branches
+    over and over, is a stage.
     """
     blocks: dict[int, Shortcut] = {}
     for call in sorted({addition.owner for addition in additions.values()} - {0}):
@@ -70,9 +75,29 @@ def _block_calls(network: nn.Module, trace: Trace, additions: dict[int, Addition
             continue
         shortcut = shortcut_through(trace, call, additions)
         own = sum(addition.owner == call for addition in shortcut.additions)
-        if own and 2 * own >= len(shortcut.additions):
+        if own and 2 * own >= len(shortcut.additions) and not _repeats(network, trace, call, shortcut):
             blocks[call] = shortcut
     return blocks
+
+
+def _repeats(network: nn.Module, trace: Trace, call: int, shortcut: Shortcut) -> bool:
+    """Whether the branches on the way through a module are alike, or alike by turns, as those of a stage are.
+
+    Two of a kind make a block of a class that the network has more of.
+    """
+    branches = [
+        branch_calls(network, trace, addition) for addition in shortcut.additions if addition.branch is not None
+    ]
+    forms = [[_form(network.get_submodule(trace.calls[part].path)) for part in parts] for parts in branches]
+    kind = type(network.get_submodule(trace.calls[call].path))
+    alone = sum(type(network.get_submodule(other.path)) is kind for other in trace.calls) == 1
+    least = 2 if alone else 3
+    turns = [length for length in range(1, len(forms) // least + 1) if len(forms) % length == 0]
+    return all(forms) and any(forms == forms[:length] * (len(forms) // length) for length in turns)
+
+
+def _form(module: nn.Module) -> list[object]:
+    return [*map(type, module.modules()), *(parameter.shape for parameter in module.parameters())]
 
 
 def _siblings(network: nn.Module, trace: Trace, blocks: dict[int, Shortcut]) -> list[int]:

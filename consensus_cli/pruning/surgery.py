@@ -168,7 +168,8 @@ def _replacements(network: nn.Module, block: Block | str) -> list[tuple[nn.Modul
     if not parts:
         count = _parse(name)["count"]
         return [(going[0], (ShortcutInTuple(int(count)) if count else Shortcut()).train(network.training))]
-    modules: list[nn.Module] = [Shortcut() for _ in parts[:-1]] + [Nothing()]
+    # The first hands on zeros, not the shortcut itself: code between them may overwrite it (`nn.ReLU(inplace=True)`).
+    modules: list[nn.Module] = [Nothing() if i in (0, len(parts) - 1) else Shortcut() for i in range(len(parts))]
     for i, part in enumerate(parts):
         if part["element"]:
             modules[i] = OneOf(modules[i], int(part["element"]), int(part["count"]))

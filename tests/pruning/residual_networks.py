@@ -142,11 +142,72 @@ class PairBlock(nn.Module):
 
 
 class PairNet(Net):
+    """Reads one of the two values."""
+
+    def __init__(self, *blocks: nn.Module, reads: int = 0) -> None:
+        super().__init__(*blocks)
+        self.reads = reads
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for block in self.blocks:
-            x = block(x)[0] if isinstance(block, PairBlock) else block(x)
+            x = block(x)[self.reads] if isinstance(block, PairBlock) else block(x)
         return self.head(x.mean((2, 3)))
+
+
+class InMapping(Residual):
+    def forward(self, given: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"features": super().forward(given["features"])}
+
+
+class MappingNet(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        given = {"features": self.stem(x)}
+        for block in self.blocks:
+            given = block(given)
+        return self.head(given["features"].mean((2, 3)))
+
+
+class Stage(nn.Module):
+    """Residual additions in the forward of a module of its own, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(conv_bn() for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(x + layer(x))
+        return x
+
+
+class InPlaceStage(nn.Module):
+    """Activations overwrite what the first module of a branch returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(WIDTH) for _ in range(4))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = self.relu(x + norm(self.relu(convolution(x))))
+        return x
+
+
+class StageNet(Net):
+    def __init__(self, stage: type[nn.Module] = Stage) -> None:
+        super().__init__()
+        self.body = stage()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+class InPlaceStageNet(StageNet):
+    def __init__(self) -> None:
+        super().__init__(InPlaceStage)
 
 
 class Remembers(Residual):

@@ -20,8 +20,11 @@ from residual_networks import (
     FixedAttention,
     GlobalSkip,
     HalvedBranch,
+    InMapping,
+    InPlaceStageNet,
     InTuple,
     Lucid,
+    MappingNet,
     Net,
     Numbered,
     OpenNet,
@@ -36,6 +39,7 @@ from residual_networks import (
     Remembers,
     Residual,
     ScaledShortcut,
+    StageNet,
     SumOfList,
     ThenPReLU,
     TokenNet,
@@ -101,6 +105,13 @@ def test_ways_to_write_a_block(block: type[nn.Module]) -> None:
         (lambda: Numbered(*(Residual() for _ in range(4))), ["blocks.1", "blocks.2", "blocks.3"]),
         (lambda: Paired(*(Residual() for _ in range(4))), ["blocks.1", "blocks.2", "blocks.3"]),
         (Aliased, ["backbone.blocks.1", "backbone.blocks.2"]),
+        (lambda: PairNet(*(PairBlock() for _ in range(3))), ["blocks.1+branch", "blocks.2+branch"]),
+        (lambda: MappingNet(*(InMapping() for _ in range(3))), ["blocks.1+branch", "blocks.2+branch"]),
+        (StageNet, ["body+layers.1", "body+layers.2", "body+layers.3"]),
+        (
+            InPlaceStageNet,
+            ["body+convolutions.1+norms.1", "body+convolutions.2+norms.2", "body+convolutions.3+norms.3"],
+        ),
     ],
 )
 def test_ways_to_hold_and_to_call_blocks(network: Callable[[], nn.Module], expected: list[str]) -> None:
@@ -159,7 +170,7 @@ def test_a_block_that_overwrites_its_input(block: type[nn.Module]) -> None:
     ("build", "reason"),
     [
         (lambda: Net(Residual(), ScaledShortcut(), Residual()), "its shortcut is not the identity"),
-        (lambda: PairNet(Residual(), PairBlock(), Residual()), "returns 2 values, not one tensor"),
+        (lambda: PairNet(Residual(), PairBlock(), Residual(), reads=1), "returns 2 values, not one tensor"),
         (lambda: ReadingNet(Residual(), Remembers(), Residual()), "its intermediate results are used outside of it"),
         (lambda: BorrowingNet(*(Residual() for _ in range(3))), "its module blocks.1.branch also runs outside of it"),
         (lambda: Net(Residual(), *[Residual()] * 2, Residual()), "runs 2 times in one forward pass"),
