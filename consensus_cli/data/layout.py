@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,7 @@ def find_layout(root: Path) -> Layout:
         found = _only(root, splits["train"])
         raise UserError(
             f"{shown(root)} has a folder {shown(found)} but neither test nor val",
-            f"put one beside it, or set dataset.root={shown(root / found)}: a fifth becomes the test split",
+            f"put one beside it, or set {_as_root(root / found)}: a fifth becomes the test split",
         )
     found = ", ".join(shown(name) for names in splits.values() for name in names)
     raise UserError(
@@ -104,13 +105,13 @@ def check_classes(layout: Layout) -> None:
         what = f"{len(classes)} class folders, at least 2 are needed"
         if len(classes) > 1:
             what = f"images and what is noted of them ({enumerated(map(shown, classes))}), not sorted by class"
-        hint = f"if its folders are the classes, set dataset.root={shown(inner[0])}" if inner else LAYOUT_HINT
+        hint = f"if its folders are the classes, set {_as_root(inner[0])}" if inner else LAYOUT_HINT
         raise UserError(f"{shown(train)} holds {what}", hint)
     if same := _in_each(train, classes):
         raise UserError(
             f"{shown(train)} has the same folders ({enumerated(map(shown, same))}) in each of "
             f"{enumerated(map(shown, classes))}: which of them are the classes cannot be told",
-            f"for the inner ones set dataset.root={shown(train / classes[0])} or name the outer ones train and test; "
+            f"for the inner ones set {_as_root(train / classes[0])} or name the outer ones train and test; "
             "for the outer ones leave no folders in them",
         )
     for folder in layout.parts.values():
@@ -120,6 +121,17 @@ def check_classes(layout: Layout) -> None:
                 f"{shown(folder)} has classes without training images: {enumerated(map(shown, strangers), 10)}",
                 f"add them to {shown(train)} or remove them",
             )
+
+
+def _as_root(folder: Path) -> str:
+    """Returns the setting as it is typed: a name with blanks or brackets is quoted for Hydra and for the shell."""
+    path = shown(folder)
+    if re.fullmatch(r"[A-Za-z0-9_./+-]+", path):
+        return f"dataset.root={path}"
+    # Hydra takes a while to import.
+    from consensus_cli.repairs import quoted
+
+    return shlex.quote(quoted("dataset.root", path))
 
 
 def _is_annotation(name: str) -> bool:
@@ -233,8 +245,7 @@ def _with_labels(root: Path, parts: dict[str, Path], notes: list[str]) -> Layout
             if len(parts) == 1:
                 raise UserError(
                     f"{shown(root)} has no labelled test images: {told}",
-                    f"sort them into class folders, or set dataset.root={shown(parts['train'])}: a fifth becomes the "
-                    "test split",
+                    f"sort them into class folders, or set {_as_root(parts['train'])}: a fifth becomes the test split",
                 )
             notes.append(f"{told}: left out")
     if len(notes) > before and "test" not in parts:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from consensus_cli.data.decoding import IMAGE_SUFFIXES
 
-#: what systems and archives leave behind (lower case), besides everything that begins with a dot
+#: what systems, archives and this tool leave behind (lower case), besides everything that begins with a dot
 _LEFTOVERS = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "$recycle.bin", "lost+found",
-    "system volume information", "paxheader", "paxheaders", "__pycache__",
+    "system volume information", "paxheader", "paxheaders", "__pycache__", "outputs",
 }  # fmt: skip
 
 #: names that a message lists before it only counts them

@@ -31,7 +31,7 @@ def stratified_indices(labels: Tensor, per_class: int, seed: int) -> Tensor:
         if len(members) < per_class:
             raise UserError(
                 f"class {label} has {len(members)} images, {per_class} are asked for per class",
-                f"ask for at most {len(members)} samples per class, or use more images",
+                f"{f'set metrics.samples_per_class={len(members)} or ' * (len(members) > 1)}use more images of it",
             )
         chosen.append(members[:per_class])
     return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)

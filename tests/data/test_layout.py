@@ -151,6 +151,8 @@ def test_the_suggested_folder_works(parts: dict[str, int], suggested: str, tmp_p
     root = tree(tmp_path / "images", parts)
     assert f"dataset.root={root / suggested}" in refused(root).hint
     assert sizes(loaded(root / suggested)) == (8, 4, 4)
+    odd = tree(tmp_path / "my images (1), été", parts)
+    assert f"""'dataset.root="{odd / suggested}"'""" in refused(odd).hint
 
 
 def test_unlabelled_test_images_are_left_out_and_said(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from consensus_cli.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "leftover", ["__MACOSX", "@eaDir", "#recycle", "System Volume Information", ".ipynb_checkpoints", ".git"]
+    "leftover", ["__MACOSX", "@eaDir", "#recycle", "System Volume Information", "outputs", ".ipynb_checkpoints", ".git"]
 )
 def test_leftovers_are_never_classes_or_images(leftover: str, tmp_path: Path) -> None:
     root = tree(tmp_path / "images", {".": 20})
