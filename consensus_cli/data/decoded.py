@@ -6,7 +6,6 @@ import hashlib
 import logging
 import tempfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from consensus_cli.data.decoding import UnreadableImageError
 from consensus_cli.data.files import NAMED, ImageFiles
-from consensus_cli.data.loading import worker_count
+from consensus_cli.data.loading import for_each
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.source import Progress
 
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when decoding or resizing changes.
 FORMAT_VERSION = 2
-FILES_PER_TASK = 128
 
 
 def load_decoded(
@@ -61,21 +59,13 @@ def _decode_all(split: ImageFiles, progress: Progress | None) -> tuple[Tensor, T
     pixels = torch.empty(total, height, width, 3, dtype=torch.uint8)
     intact = torch.ones(total, dtype=torch.bool)
 
-    def decode_files(start: int) -> int:
-        positions = range(start, min(start + FILES_PER_TASK, total))
-        for position in positions:
-            try:
-                pixels[position] = split.geometry(split.decoded(position)).permute(1, 2, 0)
-            except UnreadableImageError:
-                intact[position] = False
-        return len(positions)
+    def decode_file(position: int) -> None:
+        try:
+            pixels[position] = split.geometry(split.decoded(position)).permute(1, 2, 0)
+        except UnreadableImageError:
+            intact[position] = False
 
-    done = 0
-    with ThreadPoolExecutor(max(1, worker_count(split.workers))) as pool:
-        for count in pool.map(decode_files, range(0, total, FILES_PER_TASK)):
-            done += count
-            if progress is not None:
-                progress("decoding images", done, total)
+    for_each(decode_file, total, workers=split.workers, progress=progress, doing="decoding images")
     kept = intact.nonzero().flatten()
     return (pixels if len(kept) == total else pixels[kept]), kept
 

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -19,11 +20,13 @@ from torch import Tensor, multiprocessing
 from torch.utils.data import DataLoader, Dataset
 
 from consensus_cli.data.decoding import UnreadableImageError
+from consensus_cli.data.source import Progress
 from consensus_cli.errors import RunFailedError
 
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = "/dev/shm"
+_PER_TASK = 128
 # Batches that a worker prepares ahead, and the one that is being used.
 _BATCHES_PER_WORKER = 3
 _USUAL_BATCH_SIZE = 128
@@ -47,6 +50,33 @@ class Batch:
 def worker_count(workers: int | None) -> int:
     """Returns `workers`, or as many as there are processors up to 8."""
     return min(8, os.cpu_count() or 1) if workers is None else workers
+
+
+def for_each(
+    work: Callable[[int], None], count: int, *, workers: int | None, progress: Progress | None, doing: str
+) -> None:
+    """Calls `work` with every number below `count`, in threads, and says how far it is.
+
+    Args:
+        work: called by several threads at once.
+        count: how many numbers.
+        workers: as in `worker_count`; at least one.
+        progress: told `doing`, how many are done, and `count`.
+        doing: what `work` does, in words.
+    """
+
+    def work_on(start: int) -> int:
+        numbers = range(start, min(start + _PER_TASK, count))
+        for number in numbers:
+            work(number)
+        return len(numbers)
+
+    done = 0
+    with ThreadPoolExecutor(max(1, worker_count(workers))) as pool:
+        for more in pool.map(work_on, range(0, count, _PER_TASK)):
+            done += more
+            if progress is not None:
+                progress(doing, done, count)
 
 
 def shortage(image_shape: tuple[int, int, int], workers: int | None) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -12,10 +11,8 @@ import torch
 from consensus_cli.data.decoding import is_suspect
 from consensus_cli.data.files import ImageFiles
 from consensus_cli.data.folder import FolderImages
-from consensus_cli.data.loading import worker_count
+from consensus_cli.data.loading import for_each
 from consensus_cli.data.source import Progress
-
-FILES_PER_TASK = 256
 
 
 def without_unreadable(split: ImageFiles, cache_dir: Path, progress: Progress | None) -> tuple[ImageFiles, list[str]]:
@@ -48,24 +45,13 @@ def without_unreadable(split: ImageFiles, cache_dir: Path, progress: Progress | 
 
 def _unreadable(split: ImageFiles, images: FolderImages, progress: Progress | None) -> dict[int, str]:
     found: dict[int, str] = {}
-    total = len(split)
     indices = split.indices.tolist()
 
-    def check(start: int) -> int:
-        positions = range(start, min(start + FILES_PER_TASK, total))
-        for position in positions:
-            if _looks_odd(images.path(indices[position])):
-                problem = split.problem(position)
-                if problem is not None:
-                    found[position] = problem
-        return len(positions)
+    def check(position: int) -> None:
+        if _looks_odd(images.path(indices[position])) and (problem := split.problem(position)) is not None:
+            found[position] = problem
 
-    done = 0
-    with ThreadPoolExecutor(max(1, worker_count(split.workers))) as pool:
-        for count in pool.map(check, range(0, total, FILES_PER_TASK)):
-            done += count
-            if progress is not None:
-                progress("checking image files", done, total)
+    for_each(check, len(split), workers=split.workers, progress=progress, doing="checking image files")
     return dict(sorted(found.items()))
 
 
