@@ -71,9 +71,13 @@ def foreign_code(what: str, hint: str) -> Iterator[None]:
     except Exception as error:
         if _is_ours(error) or _is_out_of_memory(error):
             raise
-        text = " ".join(str(error).split())
-        said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        raise ForeignCodeError(f"{what} raised {said}{_place(error)}", hint) from error
+        raise ForeignCodeError(f"{what} raised {_said(error)}{_place(error)}", hint) from error
+
+
+def raised_in_foreign_code(error: Exception) -> str | None:
+    """Returns what was raised and where, if that was in code that is neither ours nor installed; None otherwise."""
+    place = _place(error)
+    return f"{_said(error)}{place}" if place else None
 
 
 @contextmanager
@@ -150,6 +154,11 @@ def _is_ours(error: BaseException) -> bool:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
+def _said(error: Exception) -> str:
+    text = _one_line(str(error))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _place(error: BaseException) -> str:

@@ -81,7 +81,7 @@ def unknown_option(command: str, word: str, known: Sequence[str]) -> UserError:
     if key in set(config.keys()):
         return UserError(f"unknown option '{word}'", f"settings are written without dashes: {key}=…")
     flags = {option for option in known if option.startswith("--")} | set(_EVERYWHERE)
-    suggestion = did_you_mean(nearest(word, sorted(flags), cutoff=0.7)[:1])
+    suggestion = did_you_mean(nearest(word, sorted(flags - {word}), cutoff=0.7)[:1])
     return UserError(
         f"unknown option '{word}' of consensus {command}",
         f"{suggestion}consensus {command} --help shows them; settings are written without dashes: key=value",

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from consensus_cli.errors import RunFailedError
+from consensus_cli.errors import RunFailedError, UserError, raised_in_foreign_code
 from consensus_cli.training import TrainingDivergedError
 
 Result = TypeVar("Result")
@@ -62,23 +62,26 @@ def halving(
 
 @contextmanager
 def explained(run_dir: Path) -> Iterator[None]:
-    """Turns the errors that no program can mend into one line and a hint.
+    """Turns the errors that this program cannot mend into one line and a hint.
 
     Args:
         run_dir: the directory of the run, for the hint.
 
     Raises:
-        RunFailedError: instead of a full disk, exhausted memory or a diverged training.
+        RunFailedError: instead of a full disk, exhausted memory, a diverged training, or what the network's own code
+            raises at last, though it did not in the dry run.
     """
     try:
         yield
+    except (UserError, RunFailedError):
+        raise
     except TrainingDivergedError as error:
         raise RunFailedError(
             f"training diverged: {error}",
             "lower finetune.learning_rate (for a baseline, baseline.learning_rate); "
             f"the last good network is kept in {run_dir}",
         ) from error
-    except (OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         if is_disk_full(error):
             what = error.strerror if isinstance(error, OSError) else error
             raise RunFailedError(
@@ -89,5 +92,9 @@ def explained(run_dir: Path) -> Iterator[None]:
                 "out of memory, with no smaller batch to try",
                 "use a machine with more memory, smaller images, or lower scoring.memory_gb and attacks.images; "
                 f"then: consensus resume {run_dir}",
+            ) from error
+        if told := raised_in_foreign_code(error):
+            raise RunFailedError(
+                f"the network's code raised {told}", f"mend it, then: consensus resume {run_dir}"
             ) from error
         raise

@@ -29,6 +29,7 @@ MOST_RUNS = 10_000
 
 #: what other tools call a key -> its last part here, or all of it
 _ELSEWHERE = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size", "gpu": "device", "out": "output_dir"}
+_ELSEWHERE |= {"eps": "eps255", "epsilon": "eps255"}
 _ELSEWHERE |= dict.fromkeys(("checkpoint", "ckpt", "pretrained"), "model.weights") | {"path": "dataset.root"}
 
 
@@ -238,6 +239,8 @@ def _count(value: Any) -> int:
 def _unknown_key(key: str) -> UserError:
     known = sorted(config.keys())
     parent = key.rpartition(".")[0]
+    if parent.startswith("attacks.suite."):
+        known += [f"{parent}.{field.name}" for field in fields(AttackConfig)]
     siblings = [k for k in known if k.rpartition(".")[0] == parent] or [k for k in known if "." not in k]
     return UserError(
         f"unknown config key '{key}'", f"{did_you_mean(_meant(key, known, siblings))}valid here: {', '.join(siblings)}"

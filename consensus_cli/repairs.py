@@ -142,7 +142,8 @@ def _candidates(word: str) -> Iterator[str]:
         if match := _SETTING.fullmatch(text):
             key, value = match["key"].replace("/", "."), match["value"].strip()
             bare = value.strip("'\"")
-            for attempt in (value, bare):
+            # As in JSON, with quotes around the names.
+            for attempt in (value, bare, re.sub(r"""(["'])(\w+)\1\s*:""", r"\2:", value)):
                 yield f"{key}={attempt}"
             takes = expected(key)
             inner = bare.strip("[](){} ,;")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import inspect
 import os
 import signal
 from pathlib import Path
@@ -105,9 +106,17 @@ def test_limits_are_told_with_a_hint(error: Exception, message: str, hint: str) 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "denied"), RuntimeError("a bug"), ValueError("a bug")])
 def test_bugs_stay_bugs(error: Exception) -> None:
-    with pytest.raises(type(error)) as same, explained(RUN):
-        raise error
+    ours = compile("with explained(RUN):\n    raise error", inspect.getfile(inspect.unwrap(explained)), "exec")
+    with pytest.raises(type(error)) as same:
+        exec(ours, {"explained": explained, "RUN": RUN, "error": error})
     assert same.value is error
+
+
+def test_what_code_of_the_users_raises_at_last_is_told_with_its_place() -> None:
+    with pytest.raises(RunFailedError) as told, explained(RUN):
+        raise KeyError("mask")
+    assert told.value.message.startswith("the network's code raised KeyError: 'mask' (test_limits.py, line")
+    assert told.value.hint == f"mend it, then: consensus resume {RUN}"
 
 
 def test_an_interruption_survives_the_way_back_from_another_process(tmp_path: Path) -> None:

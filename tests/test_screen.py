@@ -250,3 +250,12 @@ def read_terminal(leader: int) -> str:
             # Linux says so when the other end is closed.
             os.close(leader)
             return read.decode()
+
+
+def test_what_other_code_prints_stays_out_of_the_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with JsonScreen():
+        print("shape of x: (2, 3)")
+    print("later")
+    printed = capsys.readouterr()
+    ended, later = printed.out.splitlines()
+    assert (json.loads(ended)["event"], later, printed.err) == ("ended", "later", "shape of x: (2, 3)\n")

@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ INTERVAL_S = 0.5
 class JsonScreen(Screen):
     """Writes every event as one line of JSON with `event`, `at` (UTC) and `run_id`, and nothing else.
 
+    What other code prints meanwhile (a network's `forward`, say) goes to standard error.
+
     Progress and loss come at most every `INTERVAL_S`, and always at the end of the work. Tables are for the eye: what
     they show is in the events `scores` and `row`.
 
@@ -37,12 +40,14 @@ class JsonScreen(Screen):
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__()
         self._stream = sys.stdout if stream is None else stream
+        self._elsewhere = ExitStack()
         self._run_id: str | None = None
         self._opened_s = time.perf_counter()
         self._told_s: dict[type[Event], float] = {}
 
     def __enter__(self) -> Self:
         self._opened_s = time.perf_counter()
+        self._elsewhere.enter_context(redirect_stdout(sys.stderr))
         return self
 
     def __exit__(
@@ -51,6 +56,7 @@ class JsonScreen(Screen):
         """Writes how it ended."""
         interrupted = isinstance(error, (KeyboardInterrupt, InterruptedRunError))
         status = "done" if error is None else "interrupted" if interrupted else "failed"
+        self._elsewhere.close()
         told = None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
         self._write(Ended(status, told, time.perf_counter() - self._opened_s))
 
