@@ -9,20 +9,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 
 from consensus_cli.errors import ForeignCodeError, UserError, foreign_code
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.foreign_files import some
 from consensus_cli.models.layout import to_layout
-from consensus_cli.torch_modes import evaluating, tensors_in, uncompiled
+from consensus_cli.torch_modes import UsedParameters, evaluating, uncompiled
 
 #: sizes in pixels that networks are usually made for, tried where the given one does not work
 _USUAL_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
@@ -287,7 +286,7 @@ def _check_copies(model: Classifier, copied: Classifier, images: Tensor, name: s
     hint = "a hook or closure refers to the original; let it use the module that it is given"
     expected = _answer(copied, images.flip(0), name)
     another = clone(model)
-    with uncompiled(), _UsedParameters() as used:
+    with uncompiled(), UsedParameters() as used:
         found = _answer(another, images.flip(0), name)
     if not _alike(found, expected):
         raise UserError(f"a deep copy of {name} does not answer as the network does", hint)
@@ -295,18 +294,6 @@ def _check_copies(model: Classifier, copied: Classifier, images: Tensor, name: s
     borrowed = next((path for path, parameter in model.named_parameters() if id(parameter) in foreign), None)
     if borrowed is not None:
         raise UserError(f"a deep copy of {name} computes with the parameter {borrowed} of the original", hint)
-
-
-class _UsedParameters(TorchFunctionMode):
-    """Notes which parameters a forward pass computes with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys: set[int] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.keys |= {id(t) for t in tensors_in([args, kwargs or {}]) if isinstance(t, nn.Parameter)}
-        return func(*args, **(kwargs or {}))
 
 
 def _try_scoring(copied: Classifier, images: Tensor, demands: Demands, found: DryRun) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -56,3 +57,15 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, list | tuple):
         for value in values:
             yield from tensors_in(value)
+
+
+class UsedParameters(TorchFunctionMode):
+    """Notes which parameters a forward pass computes with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.keys |= {id(t) for t in tensors_in([args, kwargs or {}]) if isinstance(t, nn.Parameter)}
+        return func(*args, **(kwargs or {}))

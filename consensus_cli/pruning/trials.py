@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from consensus_cli.models.copying import clone
 from consensus_cli.pruning.block import Block
-from consensus_cli.pruning.surgery import bypassed, remove_blocks
-from consensus_cli.torch_modes import evaluating, tensors_in
+from consensus_cli.pruning.surgery import bypassed, parts_of, remove_blocks
+from consensus_cli.torch_modes import UsedParameters, evaluating, tensors_in, uncompiled
 
 
 def tried(network: nn.Module, example: Tensor, blocks: Sequence[Block]) -> list[Block]:
@@ -36,11 +36,14 @@ def tried(network: nn.Module, example: Tensor, blocks: Sequence[Block]) -> list[
 
 
 def _why_stays(network: nn.Module, example: Tensor, block: Block, expected: list[torch.Size]) -> str:
+    own = {id(p) for path in parts_of(block.name) for p in network.get_submodule(path).parameters()}
     try:
-        with bypassed(network, block):
+        with bypassed(network, block), uncompiled(), UsedParameters() as used:
             found = _answer(network, example)
     except Exception as error:
         return f"the network's code fails without it ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+    if own & used.keys:
+        return "its modules run without it as well: the network holds them in a plain list, for one"
     if [tensor.shape for tensor in found] != expected:
         return "the network answers in another form without it"
     # Tensors of the device "meta" have a shape alone.

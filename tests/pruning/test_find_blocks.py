@@ -141,6 +141,24 @@ def test_a_block_that_the_network_looks_into_stays() -> None:
         check_candidates(find_blocks(ReadsBlocks(*(Residual() for _ in range(3))), IMAGE))
 
 
+class ListedElsewhere(Net):
+    """Runs its blocks out of a plain list, which a removal does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__(*(Residual() for _ in range(3)))
+        self.listed = list(self.blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.listed:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_block_that_runs_although_it_is_bypassed_stays() -> None:
+    assert reasons(ListedElsewhere())["blocks.1"].startswith("its modules run without it as well")
+
+
 class Caches(Residual):
     """Keeps what it computes from its weights at the first forward pass in eval mode."""
 
