@@ -76,7 +76,7 @@ BAD_INPUT = {
         "cannot be imported",
         "path/to/file.py:Class",
     ),
-    "not a class": (["run", "model=custom", "model.target=math.sqrt"], "Python's own and makes no", "package.module.Class"),
+    "not a class": (["run", "model=custom", "model.target=math.sqrt"], "Python's own and makes no", "module.Class"),
     "no residual blocks": (
         ["run", "model=torchvision", "model.name=vgg11", "dataset.image_size=32"],
         "no residual blocks",
@@ -102,7 +102,7 @@ BAD_INPUT = {
     "shift set of other images": (["run", "evaluate.shift.new={tmp}/new.npz"], "holds images of 3×8×8", "belongs to"),
     "shift set without a name": (["run", "evaluate.shift={New Set: x}"], "'New Set' in evaluate.shift", "cifar10c"),
     "too few samples for a metric": (["run", "metrics.samples_per_class=5"], "linear_alpha0", "samples"),
-    "more samples than images": (["run", "metrics.samples_per_class=500"], "500", "at most"),
+    "more samples than images": (["run", "metrics.samples_per_class=500"], "500", "metrics.samples_per_class=12"),
     "second run of a sweep": (["run", "-m", "ratio=0.25,1.5"], "ratio=1.5", "at most 1"),
 }
 

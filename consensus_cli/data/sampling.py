@@ -24,16 +24,15 @@ def stratified_indices(labels: Tensor, per_class: int, seed: int) -> Tensor:
     Raises:
         UserError: if a class has fewer than `per_class` images.
     """
+    classes, counts = labels.unique(return_counts=True)
+    if len(counts) and counts.min() < per_class:
+        label, fewest = int(classes[counts.argmin()]), int(counts.min())
+        raise UserError(
+            f"class {label} has {fewest} images, {per_class} are asked for per class",
+            f"{f'set metrics.samples_per_class={fewest} or ' * (fewest > 1)}use more images of it",
+        )
     generator = torch.Generator().manual_seed(seed)
-    chosen = []
-    for label in labels.unique().tolist():
-        members = _shuffled_members(labels, label, generator)
-        if len(members) < per_class:
-            raise UserError(
-                f"class {label} has {len(members)} images, {per_class} are asked for per class",
-                f"{f'set metrics.samples_per_class={len(members)} or ' * (len(members) > 1)}use more images of it",
-            )
-        chosen.append(members[:per_class])
+    chosen = [_shuffled_members(labels, label, generator)[:per_class] for label in classes.tolist()]
     return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
 
 

@@ -77,7 +77,7 @@ def test_weight_norm_of_blocks_without_filters_is_refused():
     assert told.value.message == (
         "criterion=weight_norm compares weights; 8 of 9 candidates have none: relu0, relu1, relu2, relu3, relu4, …"
     )
-    with pytest.raises(UserError, match="1 of 1 candidates have none: norm$"):
+    with pytest.raises(UserError, match=r"1 of 1 candidates have none: norm$"):
         check_baseline("weight_norm", network, [Block("norm", 0, (), removable=True)])
     for criterion in ("first", "random", "consensus", "cka"):
         check_baseline(criterion, network, blocks)
