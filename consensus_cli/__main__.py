@@ -2,6 +2,6 @@
 
 import sys
 
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 
 sys.exit(main())

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from consensus_cli.threads import Load
+from consensus_cli.experiment.threads import Load
 
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 UPDATES, BATCH = 400, 32
@@ -137,8 +137,8 @@ def train_a_stretch(threads: int | None) -> None:
     from consensus_cli import training
     from consensus_cli.data.memory import ImageTensors
     from consensus_cli.data.split import Augmentation
+    from consensus_cli.experiment.threads import ThreadWatch
     from consensus_cli.models.resnet import ResNet
-    from consensus_cli.threads import ThreadWatch
 
     torch.manual_seed(0)
     images = torch.randint(0, 256, (BATCH * 40, 1, 16, 16), dtype=torch.uint8)

@@ -26,9 +26,10 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from consensus_cli import recipes, training
-from consensus_cli.composition import compose_run
-from consensus_cli.prepare import prepare
+from consensus_cli import training
+from consensus_cli.config.composition import compose_run
+from consensus_cli.experiment import recipes
+from consensus_cli.experiment.prepare import prepare
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.screen import QuietScreen
 

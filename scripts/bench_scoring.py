@@ -28,8 +28,8 @@ from consensus_cli.models.resnet import BLOCKS_PER_STAGE, resnet
 from consensus_cli.pruning.blocks import Block, candidates, find_blocks
 from consensus_cli.pruning.surgery import bypassed
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.ablation import AblationEngine
-from consensus_cli.scoring.moments import HOLDOUT_PERIOD, PairStatistics
+from consensus_cli.scoring.representations import AblationEngine
+from consensus_cli.scoring.statistics.moments import HOLDOUT_PERIOD, PairStatistics
 
 CLASSES = 10
 PLAIN_BATCH_SIZE = 128

@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation
-from consensus_cli.evaluation.complexity import complexity
+from consensus_cli.evaluation.cost.complexity import complexity
 from consensus_cli.models import zoo
 from consensus_cli.pruning.blocks import candidates, find_blocks
 from consensus_cli.pruning.surgery import remove_block

@@ -17,9 +17,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from consensus_cli.composition import compose_run
-from consensus_cli.evaluation.complexity import latency_ms
-from consensus_cli.evaluation.energy import Energy, EnergyMeter, compare_energy
+from consensus_cli.config.composition import compose_run
+from consensus_cli.evaluation.cost.complexity import latency_ms
+from consensus_cli.evaluation.cost.energy import Energy, EnergyMeter, compare_energy
 from consensus_cli.evaluation.statistics import paired_reduction_pct
 from consensus_cli.models.resnet import resnet
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from consensus_cli.results import COLUMNS, append_row, read_rows
+from consensus_cli.storage.results import COLUMNS, append_row, read_rows
 
 
 def make_row(process: int, index: int) -> dict[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from quick import QUICK
 
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 
 # Tests that run side by side share the cores; PyTorch, imported later, would take all of them for each.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
-from consensus_cli.results import COLUMNS
+from consensus_cli.storage.results import COLUMNS
 
 Row = dict[str, object]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from consensus_cli.baseline import cached
+from consensus_cli.experiment.original import cached
 from consensus_cli.models.classifier import Classifier
 
 

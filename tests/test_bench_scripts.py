@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from quick import QUICK
 
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 
 
 def printed(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

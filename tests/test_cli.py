@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from consensus_cli import __version__
-from consensus_cli.catalogue import LISTS
-from consensus_cli.cli import main
+from consensus_cli.cli.catalogue import LISTS
+from consensus_cli.cli.main import main
 
 BAD_INPUT = {
     "unknown command": (["rum"], "unknown command 'rum'", "did you mean 'run'?"),
@@ -161,7 +161,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_imports_neither_torch_nor_hydra() -> None:
     code = (
-        "import sys; from consensus_cli.cli import main; main(['--help']);"
+        "import sys; from consensus_cli.cli.main import main; main(['--help']);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'hydra', 'numpy', 'rich')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from consensus_cli import launch, pipeline
-from consensus_cli.cli import main
+from consensus_cli.cli import sweep
+from consensus_cli.cli.main import main
 from consensus_cli.errors import RunFailedError
+from consensus_cli.experiment import pipeline
 
 #: what a line that is right ends with here
 STARTED = "a run begins"
@@ -367,7 +368,7 @@ def beginning(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(place)
     # It looks through everything that is imported for garbage, which the other tests of this process have made.
-    monkeypatch.setattr(launch, "lasting_imports", nullcontext)
+    monkeypatch.setattr(sweep, "lasting_imports", nullcontext)
     for name, value in (("A_RATIO", "0.5"), ("A_SEED", "3"), ("A_WORD", "word"), ("SIZES", "[1,64]")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SOME_RATIOS", "[0.25,0.5]")

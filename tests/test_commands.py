@@ -14,7 +14,7 @@ import torch
 from quick import QUICK
 
 import consensus_cli
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 

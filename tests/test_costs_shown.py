@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from folders import ON_FOLDER, make_folder
 
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 
 OWN = ("model=custom", "experiment=smoke", "prune.granularity=branch", "criterion=first")
 LEFT_OUT = "aten::_fft_c2r × 4, aten::_fft_r2c × 4"

@@ -8,8 +8,8 @@ import odd_networks
 import pytest
 import torch
 
-from consensus_cli.dry_run import Demands, DryRun, dry_run, initialise_lazy_layers
 from consensus_cli.errors import UserError
+from consensus_cli.experiment.dry_run import Demands, DryRun, dry_run, initialise_lazy_layers
 from consensus_cli.models.classifier import Classifier, Normalize
 
 IMAGES = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from consensus_cli import pipeline, preflight, startup, tracking
-from consensus_cli.cli import main
-from consensus_cli.composition import compose_run
+from consensus_cli.cli import fast_imports
+from consensus_cli.cli.main import main
+from consensus_cli.config.composition import compose_run
 from consensus_cli.errors import ConfigError, RunFailedError, UserError, did_you_mean, memory_told, nearest, tell
+from consensus_cli.experiment import checks, pipeline, tracking
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,9 +130,9 @@ def test_a_missing_compiler_is_found_before_the_training(monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     words = [f"output_dir={tmp_path}", "device=cpu"]
-    preflight.check(compose_run([*words, "compile=auto"]))
+    checks.check(compose_run([*words, "compile=auto"]))
     with pytest.raises(UserError, match=r"compile=True needs a C\+\+ compiler"):
-        preflight.check(compose_run([*words, "compile=true"]))
+        checks.check(compose_run([*words, "compile=true"]))
 
 
 def test_a_tracker_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -160,8 +161,8 @@ def test_a_user_without_a_name_and_a_home_gets_both(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    monkeypatch.setattr(startup.tempfile, "gettempdir", lambda: str(tmp_path))
-    startup.fit_environment()
+    monkeypatch.setattr(fast_imports.tempfile, "gettempdir", lambda: str(tmp_path))
+    fast_imports.fit_environment()
     assert getpass.getuser() == f"uid{os.getuid()}"
     assert Path.home().is_dir()
     assert Path.home().parent == tmp_path
@@ -169,11 +170,11 @@ def test_a_user_without_a_name_and_a_home_gets_both(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_folder_of_somebody_else_is_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(startup.tempfile, "gettempdir", lambda: str(tmp_path))
-    first = startup._own_folder()
-    assert startup._own_folder() == first
+    monkeypatch.setattr(fast_imports.tempfile, "gettempdir", lambda: str(tmp_path))
+    first = fast_imports._own_folder()
+    assert fast_imports._own_folder() == first
     first.chmod(0o777)
-    assert startup._own_folder() != first
+    assert fast_imports._own_folder() != first
 
 
 def as_nobody(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -182,7 +183,7 @@ def as_nobody(words: list[str], folder: Path) -> subprocess.CompletedProcess[str
         "import getpass, pathlib, pwd, sys\n"
         "def unknown(number): raise KeyError(f'getpwuid(): uid not found: {number}')\n"
         "pwd.getpwuid = unknown\n"
-        "from consensus_cli.cli import main\n"
+        "from consensus_cli.cli.main import main\n"
         "code = main(sys.argv[1:])\n"
         "assert getpass.getuser() and pathlib.Path.home().is_dir()\n"
         "sys.exit(code)"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
-from consensus_cli import export
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
-from consensus_cli.rundir import RunDir
+from consensus_cli.experiment import export
+from consensus_cli.storage.rundir import RunDir
 
 
 @pytest.fixture

@@ -19,18 +19,19 @@ from PIL import Image
 from quick import QUICK
 from safetensors.torch import save_file
 
-from consensus_cli import data, inputs, pipeline, steps
-from consensus_cli.cli import main
-from consensus_cli.composition import compose_run, read_config
+from consensus_cli import data
+from consensus_cli.cli.main import main
+from consensus_cli.config.composition import compose_run, read_config
 from consensus_cli.errors import UserError
-from consensus_cli.identity import Identity, find
-from consensus_cli.last import Last
+from consensus_cli.experiment import inputs, pipeline, steps
+from consensus_cli.experiment.last import Last
+from consensus_cli.experiment.record import run_hash
+from consensus_cli.experiment.session import find_earlier
 from consensus_cli.models.resnet import resnet
-from consensus_cli.record import run_hash
-from consensus_cli.results import read_rows
-from consensus_cli.rundir import RunDir
 from consensus_cli.screen import Screen
-from consensus_cli.sitting import find_earlier
+from consensus_cli.storage.identity import Identity, find
+from consensus_cli.storage.results import read_rows
+from consensus_cli.storage.rundir import RunDir
 
 #: 8 pixels of three channels, as in the folders
 SHIFT = {"images": np.zeros((6, 8, 8, 3), np.uint8), "labels": np.arange(6) % 2}

@@ -15,8 +15,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from quick import QUICK
 
-from consensus_cli import conf_files, config, launchers
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
+from consensus_cli.config import conf_files, launchers, schema
 from consensus_cli.models.resnet import ResNet
 
 #: a run of a few seconds: one epoch on few images, no metric, no attack, no fine-tuning
@@ -40,7 +40,7 @@ OURS: dict[str, dict[str, object]] = {
 
 
 def hydra_config(*words: str) -> DictConfig:
-    config.register()
+    schema.register()
     launchers.register()
     with initialize_config_dir(str(conf_files.config_dir()), version_base="1.3"):
         composed: DictConfig = compose("config", list(words), return_hydra_config=True).hydra

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from consensus_cli.errors import RunFailedError
-from consensus_cli.limits import explained, halving, is_disk_full, is_out_of_memory
-from consensus_cli.signals import InterruptedRunError, Stopper
+from consensus_cli.experiment.limits import explained, halving, is_disk_full, is_out_of_memory
+from consensus_cli.experiment.signals import InterruptedRunError, Stopper
 from consensus_cli.training import TrainingDivergedError
 
 RUN = Path("outputs/runs/a")

@@ -12,7 +12,7 @@ import torch
 from authors_network import REFERENCE
 
 from consensus_cli import load_pruned
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 
 TRIALS = REFERENCE.parent / "trials"
 #: the whole line on odd networks in a few seconds; grey digits spread over three channels

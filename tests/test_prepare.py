@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from consensus_cli.composition import compose_run
-from consensus_cli.prepare import prepare
+from consensus_cli.config.composition import compose_run
+from consensus_cli.experiment.prepare import prepare
 from consensus_cli.screen import Screen
 
 WORDS = ("experiment=smoke", "dataset.limit_train=200", "dataset.limit_test=50")

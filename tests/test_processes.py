@@ -15,10 +15,10 @@ import pytest
 import torch
 from quick import QUICK
 
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.accuracy import Predictions
-from consensus_cli.processes import Message, Team, _classes, _packed, _unpacked, team
+from consensus_cli.experiment.parallel.team import Message, Team, _classes, _packed, _unpacked, team
 
 REPOSITORY = Path(__file__).parents[1]
 SHORT = (*QUICK, "baseline.epochs=4", "baseline.learning_rate=0.05", "precision=fp32", "attacks=none", "ratio=0.34")
@@ -85,12 +85,12 @@ def test_sharded_models_are_refused_before_anything_starts(
 
 
 def test_a_batch_too_small_for_the_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from consensus_cli import preflight
-    from consensus_cli.composition import compose_run
+    from consensus_cli.config.composition import compose_run
+    from consensus_cli.experiment import checks
 
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(UserError, match=r"finetune.batch_size=8 .* 8 processes"):
-        preflight.check(compose_run(["finetune.batch_size=8"]))
+        checks.check(compose_run(["finetune.batch_size=8"]))
 
 
 TRAINED = """
@@ -100,7 +100,7 @@ from torch import nn
 from consensus_cli import training
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation
-from consensus_cli.processes import team
+from consensus_cli.experiment.parallel.team import team
 
 members = team()
 generator = torch.Generator().manual_seed(0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from consensus_cli import recipes
-from consensus_cli.composition import compose_run
+from consensus_cli.config.composition import compose_run
+from consensus_cli.experiment import recipes
 
 
 def test_a_schedule_over_the_run_is_walked_through_once_without_a_gap() -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from consensus_cli import config, launch, pipeline, repairs
-from consensus_cli.cli import main
-from consensus_cli.composition import compose_run
+from consensus_cli.cli import sweep
+from consensus_cli.cli.main import main
+from consensus_cli.config import repairs, schema
+from consensus_cli.config.composition import compose_run
+from consensus_cli.config.value_types import expected
 from consensus_cli.errors import RunFailedError, UserError
-from consensus_cli.value_types import expected
+from consensus_cli.experiment import pipeline
 
 NAMES = [
     "~/a (1)",
@@ -74,7 +76,7 @@ def test_blanks_around_the_equals_sign_are_one_mistake(words: list[str], told: l
 
 
 def test_every_key_has_a_form() -> None:
-    for key in tuple(config.keys()):
+    for key in tuple(schema.keys()):
         takes = expected(key)
         assert takes is not None, key
         assert takes.words
@@ -116,7 +118,7 @@ def test_the_tilde_of_an_output_folder_is_the_home_folder(
 ) -> None:
     seen = []
 
-    def run(asked: config.RunConfig, *_: object) -> None:
+    def run(asked: schema.RunConfig, *_: object) -> None:
         seen.append(asked.output_dir)
         raise RunFailedError("enough", "")
 
@@ -137,4 +139,4 @@ def test_a_mistake_found_late_leaves_no_folder(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(pipeline, "run", run)
     assert main(["run"]) == 2
     assert not any(tmp_path.iterdir())
-    assert launch.launch(["--cfg", "job"], "quiet") == 0
+    assert sweep.launch(["--cfg", "job"], "quiet") == 0

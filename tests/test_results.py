@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from results_rows import Row, failed_row, make_row, rejected
 
 from consensus_cli.errors import UserError
-from consensus_cli.results import COLUMNS, append_row, read_rows
+from consensus_cli.storage.results import COLUMNS, append_row, read_rows
 
 
 @pytest.fixture

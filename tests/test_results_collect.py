@@ -10,8 +10,8 @@ import pytest
 from results_rows import failed_row, make_row, rejected, tree
 
 from consensus_cli.errors import UserError
-from consensus_cli.results import append_row, collect, read_rows
-from consensus_cli.rundir import RunDir
+from consensus_cli.storage.results import append_row, collect, read_rows
+from consensus_cli.storage.rundir import RunDir
 
 START, LATER = "2025-01-31T12:00:00Z", "2025-01-31T12:00:01Z"
 

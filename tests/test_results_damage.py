@@ -10,7 +10,7 @@ import pytest
 from results_rows import errno_with_file_limit, make_row, rejected, tree
 
 from consensus_cli.errors import UserError
-from consensus_cli.results import COLUMNS, append_row, check_writable, collect, read_rows
+from consensus_cli.storage.results import COLUMNS, append_row, check_writable, collect, read_rows
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,14 +19,17 @@ from quick import QUICK
 from safetensors.torch import load_file
 
 import consensus_cli
-from consensus_cli import state, steps, training, work
-from consensus_cli.cli import main
+from consensus_cli import training
+from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
+from consensus_cli.experiment import steps
+from consensus_cli.experiment.parallel import shards
+from consensus_cli.experiment.record import Record
+from consensus_cli.experiment.session import reopen
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.record import Record
-from consensus_cli.results import read_rows
-from consensus_cli.rundir import RunDir
-from consensus_cli.sitting import reopen
+from consensus_cli.storage import state
+from consensus_cli.storage.results import read_rows
+from consensus_cli.storage.rundir import RunDir
 
 ROOT = Path(__file__).parents[1]
 
@@ -216,7 +219,7 @@ def test_a_stop_during_the_evaluation_of_the_first_ratio_repeats_no_training(
 def test_memory_that_runs_out_halves_the_batches_for_the_rest_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train, plan = training.train, work.plan_passes
+    train, plan = training.train, shards.plan_passes
 
     def small_train(*words: object, **more: object) -> training.TrainingResult:
         if words[2].batch_size > 16:  # type: ignore[attr-defined]
@@ -229,7 +232,7 @@ def test_memory_that_runs_out_halves_the_batches_for_the_rest_of_the_run(
         return plan(*words, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training, "train", small_train)
-    monkeypatch.setattr(work, "plan_passes", small_plan)
+    monkeypatch.setattr(shards, "plan_passes", small_plan)
     assert run(tmp_path, "ratio=0.34") == 0
     shown = capsys.readouterr().out
     assert shown.count("out of memory: training goes on with batches of 16 images") == 1
@@ -240,8 +243,8 @@ def test_memory_that_runs_out_halves_the_batches_for_the_rest_of_the_run(
 
 FULL_DISK = """
 import resource, sys
-from consensus_cli.cli import main
-from consensus_cli.steps import Steps
+from consensus_cli.cli.main import main
+from consensus_cli.experiment.steps import Steps
 
 stage, *words = sys.argv[1:]
 method = getattr(Steps, stage)

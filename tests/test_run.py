@@ -15,14 +15,15 @@ import torch
 from quick import QUICK
 
 import consensus_cli
-from consensus_cli import record, training
-from consensus_cli.cli import main
+from consensus_cli import training
+from consensus_cli.cli.main import main
 from consensus_cli.data import Augmentation, load
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
-from consensus_cli.evaluation.complexity import complexity
-from consensus_cli.results import COLUMNS
-from consensus_cli.rundir import RunDir
-from consensus_cli.tracking import Tracker
+from consensus_cli.evaluation.cost.complexity import complexity
+from consensus_cli.experiment import record
+from consensus_cli.experiment.tracking import Tracker
+from consensus_cli.storage.results import COLUMNS
+from consensus_cli.storage.rundir import RunDir
 
 
 @pytest.fixture(scope="module")

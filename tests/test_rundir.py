@@ -12,7 +12,7 @@ import pytest
 from results_rows import errno_with_file_limit
 
 from consensus_cli.errors import UserError
-from consensus_cli.rundir import RunDir, config_hash, remove_partial_files, row_files, write_atomic
+from consensus_cli.storage.rundir import RunDir, config_hash, remove_partial_files, row_files, write_atomic
 
 NOON = datetime(2025, 1, 31, 12, 0, 5, tzinfo=UTC)
 HASH = "0123abcd" * 8

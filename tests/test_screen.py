@@ -16,7 +16,7 @@ import pytest
 from quick import QUICK
 from rich.console import Console
 
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
 from consensus_cli.screen import Screen, events, open_screen, take_kind
 from consensus_cli.screen.json_lines import JsonScreen

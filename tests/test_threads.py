@@ -17,18 +17,19 @@ from quick import QUICK
 from tiny import CPU, bright_or_dark, small_network
 from torch import nn
 
-from consensus_cli import state, training
-from consensus_cli.cli import main
+from consensus_cli import training
+from consensus_cli.cli.main import main
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.complexity import latency_ms
-from consensus_cli.evaluation.energy import EnergyMeter, compare_energy
+from consensus_cli.evaluation.cost.complexity import latency_ms
+from consensus_cli.evaluation.cost.energy import EnergyMeter, compare_energy
+from consensus_cli.experiment.steps import Steps
+from consensus_cli.experiment.threads import WINDOW_S, Load, ThreadWatch, restored
 from consensus_cli.models.resnet import ResNet
 from consensus_cli.models.weights import serialize
 from consensus_cli.pruning.blocks import find_blocks
-from consensus_cli.scoring.ablation import AblationEngine
-from consensus_cli.steps import Steps
-from consensus_cli.threads import WINDOW_S, Load, ThreadWatch, restored
+from consensus_cli.scoring.representations import AblationEngine
+from consensus_cli.storage import state
 
 
 class Machine:

@@ -10,10 +10,10 @@ import wandb
 from quick import QUICK
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from consensus_cli import tracking
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
-from consensus_cli.tracking import Tracker, check_tracker
+from consensus_cli.experiment import tracking
+from consensus_cli.experiment.tracking import Tracker, check_tracker
 
 SHORT = (*QUICK, "criterion=last", "attacks=none", "ratio=0.34", "baseline.epochs=1")
 

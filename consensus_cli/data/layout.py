@@ -129,7 +129,7 @@ def _as_root(folder: Path) -> str:
     if re.fullmatch(r"[A-Za-z0-9_./+-]+", path):
         return f"dataset.root={path}"
     # Hydra takes a while to import.
-    from consensus_cli.repairs import quoted
+    from consensus_cli.config.repairs import quoted
 
     return shlex.quote(quoted("dataset.root", path))
 

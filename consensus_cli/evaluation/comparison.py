@@ -12,12 +12,12 @@ from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.data.split import Split
 from consensus_cli.evaluation import accuracy
-from consensus_cli.evaluation.adversarial import attack_accuracy
-from consensus_cli.evaluation.attacks import Attack
-from consensus_cli.evaluation.corruption import corruption_accuracy, mean_accuracy_pct
 from consensus_cli.evaluation.mode import Progress
-from consensus_cli.evaluation.shift import Archive
-from consensus_cli.evaluation.shortcut import Cue, shortcut_reliance
+from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
+from consensus_cli.evaluation.robustness.attacks import Attack
+from consensus_cli.evaluation.robustness.corruption import corruption_accuracy, mean_accuracy_pct
+from consensus_cli.evaluation.robustness.shift import Archive
+from consensus_cli.evaluation.robustness.shortcut import Cue, shortcut_reliance
 from consensus_cli.evaluation.statistics import paired_change
 
 Columns = dict[str, float | int | str]

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import logits_of
-from consensus_cli.torch_modes import evaluating, tensors_in, uncompiled
+from consensus_cli.models.modes import evaluating, tensors_in, uncompiled
 
 _CONVOLUTIONS: tuple[Any, ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
 

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.models.paths import expanded
 from consensus_cli.models.weights import Given, load_given, read_state_dict
 from consensus_cli.models.zoo import ModelSpec, check_torchvision, import_timm
-from consensus_cli.paths import expanded
 
 #: what `model.weights` says for timm's own
 TIMM_WEIGHTS = "pretrained"

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from consensus_cli.errors import UserError, foreign_code, unknown_name
-from consensus_cli.paths import expanded
+from consensus_cli.models.paths import expanded
 
 _HOW = "write model.target=package.module.Class or model.target=path/to/file.py:Class"
 

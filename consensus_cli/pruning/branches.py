@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from consensus_cli.models.modes import evaluating, tensors_in
 from consensus_cli.pruning.additions import ACTIVATIONS, Addition
 from consensus_cli.pruning.removability import has_parameters, why_shared
 from consensus_cli.pruning.surgery import bypassed, parts_of
 from consensus_cli.pruning.trace import SAME_ELEMENTS, Trace
-from consensus_cli.torch_modes import evaluating, tensors_in
 
 #: operations that map zeros to zeros (a product: whatever the other factor)
 KEEPS_ZEROS = SAME_ELEMENTS | ACTIVATIONS | {"mul", "permute", "transpose", "roll", "slice", "tanh"}

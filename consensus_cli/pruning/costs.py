@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from consensus_cli.macs import MacCount
+from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import parts_of
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from consensus_cli.errors import unknown_name
+from consensus_cli.models.modes import evaluating, tensors_in
 from consensus_cli.pruning.block import Block
-from consensus_cli.torch_modes import evaluating, tensors_in
 
 _PART = re.compile(r"(?P<path>.+?)(?:\[(?P<element>\d+)of(?P<count>\d+)\])?")
 

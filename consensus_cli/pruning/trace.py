@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-from consensus_cli.torch_modes import evaluating, tensors_in, uncompiled, unfused_attention
+from consensus_cli.models.modes import evaluating, tensors_in, uncompiled, unfused_attention
 
 #: operations whose result holds the same elements in the same order as their first argument
 SAME_ELEMENTS = {

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli.models.copying import clone
+from consensus_cli.models.modes import UsedParameters, evaluating, tensors_in, uncompiled
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import bypassed, parts_of, remove_blocks
-from consensus_cli.torch_modes import UsedParameters, evaluating, tensors_in, uncompiled
 
 
 def tried(network: nn.Module, example: Tensor, blocks: Sequence[Block]) -> list[Block]:

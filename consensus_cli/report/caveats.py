@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from consensus_cli.experiment.threads import DISTURBING_PCT
 from consensus_cli.report.source import Runs, attacks
-from consensus_cli.threads import DISTURBING_PCT
 
 #: below this many images, the 95 % interval of an accuracy is wider than ±3 pp (binomial, at 50 %)
 FEW_IMAGES = 1000

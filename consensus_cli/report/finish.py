@@ -17,7 +17,7 @@ from consensus_cli.report.removal import Removal, removal
 from consensus_cli.report.series import command, ratio_text
 from consensus_cli.report.source import complete
 from consensus_cli.report.text import escape_markdown, markdown_table
-from consensus_cli.rundir import RunDir, write_atomic
+from consensus_cli.storage.rundir import RunDir, write_atomic
 
 
 def write_summary(run_dir: RunDir, row: Mapping[str, object], scores: pd.DataFrame) -> list[Path]:

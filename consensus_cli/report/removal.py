@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from consensus_cli.report.source import Runs
-from consensus_cli.rundir import RunDir
-from consensus_cli.scoring.consensus import kendall_tau
+from consensus_cli.scoring.ranking.consensus import kendall_tau
+from consensus_cli.storage.rundir import RunDir
 
 #: networks drawn block by block: the page stays small however many runs there are
 MOST_NETWORKS = 12

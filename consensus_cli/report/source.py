@@ -13,9 +13,9 @@ import pandas as pd
 
 from consensus_cli.errors import UserError
 from consensus_cli.report.series import add_series
-from consensus_cli.results import read_rows
-from consensus_cli.results_table import UNFINISHED, parse_table
-from consensus_cli.rundir import RESULTS_NAME, RunDir, row_files
+from consensus_cli.storage.csv_table import UNFINISHED, parse_table
+from consensus_cli.storage.results import read_rows
+from consensus_cli.storage.rundir import RESULTS_NAME, RunDir, row_files
 
 _TEXTS = (
     "run_id", "status", "started_at", "version", "git_commit", "overrides", "device", "torch_version", "model",

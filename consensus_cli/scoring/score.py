@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from consensus_cli.errors import unknown_name
 from consensus_cli.pruning.block import Block
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.ablation import PROBE_IMAGES, AblationEngine, representation_size
-from consensus_cli.scoring.baselines import BASELINES
-from consensus_cli.scoring.bootstrap import resampled_distances
-from consensus_cli.scoring.budget import Expected, candidates_per_pass, left_for_activations_gb
-from consensus_cli.scoring.moments import EXACT_SAMPLES, HOLDOUT_PERIOD, PairStatistics
+from consensus_cli.scoring.ranking.baselines import BASELINES
+from consensus_cli.scoring.ranking.bootstrap import resampled_distances
+from consensus_cli.scoring.representations import PROBE_IMAGES, AblationEngine, representation_size
+from consensus_cli.scoring.statistics.budget import Expected, candidates_per_pass, left_for_activations_gb
+from consensus_cli.scoring.statistics.moments import EXACT_SAMPLES, HOLDOUT_PERIOD, PairStatistics
 
 CONSENSUS = "consensus"
 

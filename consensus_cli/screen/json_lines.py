@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from consensus_cli.experiment.signals import InterruptedRunError
 from consensus_cli.screen.events import Ended, Event, Noted, Progressed, Started, TrainingLoss, Warned
 from consensus_cli.screen.plain import Screen
-from consensus_cli.signals import InterruptedRunError
 
 logger = logging.getLogger("consensus_cli")
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from consensus_cli.data.sampling import stratified_indices, stratified_subset
-from consensus_cli.evaluation import cost_comparison
-from consensus_cli.evaluation.adversarial import attack_accuracy
-from consensus_cli.evaluation.attacks import Attack
-from consensus_cli.evaluation.corruption import corruption_accuracy, mean_accuracy_pct
-from consensus_cli.evaluation.distortions import DISTORTIONS
-from consensus_cli.evaluation.energy import EnergyMeter, compare_energy
+from consensus_cli.evaluation.cost import cost_comparison
+from consensus_cli.evaluation.cost.energy import EnergyMeter, compare_energy
+from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
+from consensus_cli.evaluation.robustness.attacks import Attack
+from consensus_cli.evaluation.robustness.corruption import corruption_accuracy, mean_accuracy_pct
+from consensus_cli.evaluation.robustness.distortions import DISTORTIONS
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.pruning import schedule
-from consensus_cli.scoring.consensus import kendall_tau
+from consensus_cli.scoring.ranking.consensus import kendall_tau
 from consensus_cli.scoring.score import measure, plan_passes
 from consensus_cli.screen import Screen
 from study.accuracies import Accuracies

@@ -16,13 +16,13 @@ from consensus_cli.data import ImageData
 from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError
+from consensus_cli.experiment.checks import pick_device
 from consensus_cli.models.classifier import Classifier, Normalize
 from consensus_cli.models.resnet import resnet
 from consensus_cli.models.weights import load_into, read_state_dict
-from consensus_cli.preflight import pick_device
 from consensus_cli.pruning.blocks import Block, candidates, find_blocks
 from consensus_cli.pruning.surgery import remove_blocks
-from consensus_cli.scoring.ablation import AblationEngine
+from consensus_cli.scoring.representations import AblationEngine
 from study.plan import Plan
 
 #: what the weights in ../shared were trained with

@@ -9,8 +9,8 @@ import pandas as pd
 
 from consensus_cli.pruning import schedule
 from consensus_cli.pruning.blocks import Block
-from consensus_cli.scoring.consensus import decide
 from consensus_cli.scoring.metrics import FAMILIES
+from consensus_cli.scoring.ranking.consensus import decide
 from study.plan import METRICS, VOTES
 
 

@@ -11,9 +11,9 @@ import torch
 from consensus_cli.data.sampling import stratified_indices
 from consensus_cli.pruning import schedule
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.ablation import AblationEngine
-from consensus_cli.scoring.moments import PairStatistics
+from consensus_cli.scoring.representations import AblationEngine
 from consensus_cli.scoring.score import baseline_importance
+from consensus_cli.scoring.statistics.moments import PairStatistics
 from consensus_cli.screen import Screen
 from study.accuracies import Accuracies
 from study.bench import BATCH_SIZE, PARTS, Bench, right_answers

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from consensus_cli import preflight
-from consensus_cli.composition import compose_run
+from consensus_cli.config.composition import compose_run
 from consensus_cli.data.datasets import DATASETS, check, load
 from consensus_cli.errors import ConfigError, UserError
+from consensus_cli.experiment import checks
 
 
 def test_registry_names_every_dataset() -> None:
@@ -90,7 +90,7 @@ def test_nothing_is_wrong_with_the_default(cache_dir: Path) -> None:
 def test_a_value_out_of_range_is_told_once_before_a_run(override: str, tmp_path: Path) -> None:
     key, value = override.split("=")
     with pytest.raises(ConfigError) as raised:
-        preflight.check(compose_run([override, f"output_dir={tmp_path}"]))
+        checks.check(compose_run([override, f"output_dir={tmp_path}"]))
     [problem] = raised.value.problems
     assert key in problem.message
     assert value in problem.message
@@ -100,4 +100,4 @@ def test_a_value_out_of_range_is_told_once_before_a_run(override: str, tmp_path:
     "override", ["dataset.image_size=8", "model.image_size=8", "dataset.val_fraction=0", "dataset.workers=0"]
 )
 def test_the_smallest_values_are_allowed(override: str, tmp_path: Path) -> None:
-    preflight.check(compose_run([override, f"output_dir={tmp_path}"]))
+    checks.check(compose_run([override, f"output_dir={tmp_path}"]))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consensus_cli.macs import count_macs
+from consensus_cli.models.macs import count_macs
 
 
 class Of(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.adversarial import (
+from consensus_cli.evaluation.comparison import robustness_columns
+from consensus_cli.evaluation.robustness.adversarial import (
     RobustAccuracy,
     adversarial_examples,
     attack_accuracy,
@@ -19,9 +20,8 @@ from consensus_cli.evaluation.adversarial import (
     check_sanity,
     perturbation_size,
 )
-from consensus_cli.evaluation.attacks import ATTACKS, Attack
-from consensus_cli.evaluation.comparison import robustness_columns
-from consensus_cli.evaluation.deepfool import DeepFool
+from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack
+from consensus_cli.evaluation.robustness.deepfool import DeepFool
 
 #: Margins of the grey images in units of 1/255: |level − 127.5| = 0.5, 2.5, …, 19.5, the same on both sides.
 MARGINS255 = [abs(level - 127.5) for level in range(108, 148, 2)]

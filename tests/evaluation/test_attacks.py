@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.attacks import ATTACKS, Attack, check_attacks
+from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, check_attacks
 
 
 def test_step_is_a_fraction_of_epsilon_unless_given():

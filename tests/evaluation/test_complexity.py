@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer
 
-from consensus_cli.evaluation.complexity import complexity, file_size_mib, latency_ms, peak_memory_mib
-from consensus_cli.evaluation.cost_comparison import complexity_columns
+from consensus_cli.evaluation.cost.complexity import complexity, file_size_mib, latency_ms, peak_memory_mib
+from consensus_cli.evaluation.cost.cost_comparison import complexity_columns
 from consensus_cli.evaluation.statistics import paired_reduction_pct
 from consensus_cli.models.resnet import resnet
 

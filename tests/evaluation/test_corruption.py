@@ -5,12 +5,12 @@ import torch
 from evaluation_networks import Brightness, Fixed, small_conv_net
 
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.corruption import (
+from consensus_cli.evaluation.robustness.corruption import (
     check_corruptions,
     corruption_accuracy,
     mean_accuracy_pct,
 )
-from consensus_cli.evaluation.distortions import DISTORTIONS, SEVERITIES, distort
+from consensus_cli.evaluation.robustness.distortions import DISTORTIONS, SEVERITIES, distort
 
 
 def photograph(count: int = 4, size: int = 32, channels: int = 3) -> torch.Tensor:

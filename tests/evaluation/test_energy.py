@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.energy import EnergyMeter, StageMeter, _nvml_id, check_country, compare_energy
+from consensus_cli.evaluation.cost.energy import EnergyMeter, StageMeter, _nvml_id, check_country, compare_energy
 from consensus_cli.evaluation.statistics import paired_reduction_pct
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli.evaluation.accuracy import predict
-from consensus_cli.evaluation.adversarial import adversarial_examples
-from consensus_cli.evaluation.attacks import Attack
-from consensus_cli.evaluation.complexity import latency_ms, peak_memory_mib
-from consensus_cli.evaluation.corruption import corruption_accuracy
-from consensus_cli.evaluation.cost_comparison import _forward_passes
+from consensus_cli.evaluation.cost.complexity import latency_ms, peak_memory_mib
+from consensus_cli.evaluation.cost.cost_comparison import _forward_passes
+from consensus_cli.evaluation.robustness.adversarial import adversarial_examples
+from consensus_cli.evaluation.robustness.attacks import Attack
+from consensus_cli.evaluation.robustness.corruption import corruption_accuracy
 
 
 class Keeps(nn.Module):

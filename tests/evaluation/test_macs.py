@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import deform_conv2d, roi_align
 
-from consensus_cli.macs import MacCount, count_macs
+from consensus_cli.models.macs import MacCount, count_macs
 
 CONVOLUTIONS = {
     "plain": (nn.Conv2d(4, 6, 3, stride=2, padding=1), (1, 4, 8, 8), 16 * 6 * 4 * 9),

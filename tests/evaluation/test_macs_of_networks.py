@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer, efficientnet_b0, mobilenet_v3_small, regnet_y_400mf, swin_t
 
-from consensus_cli.macs import count_macs
+from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.costs import block_costs

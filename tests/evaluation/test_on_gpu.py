@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from consensus_cli.evaluation.adversarial import attack_accuracy
-from consensus_cli.evaluation.attacks import ATTACKS, Attack
-from consensus_cli.evaluation.complexity import latency_ms, peak_memory_mib
-from consensus_cli.evaluation.distortions import DISTORTIONS, distort
-from consensus_cli.evaluation.energy import EnergyMeter, compare_energy
-from consensus_cli.macs import count_macs
+from consensus_cli.evaluation.cost.complexity import latency_ms, peak_memory_mib
+from consensus_cli.evaluation.cost.energy import EnergyMeter, compare_energy
+from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
+from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack
+from consensus_cli.evaluation.robustness.distortions import DISTORTIONS, distort
+from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import resnet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]

@@ -13,10 +13,10 @@ from quick import QUICK
 from shift_archives import cifar_c, flat, imagenet_c
 from torchvision.io import write_png
 
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.comparison import shift_columns
-from consensus_cli.evaluation.shift import open_archive
+from consensus_cli.evaluation.robustness.shift import open_archive
 
 LABELS = np.array([0, 0, 1, 1])
 #: four images a severity: with each, one more image of class 0 becomes bright

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.shortcut import (
+from consensus_cli.evaluation.robustness.shortcut import (
     CUES,
     Cue,
     check_cue,

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.evaluation.accuracy import accuracy_pct, calibration_error_pct, predict
-from consensus_cli.evaluation.adversarial import attack_accuracy
-from consensus_cli.evaluation.attacks import Attack
-from consensus_cli.evaluation.corruption import corruption_accuracy
+from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
+from consensus_cli.evaluation.robustness.attacks import Attack
+from consensus_cli.evaluation.robustness.corruption import corruption_accuracy
 from consensus_cli.models.classifier import Classifier, Normalize
 from consensus_cli.models.resnet import resnet
 

@@ -16,7 +16,7 @@ from study.evidence import Evidence
 from study.iterative import iterative_table
 from study.tables import TABLES
 
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 from consensus_cli.screen import Screen
 
 ROOT = Path(__file__).parents[2]

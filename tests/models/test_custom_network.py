@@ -13,7 +13,7 @@ from quick import QUICK
 from torchvision.io import write_png
 
 import consensus_cli
-from consensus_cli.cli import main
+from consensus_cli.cli.main import main
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.complexity import complexity
+from consensus_cli.evaluation.cost.complexity import complexity
 from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier, Normalize
 from consensus_cli.models.resnet import BLOCKS_PER_STAGE, resnet

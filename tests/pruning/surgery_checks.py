@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from consensus_cli.models.modes import evaluating, unfused_attention
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import bypassed, remove_block, remove_blocks
-from consensus_cli.torch_modes import evaluating, unfused_attention
 
 
 @contextmanager

@@ -51,7 +51,7 @@ from surgery_checks import check_removal, check_round_trip
 from torch import nn
 
 from consensus_cli.errors import UserError
-from consensus_cli.macs import count_macs
+from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning.blocks import Block, candidates, check_candidates, find_blocks
 from consensus_cli.pruning.costs import block_costs

@@ -13,7 +13,7 @@ from surgery_checks import check_round_trip, flops
 from torch import nn
 
 from consensus_cli.errors import UserError
-from consensus_cli.macs import count_macs
+from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import BasicBlock, resnet
 from consensus_cli.pruning.blocks import candidates, find_blocks
 from consensus_cli.pruning.costs import block_costs

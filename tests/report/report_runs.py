@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from consensus_cli.results import COLUMNS
-from consensus_cli.results_table import encode_row, format_value
+from consensus_cli.storage.csv_table import encode_row, format_value
+from consensus_cli.storage.results import COLUMNS
 
 Row = dict[str, object]
 

@@ -19,7 +19,7 @@ from consensus_cli.report.removal import removal
 from consensus_cli.report.source import complete
 from consensus_cli.report.text import latex, markdown, markdown_table
 from consensus_cli.report.write import write_report
-from consensus_cli.rundir import RunDir
+from consensus_cli.storage.rundir import RunDir
 
 
 def test_markdown_has_every_point_and_marks_the_front(tmp_path: Path) -> None:

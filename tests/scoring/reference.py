@@ -9,7 +9,7 @@ import scipy.spatial.distance
 import scipy.stats
 import torch
 
-from consensus_cli.scoring.moments import PairStatistics
+from consensus_cli.scoring.statistics.moments import PairStatistics
 
 
 def statistics(x, ys, labels=None, *, batch=64, **options):

@@ -8,8 +8,8 @@ from consensus_cli.errors import UserError
 from consensus_cli.models.resnet import ResNet, resnet
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.pruning.surgery import bypassed
-from consensus_cli.scoring.ablation import AblationEngine, representation_size
 from consensus_cli.scoring.folding import fold_batch_norms
+from consensus_cli.scoring.representations import AblationEngine, representation_size
 
 
 def block(name: str) -> Block:

@@ -6,7 +6,7 @@ from torch import nn
 from consensus_cli.errors import UserError
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning.blocks import Block
-from consensus_cli.scoring.baselines import BASELINES, check_baseline
+from consensus_cli.scoring.ranking.baselines import BASELINES, check_baseline
 
 BLOCKS = [Block(f"layer{stage}.{i}", stage - 1, (16,), removable=True) for stage in (1, 2, 3) for i in (1, 2)]
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from consensus_cli.scoring.bootstrap import RankStability, rank_stability, resampled_distances
 from consensus_cli.scoring.metrics import statistics_needed
-from consensus_cli.scoring.moments import PairStatistics
+from consensus_cli.scoring.ranking.bootstrap import RankStability, rank_stability, resampled_distances
+from consensus_cli.scoring.statistics.moments import PairStatistics
 
 METRICS = ("cka", "angular", "wasserstein")
 CHUNKS = 12

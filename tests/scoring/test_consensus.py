@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus_cli.errors import UserError
-from consensus_cli.scoring.consensus import AGGREGATIONS, decide, kendall_tau, rank
-from consensus_cli.scoring.kemeny import EXACT_BLOCKS, fewest_disagreements
+from consensus_cli.scoring.ranking.consensus import AGGREGATIONS, decide, kendall_tau, rank
+from consensus_cli.scoring.ranking.kemeny import EXACT_BLOCKS, fewest_disagreements
 
 FAMILIES = {"cka": "cka", "gaussian_alpha0": "gaussian", "gaussian_alpha1": "gaussian", "gaussian_alpha2": "gaussian"}
 

@@ -9,7 +9,7 @@ from reference import statistics
 from consensus_cli.errors import UserError
 from consensus_cli.scoring import metrics
 from consensus_cli.scoring.metrics import METRICS, check_requirements, compute, statistics_needed
-from consensus_cli.scoring.moments import GROUPS
+from consensus_cli.scoring.statistics.moments import GROUPS
 
 PAPER = {
     "cka",

@@ -8,7 +8,7 @@ from reference import statistics
 
 from consensus_cli.errors import UserError
 from consensus_cli.scoring.metrics import METRICS, compute
-from consensus_cli.scoring.moments import GROUPS, PairStatistics, held_out
+from consensus_cli.scoring.statistics.moments import GROUPS, PairStatistics, held_out
 
 HOLDS_NO_BINS = [name for name in METRICS if name != "wasserstein"]
 
@@ -187,7 +187,7 @@ MEASURED = """
 import resource, sys
 import torch
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.moments import PairStatistics
+from consensus_cli.scoring.statistics.moments import PairStatistics
 
 generator, samples, names = torch.Generator().manual_seed(0), int(sys.argv[1]), sys.argv[2].split(",")
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from reference import wasserstein
 
-from consensus_cli.scoring.quantiles import BINS, ValueDistributions, grid
+from consensus_cli.scoring.statistics.quantiles import BINS, ValueDistributions, grid
 
 CPU = torch.device("cpu")
 

@@ -6,10 +6,10 @@ import torch
 
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning.blocks import Block
-from consensus_cli.scoring.budget import Expected, candidates_per_pass, left_for_activations_gb
 from consensus_cli.scoring.metrics import METRICS, statistics_needed
-from consensus_cli.scoring.moments import GROUPS, PairStatistics
 from consensus_cli.scoring.score import Measured, measure, plan_passes
+from consensus_cli.scoring.statistics.budget import Expected, candidates_per_pass, left_for_activations_gb
+from consensus_cli.scoring.statistics.moments import GROUPS, PairStatistics
 
 GIB = 2**30
 #: of ResNet50: 2,048 features, the paper's eight metrics

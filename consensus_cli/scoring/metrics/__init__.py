@@ -16,7 +16,7 @@ from consensus_cli.scoring.metrics.metric import Metric
 from consensus_cli.scoring.metrics.permutation import PERMUTATION
 from consensus_cli.scoring.metrics.procrustes import PROCRUSTES
 from consensus_cli.scoring.metrics.wasserstein import WASSERSTEIN
-from consensus_cli.scoring.moments import HOLDOUT_PERIOD, PairStatistics
+from consensus_cli.scoring.statistics.moments import HOLDOUT_PERIOD, PairStatistics
 
 METRICS: dict[str, Metric] = {
     metric.name: metric

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from consensus_cli.scoring.metrics.metric import Metric
-from consensus_cli.scoring.moments import PairStatistics
+from consensus_cli.scoring.statistics.moments import PairStatistics
 
 
 def angular_distance(stats: PairStatistics) -> np.ndarray:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from consensus_cli.scoring.metrics.eigen import eigh
 from consensus_cli.scoring.metrics.metric import Metric
-from consensus_cli.scoring.moments import PairStatistics
+from consensus_cli.scoring.statistics.moments import PairStatistics
 
 
 def bures_distance(stats: PairStatistics) -> np.ndarray:

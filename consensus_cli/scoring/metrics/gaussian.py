@@ -15,8 +15,8 @@ from consensus_cli.scoring.metrics.alignment import COARSEST, Alignment, climbed
 from consensus_cli.scoring.metrics.bures import root
 from consensus_cli.scoring.metrics.eigen import eigh
 from consensus_cli.scoring.metrics.metric import Metric
-from consensus_cli.scoring.moments import PairStatistics
-from consensus_cli.scoring.second_moments import FactoredMoments
+from consensus_cli.scoring.statistics.moments import PairStatistics
+from consensus_cli.scoring.statistics.second_moments import FactoredMoments
 
 CHUNK_BYTES = 2**28
 

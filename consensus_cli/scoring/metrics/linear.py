@@ -11,8 +11,8 @@ from torch import Tensor
 from consensus_cli.scoring.metrics.angles import angle
 from consensus_cli.scoring.metrics.eigen import eigh
 from consensus_cli.scoring.metrics.metric import Metric
-from consensus_cli.scoring.moments import PairStatistics
-from consensus_cli.scoring.second_moments import PairMoments
+from consensus_cli.scoring.statistics.moments import PairStatistics
+from consensus_cli.scoring.statistics.second_moments import PairMoments
 
 SMALLEST_EIGENVALUE = 1e-7
 UNDETERMINED = 1e-10

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from consensus_cli.scoring.moments import PairStatistics
+from consensus_cli.scoring.statistics.moments import PairStatistics
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 from consensus_cli.scoring.metrics.angles import angle
 from consensus_cli.scoring.metrics.metric import Metric
-from consensus_cli.scoring.moments import PairStatistics
+from consensus_cli.scoring.statistics.moments import PairStatistics
 
 
 def permutation_distance(stats: PairStatistics) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from consensus_cli.scoring.metrics.metric import Metric
-from consensus_cli.scoring.moments import PairStatistics
+from consensus_cli.scoring.statistics.moments import PairStatistics
 
 
 def size_and_shape_distance(stats: PairStatistics) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""The `consensus` command: words to functions."""

@@ -1,0 +1,222 @@
+"""`consensus run`: checks every run that was asked for, then lets Hydra start them, here or where a launcher says."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from consensus_cli.cli.fast_imports import lasting_imports
+from consensus_cli.cli.flags import parser, read_flags
+from consensus_cli.config import launchers, repairs, schema
+from consensus_cli.config.composition import compose_runs, to_run_config
+from consensus_cli.config.conf_files import Origin
+from consensus_cli.config.explanations import COMPOSING, explain
+from consensus_cli.config.overrides import check_overrides, opened
+from consensus_cli.config.schema import RunConfig
+from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, foreign_code, memory_told, tell
+from consensus_cli.experiment.last import Last
+
+#: packages whose exceptions, in a sweep, say that they lost a run's process
+_LAUNCHING = ("joblib", "submitit", "ray")
+
+
+def launch(words: list[str], screen_kind: str, *, debug: bool = False) -> int:
+    """Runs what the words of `consensus run` ask for, Hydra's own flags included, on a screen of this kind.
+
+    Args:
+        words: settings and flags.
+        screen_kind: `auto`, `quiet` or `json`.
+        debug: whether the runs show tracebacks behind their errors.
+
+    Raises:
+        UserError: a mistake in any of the runs, before the first one starts.
+    """
+    flags = read_flags(words)
+    origin = _origin(flags)
+    if flags.cfg or flags.info or flags.hydra_help:
+        _show(flags, origin)
+        return 0
+    runs = compose_runs(flags.overrides, multirun=flags.multirun, origin=origin)
+    with lasting_imports():
+        from consensus_cli.experiment import checks
+
+    for run in runs:
+        checks.check(run)
+    job = _Job(screen_kind, debug)
+    return _sweep(flags, origin, runs, job) if flags.multirun else _run(flags, origin, job)
+
+
+def _origin(flags: Namespace) -> Origin:
+    """Returns where the flags say that config files lie."""
+    own = Origin()
+    origin = Origin(
+        folder=own.folder if flags.config_path is None else Path(flags.config_path),
+        name=own.name if flags.config_name is None else flags.config_name.removesuffix(".yaml"),
+        further=None if flags.config_dir is None else Path(flags.config_dir),
+    )
+    origin.check()
+    return origin
+
+
+@contextmanager
+def _hydra(origin: Origin) -> Iterator[Hydra]:
+    schema.register()
+    launchers.register()
+    with hydra.initialize_config_dir(str(origin.folder.resolve()), job_name="consensus", version_base="1.3"):
+        started = GlobalHydra.instance().hydra
+        assert started is not None
+        yield started
+
+
+def _show(flags: Namespace, origin: Origin) -> None:
+    """Prints what Hydra would run with, or how it got there; the values may be incomplete or out of range.
+
+    What is missing is one of the things to look up, and a launcher's settings can be looked up without a sweep.
+    """
+    check_overrides(flags.overrides, multirun=True, own_files=origin.own)
+    words = [*map(opened, flags.overrides), *origin.searchpath]
+    said = io.StringIO()
+    try:
+        with _hydra(origin) as started, redirect_stderr(said):
+            if flags.hydra_help:
+                started.hydra_help(origin.name, parser(), flags)
+            elif flags.cfg:
+                started.show_cfg(origin.name, words, flags.cfg, flags.package, flags.resolve)
+            else:
+                started.show_info(flags.info, origin.name, words, RunMode.RUN)
+    except COMPOSING as error:
+        raise explain(error) from error
+    except SystemExit as error:
+        raise UserError(said.getvalue().strip(), "name a node, such as model or hydra.launcher") from error
+
+
+def _run(flags: Namespace, origin: Origin, job: _Job) -> int:
+    with _hydra(origin) as started:
+        try:
+            started.run(origin.name, job, [*map(opened, flags.overrides), *origin.searchpath])
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        except Exception as error:
+            if error is job.raised:
+                raise
+            raise _before_the_job(error) from error
+    return 0
+
+
+def _sweep(flags: Namespace, origin: Origin, runs: list[RunConfig], job: _Job) -> int:
+    """Starts every run of a sweep and tells, at its end, which failed and why: exit code 1 if any did.
+
+    The results of the runs are the one way back from another process or machine.
+    """
+    overrides = [*map(opened, flags.overrides), *origin.searchpath, "hydra.mode=MULTIRUN", *_sweep_folder(flags, runs)]
+    with _hydra(origin) as started:
+        try:
+            batches: list[list[JobReturn]] = started.multirun(origin.name, job, overrides)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in _LAUNCHING:
+                raise _before_the_job(error) from error
+            sys.stderr.write(f"error: a run's process ended before the run did: {_one_line(error)}\n")
+            sys.stderr.write("hint: the same command again starts what is missing; results.csv has what is done\n")
+            return 1
+    failed = [result for batch in batches for result in batch if result.return_value is not None]
+    for result in failed:
+        sys.stderr.write(f"failed: {shlex.join(result.overrides or ())} ({result.return_value})\n")
+    return 1 if failed else 0
+
+
+def _sweep_folder(flags: Namespace, runs: list[RunConfig]) -> list[str]:
+    """Returns the words that keep Hydra from making a folder named `~`: it takes the output folder as it was typed."""
+    chosen = any(word.startswith("hydra.sweep.dir=") for word in flags.overrides)
+    if chosen or not any("output_dir=" in word and "~" in word for word in flags.overrides):
+        return []
+    return [repairs.quoted("hydra.sweep.dir", f"{runs[0].output_dir}/multirun/${{now:%Y-%m-%d_%H-%M-%S-%f}}")]
+
+
+def _before_the_job(error: Exception) -> UserError:
+    """Returns the mistake that kept Hydra from starting a run: its own settings, or a folder it cannot make.
+
+    Raises:
+        Exception: the error itself, where it is a bug of ours.
+    """
+    hint = "check the settings that begin with hydra, and output_dir; --debug shows the traceback"
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return UserError(f"cannot make '{error.filename}': {error.strerror}", hint)
+    if isinstance(error, COMPOSING):
+        return explain(error)
+    try:
+        with foreign_code("Hydra", hint):
+            raise error
+    except UserError as told:
+        return told
+
+
+class _Job:
+    """What Hydra calls for each run, in whatever process a launcher starts it."""
+
+    def __init__(self, screen_kind: str, debug: bool) -> None:
+        self.raised: Exception | None = None
+        self._screen_kind = screen_kind
+        self._debug = debug
+        # Runs of a sweep in one process that read the same images load them once.
+        self._kept: Last[Any] = Last()
+
+    def __call__(self, composed: DictConfig) -> str | None:
+        try:
+            return run_job(composed, self._screen_kind, self._kept, debug=self._debug)
+        except Exception as error:
+            self.raised = error
+            raise
+
+
+def run_job(
+    composed: DictConfig, screen_kind: str, kept: Last[Any] | None = None, *, debug: bool = False
+) -> str | None:
+    """One run, in whatever process a launcher starts it; returns why it failed, None if it did not.
+
+    In a sweep a run that fails leaves its row, and the next one starts.
+    """
+    with lasting_imports():
+        from consensus_cli.experiment import pipeline
+        from consensus_cli.screen import open_screen
+
+    hydra_config = HydraConfig.get()
+    overrides, sweeping = list(hydra_config.overrides.task), hydra_config.mode == RunMode.MULTIRUN
+    # Launchers other than Hydra's own run several jobs at once.
+    alone = hydra_config.launcher._target_.endswith(".BasicLauncher")
+    try:
+        run_config = to_run_config(composed)
+        run_config.if_done = run_config.if_done or ("skip" if sweeping else "rerun")
+        with open_screen(screen_kind, alone=alone) as screen, memory_told(NEEDS_LESS_MEMORY):
+            pipeline.run(run_config, overrides, screen, kept)
+    except (UserError, RunFailedError) as error:
+        # Told here: Hydra would put a text of its own before it.
+        tell(error, debug=debug)
+        if not sweeping:
+            raise SystemExit(2 if isinstance(error, UserError) else 1) from error
+        return _one_line(error)
+    except Exception as error:
+        if not sweeping:
+            raise
+        traceback.print_exc()
+        return f"{type(error).__name__}: {_one_line(error)}"
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""The typed configuration: schema, ranges, composition, and what is said of mistakes in it."""

@@ -1,0 +1,70 @@
+"""The folder `conf/`: where it lies, and which options each config group offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from consensus_cli.errors import UserError
+
+
+def config_dir() -> Path:
+    """Returns the folder of the YAML files: inside an installed wheel, else at the top of the repository."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a configuration is composed from.
+
+    Attributes:
+        folder: of the primary config file.
+        name: of the primary config file, without `.yaml`.
+        further: a folder of the user's with further options; None: there is none.
+    """
+
+    folder: Path = field(default_factory=config_dir)
+    name: str = "config"
+    further: Path | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether the user brings files, so that the options are known to Hydra alone."""
+        return self != Origin()
+
+    @property
+    def searchpath(self) -> list[str]:
+        """The words that tell Hydra of the further folder."""
+        if self.further is None:
+            return []
+        # In quotes: the name of a folder may hold what Hydra's grammar takes for its own.
+        path = str(self.further.resolve()).replace("\\", "\\\\").replace("'", "\\'")
+        return [f"hydra.searchpath=['file://{path}']"]
+
+    def check(self) -> None:
+        """Checks that the folders and the primary config file are there.
+
+        Raises:
+            UserError: one of them is not.
+        """
+        for folder in filter(None, (self.folder, self.further)):
+            if not folder.is_dir():
+                raise UserError(f"there is no config folder '{folder}'", "is it spelled right?")
+        places = [folder for folder in (self.folder, self.further) if folder is not None]
+        if not any((folder / f"{self.name}.yaml").is_file() for folder in places):
+            raise UserError(f"there is no '{self.name}.yaml' in {places[0]}", "is it spelled right?")
+
+
+def choices(group: str) -> dict[str, str]:
+    """Returns the options of a config group with their descriptions, the first comment line of each file."""
+    files = sorted((config_dir() / group).glob("*.yaml"))
+    return {file.stem: _description(file) for file in files}
+
+
+def _description(file: Path) -> str:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @package"):
+            return line.removeprefix("#").strip()
+    return ""

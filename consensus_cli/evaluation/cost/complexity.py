@@ -1,0 +1,179 @@
+"""What a network costs to run: multiply-accumulates, parameters, latency, memory."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import benchmark
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from consensus_cli.evaluation.mode import alternating, evaluation_mode
+from consensus_cli.models.macs import count_macs
+
+#: least length of one timed block of forward passes, and least number of blocks per network
+LATENCY_BLOCK_S = 0.02
+LATENCY_MIN_BLOCKS = 5
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """The size of a network for one image.
+
+    Attributes:
+        macs: multiply-accumulates of convolutions, linear layers and matrix products (what papers call FLOPs).
+        params: numbers in its parameters, each shared one once.
+        uncounted: operators that may multiply and add but that nobody has a formula for, as `name × uses`.
+    """
+
+    macs: int
+    params: int
+    uncounted: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass.
+
+    Attributes:
+        median_ms: median over the blocks, in milliseconds.
+        iqr_ms: interquartile range over the blocks, in milliseconds.
+        blocks_ms: time of a forward pass in each timed block, in the order in which they were timed.
+        batch_size: images per forward pass.
+        threads: threads the CPU operators may use.
+        device: where it ran.
+    """
+
+    median_ms: float
+    iqr_ms: float
+    blocks_ms: tuple[float, ...]
+    batch_size: int
+    threads: int
+    device: str
+
+    @property
+    def images_per_s(self) -> float:
+        """Throughput at this batch size, from the median."""
+        return 1000 * self.batch_size / self.median_ms
+
+
+def complexity(model: nn.Module, image_shape: Sequence[int]) -> Complexity:
+    """Counts multiply-accumulates and parameters for one image of `image_shape` (c, h, w)."""
+    count = count_macs(model, torch.zeros(1, *image_shape, device=_device(model)))
+    return Complexity(count.total, sum(p.numel() for p in model.parameters()), count.uncounted)
+
+
+def latency_ms(
+    models: Mapping[str, nn.Module],
+    image_shape: Sequence[int],
+    batch_size: int,
+    device: torch.device | str,
+    min_run_time_s: float,
+    *,
+    tick: Callable[[], None] | None = None,
+) -> dict[str, Latency]:
+    """Times the forward pass of every network, in short alternating blocks.
+
+    Blocks alternate (A B B A …), so that a machine that slows down for longer than a block slows every network down
+    alike, and that a steady drift cancels. Two untimed passes warm the caches before each.
+
+    Args:
+        models: networks by name, on `device`.
+        image_shape: (c, h, w).
+        batch_size: images per forward pass.
+        device: where the networks are.
+        min_run_time_s: seconds to time each network for, over all its blocks together.
+        tick: called after each block; where it changes PyTorch's number of threads, timing begins anew.
+    """
+    images = torch.rand(batch_size, *image_shape, device=device)
+    threads = torch.get_num_threads()
+    times_s: dict[str, list[float]] = {name: [] for name in models}
+    with evaluation_mode(*models.values()), torch.no_grad():
+        timers = {
+            name: benchmark.Timer("model(images)", globals={"model": model, "images": images}, num_threads=threads)
+            for name, model in models.items()
+        }
+        passes_s = {name: timer.timeit(1).median for name, timer in timers.items()}
+        passes = {name: math.ceil(LATENCY_BLOCK_S / pass_s) for name, pass_s in passes_s.items()}
+        shortest_block_s = min(passes[name] * pass_s for name, pass_s in passes_s.items())
+        for block in range(max(LATENCY_MIN_BLOCKS, math.ceil(min_run_time_s / shortest_block_s))):
+            for name in alternating(list(models), block):
+                times_s[name] += timers[name].timeit(passes[name]).times
+                if tick is not None:
+                    tick()
+                if torch.get_num_threads() != threads:
+                    return latency_ms(models, image_shape, batch_size, device, min_run_time_s, tick=tick)
+    return {name: _latency(times, batch_size, threads, device) for name, times in times_s.items()}
+
+
+def peak_memory_mib(model: nn.Module, image_shape: Sequence[int], batch_size: int, device: torch.device | str) -> float:
+    """Returns the most memory one forward pass holds, in MiB: parameters, buffers, the images and live features.
+
+    On a GPU it is what the allocator had handed out at most, less what was held by others before. On a CPU it is
+    the sum of live tensors, which leaves out scratch space inside operators.
+    """
+    images = torch.rand(batch_size, *image_shape, device=device)
+    held_bytes = images.nbytes + sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    with evaluation_mode(model), torch.no_grad():
+        if torch.device(device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before_bytes = torch.cuda.memory_allocated(device)
+            model(images)
+            return (held_bytes + torch.cuda.max_memory_allocated(device) - before_bytes) / 2**20
+        with _LiveTensors() as live:
+            model(images)
+    return (held_bytes + live.peak_bytes) / 2**20
+
+
+def file_size_mib(path: Path) -> float:
+    """Returns the size of a checkpoint on disk in MiB."""
+    return path.stat().st_size / 2**20
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Follows the storages that operators allocate until they are freed, and remembers the most at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak_bytes = 0
+        self._live_bytes = 0
+        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in given:
+                self._follow(leaf.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size_bytes = storage.nbytes()
+        self._live_bytes += size_bytes
+        self.peak_bytes = max(self.peak_bytes, self._live_bytes)
+        weakref.finalize(storage, self._free, size_bytes)
+
+    def _free(self, size_bytes: int) -> None:
+        self._live_bytes -= size_bytes
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where the weights are; a network without any runs where its input is made."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _latency(times_s: list[float], batch_size: int, threads: int, device: torch.device | str) -> Latency:
+    blocks_ms = tuple(1000 * time_s for time_s in times_s)
+    low, median, high = np.percentile(blocks_ms, [25, 50, 75])
+    return Latency(float(median), float(high - low), blocks_ms, batch_size, threads, str(device))

@@ -1,0 +1,1 @@
+"""How a network answers under attack, corruption and shift."""

@@ -1,0 +1,196 @@
+"""The adversarial attacks: what each is called, what it may do to an image, and how torchattacks runs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from consensus_cli.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Norm = Literal["Linf", "L2"]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack and its threat model: which perturbations of an image in [0, 1] count.
+
+    Attributes:
+        name: key in `ATTACKS`.
+        norm: how the size of a perturbation is measured.
+        eps255: largest perturbation allowed, in pixel units of 1/255 (of the whole image for L2).
+        steps: iterations, or queries for `square`; of no meaning for `fgsm`.
+        restarts: attempts on an image that still stands, each with its own random start.
+        seed: of all random choices of the attack.
+        step255: size of one step in units of 1/255; None: 2.5 · eps / steps (Madry et al. 2018), and eps for a
+            single step.
+    """
+
+    name: str
+    norm: Norm = "Linf"
+    eps255: float = 8.0
+    steps: int = 10
+    restarts: int = 1
+    seed: int = 0
+    step255: float | None = None
+
+    @property
+    def eps(self) -> float:
+        """Largest perturbation of an image in [0, 1]."""
+        return self.eps255 / 255
+
+    @property
+    def step(self) -> float:
+        """Size of one step on an image in [0, 1]."""
+        if self.step255 is not None:
+            return self.step255 / 255
+        return min(2.5 / self.steps, 1.0) * self.eps
+
+
+@dataclass(frozen=True)
+class Method:
+    """How an attack is run.
+
+    Attributes:
+        build: makes the torchattacks attack for (network, attack, number of classes).
+        norms: norms it can work in.
+        random: whether it draws random numbers, so that restarts make sense.
+        minimal: whether it looks for the smallest perturbation instead of staying inside the ball; what it finds
+            outside the ball does not count.
+        min_classes: fewest classes it works with.
+        summary: one line for the list of attacks.
+    """
+
+    build: Callable[[nn.Module, Attack, int], Any]
+    norms: tuple[Norm, ...]
+    random: bool
+    summary: str
+    minimal: bool = False
+    min_classes: int = 2
+
+
+def _fgsm(model: nn.Module, attack: Attack, classes: int) -> Any:
+    import torchattacks
+
+    return torchattacks.FGSM(model, eps=attack.eps)
+
+
+def _pgd(model: nn.Module, attack: Attack, classes: int) -> Any:
+    import torchattacks
+
+    kind = torchattacks.PGD if attack.norm == "Linf" else torchattacks.PGDL2
+    return kind(model, eps=attack.eps, alpha=attack.step, steps=attack.steps, random_start=True)
+
+
+def _mifgsm(model: nn.Module, attack: Attack, classes: int) -> Any:
+    import torchattacks
+
+    return torchattacks.MIFGSM(model, eps=attack.eps, alpha=attack.step, steps=attack.steps)
+
+
+def _sinifgsm(model: nn.Module, attack: Attack, classes: int) -> Any:
+    import torchattacks
+
+    return torchattacks.SINIFGSM(model, eps=attack.eps, alpha=attack.step, steps=attack.steps)
+
+
+def _apgd(model: nn.Module, attack: Attack, classes: int) -> Any:
+    import torchattacks
+
+    return torchattacks.APGD(model, norm=attack.norm, eps=attack.eps, steps=attack.steps, seed=attack.seed, loss="ce")
+
+
+def _square(model: nn.Module, attack: Attack, classes: int) -> Any:
+    import torchattacks
+
+    return torchattacks.Square(model, norm=attack.norm, eps=attack.eps, n_queries=attack.steps, seed=attack.seed)
+
+
+def _deepfool(model: nn.Module, attack: Attack, classes: int) -> Any:
+    from consensus_cli.evaluation.robustness.deepfool import DeepFool
+
+    return DeepFool(model, steps=attack.steps)
+
+
+def _cw(model: nn.Module, attack: Attack, classes: int) -> Any:
+    import torchattacks
+
+    return torchattacks.CW(model, c=1, steps=attack.steps, lr=0.01)
+
+
+def _autoattack(model: nn.Module, attack: Attack, classes: int) -> Any:
+    """The four attacks of AutoAttack's standard version (Croce & Hein 2020), `steps` iterations each.
+
+    torchattacks' own `AutoAttack` runs 10 iterations where the paper runs 100.
+    """
+    import torchattacks
+
+    plain = {"norm": attack.norm, "eps": attack.eps, "seed": attack.seed}
+    targeted = plain | {"steps": attack.steps, "n_classes": classes}
+    return torchattacks.MultiAttack(
+        [
+            torchattacks.APGD(model, steps=attack.steps, loss="ce", **plain),
+            torchattacks.APGDT(model, **targeted),
+            torchattacks.FAB(model, multi_targeted=True, **targeted),
+            torchattacks.Square(model, n_queries=50 * attack.steps, **plain),
+        ]
+    )
+
+
+_BOTH: tuple[Norm, ...] = ("Linf", "L2")
+
+ATTACKS: dict[str, Method] = {
+    "fgsm": Method(_fgsm, ("Linf",), False, "one signed gradient step (Goodfellow et al. 2015)"),
+    "pgd": Method(_pgd, _BOTH, True, "projected gradient descent from a random start (Madry et al. 2018)"),
+    "mifgsm": Method(_mifgsm, ("Linf",), False, "gradient steps with momentum (Dong et al. 2018)"),
+    "sinifgsm": Method(_sinifgsm, ("Linf",), False, "Nesterov steps over scaled copies (Lin et al. 2020)"),
+    "apgd": Method(_apgd, _BOTH, True, "PGD with an adaptive step, cross-entropy (Croce & Hein 2020)"),
+    "square": Method(_square, _BOTH, True, "random search without gradients (Andriushchenko et al. 2020)"),
+    "deepfool": Method(_deepfool, ("L2",), False, "nearest linearised boundary (Moosavi-Dezfooli et al. 2016)", True),
+    "cw": Method(_cw, ("L2",), False, "smallest perturbation by optimisation (Carlini & Wagner 2017)", True),
+    "autoattack": Method(
+        _autoattack, _BOTH, True, "APGD-CE, APGD-T, FAB-T and Square in turn (Croce & Hein 2020)", False, 4
+    ),
+}
+
+
+def check_attacks(attacks: Iterable[Attack], classes: int | None = None) -> None:
+    """Checks every attack's settings before anything is computed.
+
+    Args:
+        attacks: the attacks.
+        classes: how many logits the networks have; None where that is not known yet.
+
+    Raises:
+        UserError: for an unknown attack, a norm it does not have, a negative size, restarts without randomness, or
+            fewer classes than an attack needs.
+    """
+    for attack in attacks:
+        if attack.name not in ATTACKS:
+            raise unknown_name("attack", attack.name, ATTACKS)
+        method = ATTACKS[attack.name]
+        if attack.norm not in method.norms:
+            raise UserError(
+                f"attack '{attack.name}' has no norm '{attack.norm}'", f"use norm {' or '.join(method.norms)}"
+            )
+        if not (0 <= attack.eps255 < math.inf) or attack.steps < 1 or attack.restarts < 1:
+            raise UserError(
+                f"attack '{attack.name}' has eps255={attack.eps255}, steps={attack.steps}, restarts={attack.restarts}",
+                "eps255 is at least 0, steps and restarts are at least 1",
+            )
+        if attack.step255 is not None and not 0 < attack.step255 < math.inf:
+            raise UserError(f"attack '{attack.name}' has step255={attack.step255}", "step255 is above 0, or null")
+        if attack.restarts > 1 and not method.random:
+            raise UserError(
+                f"attack '{attack.name}' starts the same way every time, {attack.restarts} restarts change nothing",
+                "use restarts=1, or an attack with a random start such as pgd",
+            )
+        if classes is not None and classes < method.min_classes:
+            raise UserError(
+                f"attack '{attack.name}' needs {method.min_classes} classes, the network has {classes}",
+                "use apgd and square instead" if classes > 1 else "switch the attacks off: attacks=none",
+            )

@@ -1,0 +1,197 @@
+"""Test images that others corrupted or collected anew, read from the archives in which they were published.
+
+CIFAR-10-C and CIFAR-100-C (Hendrycks & Dietterich 2019), CIFAR-10.1 (Recht et al. 2018), CIFAR-10.2 (Lu et al. 2020)
+and ImageNet-C are told apart by their files.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from consensus_cli.data.files import Geometry, ImageFiles
+from consensus_cli.data.folder import FolderImages, class_names
+from consensus_cli.data.memory import ImageTensors
+from consensus_cli.data.split import Split
+from consensus_cli.errors import UserError
+from consensus_cli.evaluation.robustness.distortions import SEVERITIES
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_LAYOUTS = "give the folder of CIFAR-10-C or ImageNet-C, the …data.npy of CIFAR-10.1, or the .npz of CIFAR-10.2"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Published test images whose files are there and have the right form.
+
+    Attributes:
+        path: where they are.
+        sets: name of each set, `<corruption>_s<severity>`, or empty where there is only one -> reads it; takes the
+            image size in pixels that files are brought to.
+        image_shape: (c, h, w) of every image; None for image files, which are brought to any size.
+        classes: the least number of classes that the labels need; of image files, the number of class folders.
+    """
+
+    path: Path
+    sets: Mapping[str, Callable[[int], Split]]
+    image_shape: tuple[int, int, int] | None
+    classes: int
+
+    def check_fits(self, image_shape: tuple[int, int, int], classes: int) -> None:
+        """Checks that a network can be tested on these images.
+
+        Args:
+            image_shape: (c, h, w) that the network takes.
+            classes: that it tells apart.
+
+        Raises:
+            UserError: if the images have another shape, or the labels other classes.
+        """
+        needed = "×".join(map(str, image_shape))
+        if self.image_shape is None:
+            fits, found = image_shape[0] == 3 and classes == self.classes, f"colour images of {self.classes} classes"
+        else:
+            fits = image_shape == self.image_shape and classes >= self.classes
+            found = f"images of {'×'.join(map(str, self.image_shape))} with labels up to {self.classes - 1}"
+        if not fits:
+            raise UserError(
+                f"{self.path} holds {found}, the dataset's images are {needed} of {classes} classes",
+                "name the archive that belongs to the dataset, or take it out of evaluate.shift",
+            )
+
+
+def open_archive(name: str, path: Path) -> Archive:
+    """Finds out what an archive is and checks its form; of arrays only the header and the labels are read.
+
+    Args:
+        name: what its columns begin with: small letters, digits and underscores.
+        path: a folder with `labels.npy` and one `.npy` per corruption (CIFAR-10-C), a folder
+            `<corruption>/<severity>/<class>/` of image files (ImageNet-C), a `…data.npy` with `…labels.npy` beside it
+            (CIFAR-10.1), or an `.npz` with `images` and `labels` (CIFAR-10.2).
+
+    Raises:
+        UserError: if the name cannot be used, or a file is missing or has another form.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"'{name}' in evaluate.shift cannot begin a column's name",
+            "use small letters, digits and underscores, such as cifar10c",
+        )
+    if (path / "labels.npy").is_file():
+        return _cifar_c(path)
+    if path.is_dir():
+        return _imagenet_c(path)
+    if not path.is_file():
+        raise UserError(f"evaluate.shift.{name}: there is nothing at '{path}'", _LAYOUTS)
+    return _single(path)
+
+
+def _cifar_c(folder: Path) -> Archive:
+    labels = _array(folder / "labels.npy")
+    files = sorted(file for file in folder.glob("*.npy") if file.name != "labels.npy")
+    if not files:
+        raise UserError(f"{folder} holds no corrupted images", "expected <corruption>.npy beside labels.npy")
+    shapes = {_check_arrays(_array(file), labels, file)[1:] for file in files}
+    if len(shapes) > 1 or len(labels) % len(SEVERITIES):
+        raise UserError(
+            f"{folder} holds {len(labels)} labels and images of {len(shapes)} sizes",
+            "expected the five severities of one test set, one after the other, in every file",
+        )
+    sets = {
+        f"{file.stem}_s{severity}": functools.partial(_read_severity, file, severity)
+        for file in files
+        for severity in SEVERITIES
+    }
+    height, width, channels = shapes.pop()
+    return Archive(folder, sets, (channels, height, width), 1 + int(labels.max()))
+
+
+def _read_severity(file: Path, severity: int, image_size: int) -> ImageTensors:
+    images, labels = _array(file), _array(file.with_name("labels.npy"))
+    count = len(labels) // len(SEVERITIES)
+    rows = slice((severity - 1) * count, severity * count)
+    return _in_memory(images[rows], labels[rows])
+
+
+def _single(path: Path) -> Archive:
+    images, labels = _single_arrays(path)
+    _, height, width, channels = _check_arrays(images, labels, path)
+    return Archive(path, {"": functools.partial(_read_single, path)}, (channels, height, width), 1 + int(labels.max()))
+
+
+def _read_single(path: Path, image_size: int) -> ImageTensors:
+    return _in_memory(*_single_arrays(path))
+
+
+def _single_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if path.suffix == ".npy":
+        return _array(path), _array(path.with_name(path.name.replace("data", "labels")))
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return archive["images"], archive["labels"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no archive of images and labels", _LAYOUTS) from error
+
+
+def _imagenet_c(folder: Path) -> Archive:
+    roots = {
+        f"{corruption}_s{severity}": folder / corruption / severity
+        for corruption in class_names(folder)
+        for severity in class_names(folder / corruption)
+    }
+    classes = {tuple(class_names(root)) for root in roots.values()}
+    if len(classes) != 1:
+        raise UserError(
+            f"{folder} holds {len(classes)} different sets of classes",
+            "expected <corruption>/<severity>/<class>/*.JPEG, the same classes everywhere",
+        )
+    names = classes.pop()
+    empty = [root for root in roots.values() if not any(_files(root, names))]
+    if empty:
+        raise UserError(f"there are no images in {empty[0]}", "expected <corruption>/<severity>/<class>/*.JPEG")
+    sets = {name: functools.partial(_read_files, root, names) for name, root in roots.items()}
+    return Archive(folder, sets, None, len(names))
+
+
+def _read_files(root: Path, classes: tuple[str, ...], image_size: int) -> ImageFiles:
+    files = list(_files(root, classes))
+    stamps = [(path.stat().st_size, path.stat().st_mtime_ns) for path, _ in files]
+    images = FolderImages(root, [str(path.relative_to(root)) for path, _ in files], torch.tensor(stamps))
+    labels = torch.tensor([label for _, label in files])
+    return ImageFiles(
+        images, torch.arange(len(files)), labels, Geometry.for_size(image_size), on_corrupt="error", workers=None
+    )
+
+
+def _files(root: Path, classes: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
+    return ((path, label) for label, name in enumerate(classes) for path in sorted((root / name).glob("*.JPEG")))
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as an array", _LAYOUTS) from error
+
+
+def _check_arrays(images: np.ndarray, labels: np.ndarray, path: Path) -> tuple[int, ...]:
+    """Returns the shape of the images, (n, h, w, 3)."""
+    colour = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8
+    labelled = labels.shape == images.shape[:1] and len(labels) > 0 and labels.dtype.kind in "iu"
+    if not colour or not labelled:
+        raise UserError(
+            f"{path} holds images of shape {images.shape} {images.dtype} with labels of shape {labels.shape}",
+            "images are (n, h, w, 3) uint8 with n whole numbers as labels",
+        )
+    return images.shape
+
+
+def _in_memory(images: np.ndarray, labels: np.ndarray) -> ImageTensors:
+    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
+    return ImageTensors(pixels, torch.from_numpy(np.array(labels, dtype=np.int64)))

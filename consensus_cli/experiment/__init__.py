@@ -1,0 +1,1 @@
+"""What a run adds to the library: phases, checks, resume, several processes."""

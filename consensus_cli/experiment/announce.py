@@ -1,0 +1,165 @@
+"""The beginning and the end of a run on screen: what will happen, and baseline, pruned network and change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from consensus_cli import __version__
+from consensus_cli.config.schema import EvaluateConfig
+from consensus_cli.evaluation.cost.cost_comparison import EVERYTHING_COUNTED
+from consensus_cli.experiment.measuring import IDLE_WINDOWS
+from consensus_cli.experiment.prepare import Prepared
+from consensus_cli.experiment.steps import Scores
+from consensus_cli.experiment.threads import DISTURBING_PCT
+from consensus_cli.models.macs import MacCount
+from consensus_cli.pruning.block import Block
+from consensus_cli.pruning.costs import block_costs
+from consensus_cli.report.measures import changes
+from consensus_cli.report.source import complete
+from consensus_cli.scoring.ranking.consensus import kendall_tau
+from consensus_cli.screen import Screen, events
+
+
+def show_header(
+    screen: Screen, prepared: Prepared, run_dir: Path, removed: Sequence[str], *, resumed: bool = False
+) -> None:
+    """Shows what will run, and how often each stage will; `removed` went in an earlier sitting."""
+    config = prepared.config
+    by_blocks = config.prune.unit == "blocks"
+    goal = (
+        f"{prepared.target_blocks} of {prepared.candidates} candidate blocks"
+        if by_blocks
+        else f"{config.ratios[-1]:.1%} of the MACs ({prepared.candidates} candidate blocks)"
+    )
+    stops = f", a row at each of {', '.join(f'{ratio:g}' for ratio in config.ratios)}" if len(config.ratios) > 1 else ""
+    goal = f"{goal}, {config.prune.step} per step{stops}"
+    planned = _planned(prepared, removed, resumed=resumed) if by_blocks else {}
+    screen.show(_started(prepared, run_dir, goal=goal, removed=removed, planned=planned))
+
+
+def show_score_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
+    """Shows what will be scored."""
+    screen.show(_started(prepared, run_dir, goal="", removed=(), planned=_baseline_stage(prepared) | {"score": 1}))
+
+
+def _started(
+    prepared: Prepared, run_dir: Path, *, goal: str, removed: Sequence[str], planned: Mapping[str, int]
+) -> events.Started:
+    config, images = prepared.config, prepared.images
+    return events.Started(
+        version=__version__,
+        run_dir=str(run_dir),
+        model=config.model.name,
+        dataset=config.dataset.name,
+        seed=config.seed,
+        criterion=config.criterion.name,
+        metrics=tuple(prepared.votes),
+        train_images=len(images.train),
+        test_images=len(images.test),
+        image_shape=images.train.image_shape,
+        classes=len(images.classes),
+        class_names=images.classes,
+        macs=prepared.macs_base,
+        blocks=tuple(block.name for block in prepared.blocks),
+        candidates=tuple(block.name for block in prepared.blocks if block.removable),
+        removed=tuple(removed),
+        goal=goal,
+        device=str(prepared.device),
+        threads=torch.get_num_threads(),
+        precision=prepared.precision,
+        scoring_precision=prepared.scoring_precision,
+        planned=planned,
+        least_s={"evaluate": _least_evaluation_s(config.evaluate)} if "evaluate" in planned else {},
+    )
+
+
+def _planned(prepared: Prepared, removed: Sequence[str], *, resumed: bool) -> dict[str, int]:
+    """Returns how often each stage of a run will run, where the number of blocks to remove is known."""
+    config = prepared.config
+    steps = math.ceil((prepared.target_blocks - len(removed)) / config.prune.step)
+    per_step = config.finetune.recalibration_images > 0 or config.finetune.epochs_per_step > 0
+    rows = len(config.ratios)
+    finetunings = steps * per_step + rows * (config.finetune.final_epochs > 0)
+    # A run that is resumed has its baseline.
+    baseline = {} if resumed else _baseline_stage(prepared)
+    return baseline | {"score": steps, "finetune": finetunings, "evaluate": rows}
+
+
+def _baseline_stage(prepared: Prepared) -> dict[str, int]:
+    return {} if prepared.is_trained else {"baseline": 1}
+
+
+def _least_evaluation_s(settings: EvaluateConfig) -> float:
+    """Returns the seconds of all windows: energy of inference and training, and latency, of two networks each."""
+    energy_s = 2 * (1 + settings.energy_repeats) * settings.energy_window_s
+    idle_s = IDLE_WINDOWS * settings.energy_window_s
+    return idle_s + 2 * (energy_s + len(settings.batch_sizes) * settings.latency_min_run_s)
+
+
+def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
+    """Shows baseline, pruned network and change, and where the row is."""
+    screen.show(events.RowWritten(row))
+    title = f"{row['model']} without {row['blocks_removed']} of {row['blocks_candidates']} blocks"
+    table, _ = complete(pd.DataFrame([dict(row)]))
+    rows = [(c.label, c.before, c.after, c.change) for c in changes(table.iloc[0], table)]
+    screen.table(title, ("", "baseline", "pruned", "change"), rows)
+    # A row of an older version does not say what its MACs leave out.
+    if row.get("macs_uncounted") not in (None, EVERYTHING_COUNTED):
+        screen.warning(f"MACs leave out: {row['macs_uncounted']}")
+    if row["energy_estimated"]:
+        screen.warning("energy is estimated from CPU time (no energy counter here): it says little more than time does")
+    if (row.get("other_load_pct") or 0.0) > DISTURBING_PCT:
+        screen.warning(
+            f"other programs used {row['other_load_pct']:.0f} % of the processor while latency and energy were "
+            "measured: the change holds, the values do not compare with other runs'"
+        )
+    screen.result(f"removed, in order: {row['removed_blocks'].replace(';', ' ')}")
+    screen.result(f"run {row['run_id']} took {row['duration_s']:.0f} s; its files: {row['run_dir']}")
+
+
+def show_scores(screen: Screen, scores: Scores, path: Path) -> None:
+    """Shows one scoring: blocks × metrics (distance and rank), the sum, intervals, and how far the metrics agree."""
+    ranking, stability = scores.ranking, scores.stability
+    columns = ["block", *ranking.distances, "sum"]
+    if stability is not None:
+        columns += ["place, 95 %", "first in"]
+    rows = []
+    for i in ranking.order:
+        cells = [f"{ranking.distances[m][i]:.4g} ({ranking.ranks[m][i]:g})" for m in ranking.distances]
+        row = [ranking.blocks[i], *cells, f"{ranking.importance[i]:g}"]
+        if stability is not None:
+            row += [f"{stability.low[i]:g}–{stability.high[i]:g}", f"{100 * stability.least_share[i]:.0f} %"]
+        rows.append(row)
+    screen.table("distance (rank) without each block, least important first", columns, rows)
+    if len(ranking.distances) > 1:
+        tau = kendall_tau(ranking.distances)
+        agreement = [[name, *(f"{tau.loc[name, other]:.2f}" for other in tau.columns)] for name in tau.index]
+        screen.table("Kendall's tau between the metrics", ["", *tau.columns], agreement)
+    screen.result(f"scores: {path}")
+
+
+def show_blocks(screen: Screen, network: str, blocks: Sequence[Block], count: MacCount) -> None:
+    """Shows every residual block, in order of execution, with its MACs and their share of the whole network's."""
+    macs = block_costs(count, blocks)
+    rows = [
+        (
+            block.name,
+            str(block.stage + 1),
+            "×".join(map(str, block.shape)),
+            f"{macs[block.name] / 1e6:.2f}",
+            f"{100 * macs[block.name] / count.total:.4g} %" if count.total else "",
+            "yes" if block.removable else f"no: {block.reason}",
+        )
+        for block in blocks
+    ]
+    screen.table(f"residual blocks of {network}", ("block", "stage", "shape", "M MACs", "share", "removable"), rows)
+    removable = sum(block.removable for block in blocks)
+    screen.result(f"{removable} of {len(blocks)} can be removed; {count.total / 1e6:.2f} M MACs in all")
+    if count.uncounted:
+        screen.warning(f"MACs leave out: {', '.join(count.uncounted)}")

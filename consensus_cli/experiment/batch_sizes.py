@@ -1,0 +1,45 @@
+"""Which batches fit into memory, found out as a run goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from consensus_cli.experiment import limits
+from consensus_cli.screen import Screen
+
+Result = TypeVar("Result")
+
+#: batch norm needs two images to train on
+_SMALLEST = {"training": 2, "scoring": 1}
+
+
+@dataclass
+class Fitting:
+    """Batch sizes that fit into memory.
+
+    Attributes:
+        screen: where a smaller batch is told.
+        alone: whether one process does the work; of several, some may have gone on where another ran out of memory.
+        sizes: `training` or `scoring` -> largest batch that fits, where that was found out.
+    """
+
+    screen: Screen
+    alone: bool
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def size(self, purpose: str, batch_size: int) -> int:
+        """Returns the batch size, or what is left of it where memory ran out before."""
+        return min(batch_size, self.sizes.get(purpose, batch_size))
+
+    def attempt(self, purpose: str, batch_size: int, work: Callable[[int], Result]) -> Result:
+        """Does work in batches, over again in smaller ones where memory runs out."""
+        if not self.alone:
+            return work(batch_size)
+
+        def note(size: int) -> None:
+            self.screen.warning(f"out of memory: {purpose} goes on with batches of {size} images")
+            self.sizes[purpose] = size
+
+        return limits.halving(work, self.size(purpose, batch_size), note, smallest=_SMALLEST[purpose])

@@ -1,0 +1,178 @@
+"""Everything that can be found wrong before data, training or a device costs time: told all at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from consensus_cli import data, training
+from consensus_cli.config import ranges
+from consensus_cli.config.schema import CueConfig, DatasetConfig, ModelConfig, RecipeConfig, RunConfig
+from consensus_cli.errors import ConfigError, UserError, unknown_name
+from consensus_cli.evaluation.cost.energy import check_country
+from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, check_attacks
+from consensus_cli.evaluation.robustness.corruption import SEVERITIES, check_corruptions
+from consensus_cli.evaluation.robustness.shift import Archive, open_archive
+from consensus_cli.evaluation.robustness.shortcut import check_cue
+from consensus_cli.experiment.parallel import team
+from consensus_cli.experiment.tracking import check_tracker
+from consensus_cli.models import pretrained, zoo
+from consensus_cli.models.paths import expanded
+from consensus_cli.scoring.metrics import METRICS
+from consensus_cli.scoring.ranking.consensus import AGGREGATIONS
+from consensus_cli.scoring.score import metrics_needed
+from consensus_cli.storage.results import check_writable
+from consensus_cli.storage.rundir import RESULTS_NAME
+
+
+def check(config: RunConfig) -> None:
+    """Checks a configuration against ranges, registries, files and devices.
+
+    Raises:
+        ConfigError: holds every mistake found.
+    """
+    problems = ranges.problems(config)
+    if any(problem.message.endswith(" is empty") for problem in problems):
+        # An empty name is the working folder: what lies there is not what was meant.
+        raise ConfigError(problems)
+    problems += _name_problems(config)
+    problems += data.check_image_size("model.image_size", config.model.image_size)
+    problems += data.check(**dataset_arguments(config) | {"image_size": config.dataset.image_size})
+    if config.output_dir.startswith("~"):
+        problems.append(UserError(f"there is no home folder for '{config.output_dir}'", "write out the path"))
+    problems += check_writable(Path(config.output_dir) / RESULTS_NAME)
+    for attempt in (
+        lambda: check_country(config.evaluate.country),
+        lambda: _check_device(config),
+        lambda: _check_model(config.model),
+        lambda: check_tracker(config.tracker),
+        lambda: _check_processes(config),
+        lambda: _check_cue(config.dataset.cue),
+        lambda: check_corruptions(config.evaluate.corruptions, SEVERITIES),
+    ):
+        problems += _told_by(attempt)
+    for name, path in config.evaluate.shift.items():
+        problems += _told_by(lambda name=name, path=path: shift_archives({name: path}))  # type: ignore[misc]
+    if problems:
+        raise ConfigError(problems)
+
+
+def dataset_arguments(config: RunConfig) -> dict[str, Any]:
+    """Returns the arguments of `data.check` and `data.load` for a configuration."""
+    dataset: DatasetConfig = config.dataset
+    return {
+        "name": dataset.source,
+        "root": None if dataset.root is None else expanded(dataset.root),
+        "download": dataset.download,
+        "image_size": dataset.image_size if config.model.image_size is None else config.model.image_size,
+        "limit_train": dataset.limit_train,
+        "limit_test": dataset.limit_test,
+        "streaming": dataset.streaming,
+        "on_corrupt": dataset.on_corrupt,
+        "val_fraction": dataset.val_fraction,
+        "workers": dataset.workers,
+        "hf_name": dataset.name if dataset.source == "hf" else None,
+        "cache_dir": Path(config.output_dir) / "cache",
+    }
+
+
+def shift_archives(paths: Mapping[str, str]) -> dict[str, Archive]:
+    """Opens the published test images of `evaluate.shift`, name -> path.
+
+    Raises:
+        UserError: a name that cannot be used, or files that are missing or have another form.
+    """
+    return {name: open_archive(name, expanded(path)) for name, path in paths.items()}
+
+
+def pick_device(name: str) -> torch.device:
+    """Returns the device of a name; `auto` is the first GPU where there is one, or this process's own of several.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        # One process per GPU: each takes the one of its number.
+        return torch.device("cuda", team.local_rank()) if team.launched() else torch.device("cuda")
+    if name == "auto":
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise unknown_name("device", name, ("auto", "cpu", "cuda")) from None
+    if device.type not in ("cpu", "cuda"):
+        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device={name} is not there: PyTorch sees {torch.cuda.device_count()} GPUs",
+            "use device=auto or device=cpu",
+        )
+    return device
+
+
+def _name_problems(config: RunConfig) -> Iterator[UserError]:
+    yield from (unknown_name("metric", name, METRICS) for name in config.metrics.weights if name not in METRICS)
+    if config.criterion.aggregation not in AGGREGATIONS:
+        yield unknown_name("criterion.aggregation", config.criterion.aggregation, AGGREGATIONS)
+    yield from _told_by(lambda: metrics_needed(config.criterion.name, config.metrics.weights))
+    for name, attack in config.attacks.suite.items():
+        yield from _told_by(lambda attack=attack: check_attacks([Attack(**asdict(attack))]))  # type: ignore[misc]
+        # So that its columns cannot be those of another measure.
+        if attack.name in ATTACKS and not re.fullmatch(rf"{attack.name}[a-z0-9_]*", name):
+            yield UserError(
+                f"attacks.suite.{name} does not begin with its attack, '{attack.name}'",
+                f"use lower-case letters, digits and _, such as attacks.suite.{attack.name}_mine",
+            )
+
+
+def _check_device(config: RunConfig) -> None:
+    """Checks that the device is there, and the compiler that torch.compile calls in the middle of a training."""
+    device = pick_device(config.device)
+    if not training.resolve_compile(config.compile, device):
+        return
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise UserError("compiling for a GPU needs triton, which is not installed", "use compile=false")
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(
+            f"compile={config.compile} needs a C++ compiler, and there is no {compiler}", "use compile=false"
+        )
+
+
+def _check_model(model: ModelConfig) -> None:
+    zoo.check(model.source, model.name, model.target)
+    if model.weights is not None:
+        pretrained.check_weights(model.source, model.name, model.weights)
+
+
+def _check_processes(config: RunConfig) -> None:
+    world = team.world()
+    for node in ("baseline", "finetune"):
+        recipe: RecipeConfig = getattr(config, node)
+        if recipe.batch_size < 2 * recipe.accumulate_batches * world > 2 * recipe.accumulate_batches:
+            raise UserError(
+                f"{node}.batch_size={recipe.batch_size} leaves fewer than 2 images for each of {world} processes",
+                f"set {node}.batch_size to at least {2 * recipe.accumulate_batches * world}, or start fewer processes",
+            )
+
+
+def _check_cue(cue: CueConfig) -> None:
+    if cue.kind is not None:
+        check_cue(cue.kind, cue.correlation, cue.size_pct)
+
+
+def _told_by(attempt: Callable[[], Any]) -> list[UserError]:
+    try:
+        attempt()
+    except UserError as error:
+        return [error]
+    return []

@@ -1,0 +1,187 @@
+"""The pruned network in a form that other tools load, checked on real images before it is trusted."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from consensus_cli import data
+from consensus_cli.config.composition import read_config
+from consensus_cli.data.sampling import stratified_subset
+from consensus_cli.errors import UserError, foreign_code, unknown_name
+from consensus_cli.experiment import checks
+from consensus_cli.models.weights import load_into, serialize
+from consensus_cli.storage.checkpoint import load_pruned
+from consensus_cli.storage.rundir import RunDir, write_atomic
+
+CHECKED_IMAGES = 64
+
+#: an exported file, run on images (n, c, h, w) in [0, 1] -> logits (n, k)
+Exported = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported network and how far it is from the original.
+
+    Attributes:
+        path: the file.
+        images: real test images that both were run on.
+        same_predictions: on how many of them both name the same class.
+        max_difference: largest difference between two logits.
+    """
+
+    path: Path
+    images: int
+    same_predictions: int
+    max_difference: float
+
+
+def export(run_dir: Path, form: str, out: Path | None) -> Export:
+    """Writes the pruned network of a run as `form` and compares the file with the network on test images.
+
+    Args:
+        run_dir: a finished run.
+        form: key of `FORMATS`.
+        out: the file to write; None: `pruned` with the format's suffix in the run directory.
+
+    Raises:
+        UserError: unknown format, a missing extra, no such run, a file that cannot be written, test images that are not
+            there any more, or a network that the exporter cannot take.
+    """
+    if form not in FORMATS:
+        raise unknown_name("format", form, FORMATS)
+    files, chosen = RunDir.open(run_dir), FORMATS[form]
+    path = out or run_dir / f"pruned{chosen.ending}{chosen.suffix}"
+    _check_extra(chosen)
+    _check_target(path, chosen, files)
+    images = _test_images(files)
+    model = load_pruned(run_dir)
+    with _quiet(), foreign_code(f"the export as {form}", "any network can go as safetensors"):
+        run = chosen.write(model, images, path)
+        with torch.no_grad():
+            expected, found = model(images), run(images)
+    return Export(
+        path=path,
+        images=len(images),
+        same_predictions=int((expected.argmax(1) == found.argmax(1)).sum()),
+        max_difference=(expected - found).abs().max().item(),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps exporters from telling of their own internals: what they wrote is compared with the network."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _check_extra(form: Format) -> None:
+    for package in form.needs:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(
+                f"ONNX needs a package that is not installed: {error.name}",
+                "install the extra: pip install 'consensus-cli[onnx]'",
+            ) from error
+
+
+def _check_target(path: Path, form: Format, files: RunDir) -> None:
+    """Makes sure that a file can be written, and that it is not one of the run's own."""
+    name_another = "name a file in a folder that exists: --out FILE"
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder", name_another)
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder '{path.parent}'", name_another)
+    if path.resolve() in (files.pruned_checkpoint.resolve(), files.baseline_checkpoint.resolve()):
+        raise UserError(f"'{path}' holds the weights that the run has saved", "name another file: --out FILE")
+    if path.suffix in {other.suffix for other in FORMATS.values() if other is not form}:
+        raise UserError(f"'{path.name}' ends like a file of another format", f"let it end in {form.suffix}")
+    try:
+        # The superuser passes every permission bit, so only an attempt tells.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writable-"):
+            if path.exists():
+                path.open("r+b").close()
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}", name_another) from error
+
+
+def _test_images(run_dir: RunDir) -> Tensor:
+    config = read_config(run_dir.config)
+    try:
+        images = data.load(**checks.dataset_arguments(config), seed=config.seed)
+    except UserError as error:
+        raise UserError(f"no test images to check the file with: {error.message}", error.hint) from error
+    chosen = images.test.subset(stratified_subset(images.test.labels, CHECKED_IMAGES, config.seed))
+    return next(chosen.batches(CHECKED_IMAGES))[0].contiguous()
+
+
+def _safetensors(model: nn.Module, images: Tensor, path: Path) -> Exported:
+    write_atomic(path, serialize(model, {"input": "images in [0, 1]", "shape": "x".join(map(str, images.shape[1:]))}))
+    load_into(model, load_file(path), str(path))
+    return model
+
+
+def _torch_export(model: nn.Module, images: Tensor, path: Path) -> Exported:
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, path)
+    loaded: Exported = torch.export.load(path).module()
+    return loaded
+
+
+def _onnx(model: nn.Module, images: Tensor, path: Path) -> Exported:
+    runtime = importlib.import_module("onnxruntime")
+    program = torch.onnx.export(
+        model,
+        (images,),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(path)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda batch: torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0])
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form in which a network is exported.
+
+    Attributes:
+        write: writes the file, and returns it ready to run.
+        suffix: of the file.
+        ending: what is added to `pruned` in the run directory.
+        needs: packages of an extra.
+    """
+
+    write: Callable[[nn.Module, Tensor, Path], Exported]
+    suffix: str
+    ending: str = ""
+    needs: tuple[str, ...] = ()
+
+
+FORMATS: dict[str, Format] = {
+    "safetensors": Format(_safetensors, ".safetensors", ending="_with_normalization"),
+    "torch-export": Format(_torch_export, ".pt2"),
+    "onnx": Format(_onnx, ".onnx", needs=("onnxruntime", "onnxscript")),
+}

@@ -1,0 +1,150 @@
+"""Training within a run: by its recipes, on all its processes, in what memory there is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from consensus_cli import training
+from consensus_cli.experiment import recipes
+from consensus_cli.experiment.batch_sizes import Fitting
+from consensus_cli.experiment.measuring import Training
+from consensus_cli.experiment.parallel import jobs
+from consensus_cli.experiment.parallel.team import Team
+from consensus_cli.experiment.prepare import Prepared
+from consensus_cli.experiment.tracking import Tracker
+from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.copying import clone
+from consensus_cli.screen import Screen, events
+
+#: most updates of a network for one reading of the energy of training
+ENERGY_UPDATES = 4
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What trains the networks of a run.
+
+    Attributes:
+        prepared: data, device, precision.
+        team: the processes of the job.
+        screen: where progress is shown.
+        fitting: which batches fit into memory.
+        tracker: where losses are logged.
+    """
+
+    prepared: Prepared
+    team: Team
+    screen: Screen
+    fitting: Fitting
+    tracker: Tracker
+
+    def train(
+        self,
+        model: Classifier,
+        recipe: training.Recipe,
+        *,
+        removed: list[str],
+        seed: int,
+        description: str,
+        teacher: Classifier | None = None,
+    ) -> None:
+        """Trains `model` in place, over again with smaller batches where memory runs out.
+
+        Args:
+            model: the unpruned network without the blocks `removed`.
+            recipe: hyperparameters.
+            removed: names of the blocks that are gone.
+            seed: of shuffling, augmentation and dropout.
+            description: for the screen.
+            teacher: the unpruned network, read where the recipe distils.
+
+        Raises:
+            TrainingDivergedError: the loss is no number any more.
+        """
+        before, updates = copy.deepcopy(model.state_dict()), 0
+
+        def tell(progress: training.Progress) -> None:
+            nonlocal updates
+            report(description, progress.step, progress.steps)
+            self.screen.show(events.TrainingLoss(progress.loss, progress.step, progress.steps))
+            self.tracker.loss(progress.loss, progress.step - updates)
+            updates = progress.step
+
+        def attempt(batch_size: int) -> training.TrainingResult:
+            nonlocal updates
+            updates = 0
+            model.load_state_dict(before)
+            return jobs.train(
+                self.team,
+                self.prepared,
+                model,
+                replace(recipe, batch_size=batch_size),
+                removed=removed,
+                seed=seed,
+                teacher=teacher if recipe.distill else None,
+                report=tell,
+            )
+
+        with self.screen.progress(description) as report:
+            try:
+                result = self.fitting.attempt("training", recipe.batch_size, attempt)
+            except training.TrainingDivergedError as error:
+                raise training.TrainingDivergedError(f"{description}: {error}") from error
+        self.screen.detail(f"{description}: loss {result.loss:.4f}, {result.images / result.duration_s:.0f} images/s")
+
+    def recalibrate(self, model: nn.Module, seed: int) -> None:
+        """Measures batch norm anew on `finetune.recalibration_images` training images."""
+        settings = self.prepared.config.finetune
+
+        def attempt(batch_size: int) -> None:
+            # As in training: what dropout draws must not depend on earlier steps.
+            torch.manual_seed(seed)
+            training.recalibrate_batch_norm(
+                model,
+                self.prepared.images.train,
+                images=settings.recalibration_images,
+                batch_size=batch_size,
+                device=self.prepared.device,
+                augmentation=self.prepared.images.augmentation,
+                seed=seed,
+                tick=self.prepared.threads.tick,
+            )
+
+        self.fitting.attempt("training", settings.batch_size, attempt)
+
+    def measured(self, original: Classifier, network: Classifier) -> Training:
+        """Returns training by the recipe of fine-tuning; of a long epoch a part, lest one window take minutes.
+
+        Nothing is trained where the network cannot be.
+        """
+        if not self.prepared.trains:
+            return Training({}, 1.0)
+        images = len(self.prepared.images.train)
+        updates = images // min(self.prepared.config.finetune.batch_size, images)
+        share = min(1.0, ENERGY_UPDATES / updates)
+        return Training({"base": self._part(original, share), "pruned": self._part(network, share)}, share)
+
+    def _part(self, model: Classifier, share: float) -> Callable[[], None]:
+        """Returns a function that trains a copy of the network, on this process alone, for a share of an epoch."""
+        trained, prepared = clone(model), self.prepared
+        recipe = recipes.part_of_epoch(prepared.config, share)
+        recipe = replace(recipe, batch_size=self.fitting.size("training", recipe.batch_size))
+
+        def run() -> None:
+            training.train(
+                trained,
+                prepared.images.train,
+                recipe,
+                device=prepared.device,
+                augmentation=prepared.images.augmentation,
+                seed=prepared.config.seed,
+                precision=prepared.precision,
+                compiled=prepared.compiled,
+            )
+
+        return run

@@ -1,0 +1,257 @@
+"""What a run reads besides its configuration, known by its content: paths alone make no run another one."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from consensus_cli import data
+from consensus_cli.config.schema import ModelConfig, RunConfig
+from consensus_cli.data import ImageData
+from consensus_cli.errors import UserError
+from consensus_cli.experiment import checks
+from consensus_cli.experiment.last import Last
+from consensus_cli.models import pretrained
+from consensus_cli.models.paths import expanded
+from consensus_cli.models.targets import find_target
+from consensus_cli.models.weight_files import weight_files
+from consensus_cli.screen import Screen
+
+#: images, and their fingerprint
+KeptImages = Last[tuple[ImageData, str]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads.
+
+    Attributes:
+        images: the dataset.
+        hashes: what is read, by the key that names it (`dataset`, `model.target`, `evaluate.shift.NAME`) -> hash of its
+            content. Weights are part of the hash of the configuration.
+    """
+
+    images: ImageData
+    hashes: dict[str, str]
+
+
+def load_images(config: RunConfig, screen: Screen) -> ImageData:
+    """Checks the configuration and loads its images.
+
+    Raises:
+        UserError: files or values that are wrong.
+    """
+    checks.check(config)
+    with screen.progress("loading images") as report:
+        return data.load(**checks.dataset_arguments(config), seed=config.seed, progress=report)
+
+
+def load(config: RunConfig, screen: Screen, kept: KeptImages | None = None) -> Inputs:
+    """Checks the configuration, loads its images and finds out what else it reads; builds no network.
+
+    Args:
+        config: everything that determines the run.
+        screen: where progress is shown.
+        kept: the images of the run before, to be used again by runs on the same.
+
+    Raises:
+        UserError: files or values that are wrong.
+    """
+
+    def read() -> tuple[ImageData, str]:
+        images = load_images(config, screen)
+        return images, images.fingerprint()
+
+    request = {**checks.dataset_arguments(config), "seed": config.seed}
+    images, fingerprint = read() if kept is None else kept.get(request, read)
+    hashes = {"dataset": fingerprint}
+    if config.model.target is not None:
+        hashes["model.target"] = code_hash(config.model.target)
+    for name, path in config.evaluate.shift.items():
+        hashes[f"evaluate.shift.{name}"] = _images_hash(expanded(path))
+    return Inputs(images, hashes)
+
+
+def file_hash(path: Path) -> str:
+    """Returns the SHA-256 of a file's content, 64 hex digits; reads it once as long as its size and time stay.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    return _content_hash(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def weights_hash(model: ModelConfig) -> str | None:
+    """Returns the hash of the files of weights, in however many shards; None for named weights, or where none are."""
+    if model.weights is None or pretrained.is_named(model.source, model.weights):
+        return None
+    try:
+        hashes = [file_hash(file) for file in weight_files(expanded(model.weights))]
+    except (UserError, OSError):
+        # What is wrong is said where they are read.
+        return None
+    return hashes[0] if len(hashes) == 1 else _digest(hashes)
+
+
+def code_hash(target: str | None) -> str:
+    """Returns the hash of the source files that define what `model.target` names; empty without one.
+
+    They are the file that it is in and those of the user's own that it imports, and they. Installed packages do not
+    count, nor what is imported only once a function runs.
+
+    Raises:
+        UserError: the target cannot be found or imported.
+    """
+    if target is None:
+        return ""
+    found = inspect.unwrap(find_target(target))
+    try:
+        file = inspect.getsourcefile(found)
+    except TypeError:
+        # Compiled code, or an object that only can be called.
+        return ""
+    if file is None or not Path(file).is_file():
+        return ""
+    hashes = [file_hash(Path(file)) for file in {file} | _own_files(found.__module__, set())]
+    return hashes[0] if len(hashes) == 1 else _digest(sorted(hashes))
+
+
+def _own_files(name: str, seen: set[str]) -> set[str]:
+    """Returns the source files of a module of the user's and of those that it imports; none of installed packages."""
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    installed = {"site-packages", "dist-packages"}
+    if name in seen or name.partition(".")[0] in {*sys.stdlib_module_names, "consensus_cli"} or file is None:
+        return set()
+    if not file.endswith(".py") or not installed.isdisjoint(Path(file).parts):
+        return set()
+    seen.add(name)
+    try:
+        code = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        # It is being edited since it was imported.
+        return set()
+    imported = _imported_names(code, getattr(module, "__package__", None) or "")
+    return {file}.union(*(_own_files(other, seen) for other in imported))
+
+
+def _imported_names(node: ast.AST, package: str) -> Iterator[str]:
+    """Yields the names of all modules, and of what may be one, that code imports outside functions."""
+    for inner in ast.iter_child_nodes(node):
+        names = []
+        if isinstance(inner, ast.Import):
+            names = [alias.name for alias in inner.names]
+        elif isinstance(inner, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - inner.level] if inner.level else []
+            base = ".".join([*above, *([inner.module] if inner.module else [])])
+            names = [f"{base}.{alias.name}" for alias in inner.names]
+        elif not isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from _imported_names(inner, package)
+        for name in names:
+            # Of `a.b.c` the packages run as well.
+            parts = name.split(".")
+            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+
+
+def located(config: RunConfig, folder: str | None) -> RunConfig:
+    """Returns the configuration of a run begun earlier with what it reads by absolute paths.
+
+    Args:
+        config: as the run began.
+        folder: where it began, to which its relative paths refer; None where that is not known.
+
+    Raises:
+        UserError: names a relative path at which there is nothing any more, and the folder it was relative to.
+    """
+    dataset, model = config.dataset, config.model
+    find = functools.partial(_located, folder=folder)
+    if dataset.root is not None:
+        dataset = replace(dataset, root=find("dataset.root", dataset.root, made=dataset.download))
+    if model.weights is not None and not pretrained.is_named(model.source, model.weights):
+        model = replace(model, weights=find("model.weights", model.weights))
+    file, colon, name = (model.target or "").rpartition(":")
+    if colon and file.endswith(".py"):
+        model = replace(model, target=f"{find('model.target', file)}:{name}")
+    shift = {name: find(f"evaluate.shift.{name}", path) for name, path in config.evaluate.shift.items()}
+    if folder is not None:
+        _check_names(config, Path(folder))
+    return replace(config, dataset=dataset, model=model, evaluate=replace(config.evaluate, shift=shift))
+
+
+def _located(key: str, path: str, *, folder: str | None, made: bool = False) -> str:
+    if expanded(path).is_absolute():
+        if not (expanded(path).exists() or made):
+            raise UserError(f"{key}={path} is not there any more", "put it back there to resume the run")
+        return path
+    places = [Path(path).absolute()] if folder is None else [Path(folder, path), Path(path).absolute()]
+    for place in places:
+        if place.exists():
+            return str(place)
+    if made:
+        return str(places[0])
+    began = f"'{folder}', the folder in which" if folder else "the folder in which"
+    raise UserError(
+        f"{key}={path} is not there; it is relative to {began} the run began",
+        "put it back there, or resume the run in a folder that holds it",
+    )
+
+
+def _check_names(config: RunConfig, folder: Path) -> None:
+    """Checks that names which Python or Hugging Face found in the folder where the run began are found here, too."""
+    names: dict[str, tuple[str, ...]] = {}
+    if config.dataset.source == "hf":
+        names[f"dataset.name={config.dataset.name}"] = (config.dataset.name,)
+    if config.model.target is not None and ":" not in config.model.target:
+        module = config.model.target.partition(".")[0]
+        if importlib.util.find_spec(module) is None:
+            names[f"model.target={config.model.target}"] = (module, f"{module}.py")
+    for word, files in names.items():
+        if any((folder / file).exists() for file in files) and not any(Path(file).exists() for file in files):
+            raise UserError(
+                f"{word} names what is in '{folder}', where the run began, and not here",
+                f"resume the run there: cd {folder}",
+            )
+
+
+def _images_hash(path: Path) -> str:
+    """Returns the hash of published test images: files by content, folders by relative names, sizes and times."""
+    if path.is_dir():
+        return _digest(_stamps(str(path)))
+    files = [path]
+    if path.suffix == ".npy":
+        files.append(path.with_name(path.name.replace("data", "labels")))
+    return _digest(file_hash(file) for file in files)
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(os.fsencode(text) + b"\0")
+    return digest.hexdigest()
+
+
+def _stamps(folder: str, relative: str = "") -> Iterator[str]:
+    """Yields relative path, size in bytes and time of change in ns of every file below a folder, sorted."""
+    with os.scandir(os.path.join(folder, relative)) as entries:  # noqa: PTH118
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = f"{relative}{entry.name}"
+            if entry.is_dir():
+                yield from _stamps(folder, f"{path}/")
+            elif entry.is_file():
+                status = entry.stat()
+                yield f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _content_hash(path: Path, _inode: int, _size_bytes: int, _changed_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

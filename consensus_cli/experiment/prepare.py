@@ -1,0 +1,336 @@
+"""From a configuration to everything a run needs before it starts: data, network, blocks, and whether they fit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from consensus_cli import data, training
+from consensus_cli.config.schema import RunConfig
+from consensus_cli.data import ImageData
+from consensus_cli.data.memory import ImageTensors
+from consensus_cli.data.sampling import stratified_indices
+from consensus_cli.errors import ConfigError, UserError, foreign_code
+from consensus_cli.evaluation.robustness.attacks import Attack, check_attacks
+from consensus_cli.evaluation.robustness.shift import Archive
+from consensus_cli.evaluation.robustness.shortcut import Cue, CueKind, plant_training_cue
+from consensus_cli.experiment import checks, inputs
+from consensus_cli.experiment.dry_run import Demands, DryRun, TrainingDemand, dry_run, initialise_lazy_layers
+from consensus_cli.experiment.threads import ThreadWatch
+from consensus_cli.models import pretrained, zoo
+from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.macs import MacCount, count_macs
+from consensus_cli.pruning import schedule
+from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
+from consensus_cli.pruning.costs import block_costs
+from consensus_cli.scoring import metrics
+from consensus_cli.scoring.ranking.baselines import check_baseline
+from consensus_cli.scoring.representations import representation_size
+from consensus_cli.scoring.score import metrics_needed
+from consensus_cli.screen import Screen
+
+#: images of a dry run: as few as batch norm can be trained on
+FEW_IMAGES = 2
+
+
+@dataclass
+class Prepared:
+    """What a run works on; nothing here but the number of threads changes while it runs.
+
+    Attributes:
+        config: everything that determines the run.
+        device: where the networks are.
+        precision: `fp32` or `bf16`, of training.
+        scoring_precision: `fp32` or `bf16`, of the forward pass of scoring; None where the criterion reads no metric.
+        compiled: whether training compiles the network.
+        images: the dataset.
+        spec: how to build the unpruned network.
+        fresh: the unpruned network, with its weights if they are given and not to be trained.
+        blocks: every residual block of the unpruned network.
+        votes: metric -> weight, for the metrics that the criterion reads.
+        samples: the training images that the metrics see, the same in every step, class after class.
+        shift: name -> published test images that the networks are tested on besides.
+        threads: how many threads compute; `tick` is to be called from all long work.
+        outputs: number of logits that the network answers with.
+        trains: whether the network can be trained; where it cannot, nothing of the run needs it to.
+        is_trained: whether `fresh` has all of its weights; else it is trained first, from those that it has.
+    """
+
+    config: RunConfig
+    device: torch.device
+    precision: str
+    scoring_precision: str | None
+    compiled: bool
+    images: ImageData
+    spec: zoo.ModelSpec
+    fresh: Classifier
+    blocks: list[Block]
+    votes: dict[str, float]
+    samples: data.Split
+    shift: dict[str, Archive]
+    threads: ThreadWatch
+    outputs: int
+    trains: bool
+    is_trained: bool
+
+    @property
+    def candidates(self) -> int:
+        """Number of blocks of the unpruned network that can go."""
+        return sum(block.removable for block in self.blocks)
+
+    @functools.cached_property
+    def macs(self) -> MacCount:
+        """MACs of the unpruned network for one image, in all and per module."""
+        image = torch.zeros(1, *self.images.test.image_shape, device=self.device)
+        return count_macs(self.fresh.network, self.fresh.inputs(image))
+
+    @property
+    def macs_base(self) -> int:
+        """MACs of the unpruned network for one image."""
+        return self.macs.total
+
+    @functools.cached_property
+    def target_blocks(self) -> int:
+        """How many blocks go in all where `prune.unit` is `blocks`."""
+        return schedule.blocks_to_remove(self.config.ratios[-1], self.candidates)
+
+    def example(self) -> Tensor:
+        """Returns two test images as the network takes them."""
+        with torch.no_grad():
+            return self.fresh.inputs(few_images(self.images, self.device)[0])
+
+
+def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, *, finetunes: bool = True) -> Prepared:
+    """Loads the data, builds the network, finds its blocks, and makes sure that the run can be carried out.
+
+    Args:
+        config: everything that determines the run.
+        screen: where progress is shown.
+        loaded: the images, where `inputs.load` has loaded them already.
+        finetunes: whether the run goes on to prune and fine-tune.
+
+    Raises:
+        UserError: files or values that are wrong or do not fit together.
+    """
+    images = _with_cue(inputs.load_images(config, screen) if loaded is None else loaded, config)
+    device = _set_up_device(config)
+    threads = ThreadWatch(config.threads, screen.warning, watched=device.type == "cpu")
+    threads.look()
+    built = build_model(config, images, device)
+    spec, model = built.spec, built.model
+    epochs = config.finetune.epochs_per_step + config.finetune.final_epochs if finetunes else 0
+    needed: TrainingDemand = "needed" if epochs or not built.is_trained else "measured"
+    attacked = finetunes and bool(config.attacks.suite)
+    tried, blocks = try_out(config, images, built, device, screen, training_is=needed, attacked=attacked)
+    votes = metrics_needed(config.criterion.name, config.metrics.weights)
+    prepared = Prepared(
+        config=config,
+        device=device,
+        precision=tried.precision,
+        scoring_precision=tried.scoring_precision if votes else None,
+        compiled=training.resolve_compile(config.compile, device),
+        images=images,
+        spec=spec,
+        fresh=model,
+        blocks=blocks,
+        votes=votes,
+        samples=images.train.subset(
+            stratified_indices(images.train.labels, config.metrics.samples_per_class, config.seed)
+        ),
+        shift=checks.shift_archives(config.evaluate.shift),
+        threads=threads,
+        outputs=tried.outputs,
+        trains=tried.trains,
+        is_trained=built.is_trained,
+    )
+    _check_fit(prepared)
+    return prepared
+
+
+def planted_cue(config: RunConfig, classes: int) -> Cue | None:
+    """Returns the mark that the training images get, or None."""
+    cue = config.dataset.cue
+    return None if cue.kind is None else Cue(cast(CueKind, cue.kind), cue.size_pct, classes)
+
+
+@dataclass(frozen=True)
+class Built:
+    """The unpruned network as it was built.
+
+    Attributes:
+        spec: how.
+        model: the network, on its device, in eval mode.
+        is_trained: whether it has all of its weights.
+        notes: what should be said about it, a sentence each.
+    """
+
+    spec: zoo.ModelSpec
+    model: Classifier
+    is_trained: bool
+    notes: list[str]
+
+
+def build_model(config: RunConfig, images: ImageData, device: torch.device) -> Built:
+    """Builds the unpruned network for the images, with the configured weights or fresh ones from the seed.
+
+    Raises:
+        UserError: a network that cannot be built, or weights that do not fit.
+    """
+    spec = _model_spec(config, images)
+    torch.manual_seed(config.seed)
+    model, notes = zoo.build_with_notes(spec)
+    initialise_lazy_layers(model, few_images(images, torch.device("cpu"))[0], network_name(config))
+    is_trained = False
+    if config.model.weights is not None:
+        given = pretrained.load_weights(model.network, spec, config.model.weights, reset_head=config.model.reset_head)
+        is_trained, notes = not given.fresh_head, notes + given.notes
+    return Built(spec, model.to(device).eval(), is_trained, notes)
+
+
+def try_out(
+    config: RunConfig,
+    images: ImageData,
+    built: Built,
+    device: torch.device,
+    screen: Screen,
+    *,
+    training_is: TrainingDemand,
+    attacked: bool,
+) -> tuple[DryRun, list[Block]]:
+    """Runs copies of the unpruned network on a few images, and finds its blocks.
+
+    Args:
+        config: everything that determines the run.
+        images: the dataset.
+        built: the unpruned network.
+        device: where it is.
+        screen: where what the user should know of the network is shown.
+        training_is: whether the run trains the network.
+        attacked: whether the run attacks it.
+
+    Raises:
+        UserError: the network cannot do what the run asks of it, or has no residual blocks.
+    """
+    name, precision = network_name(config), training.resolve_precision(config.precision, device)
+    demands = Demands(
+        name=name,
+        classes=len(images.classes),
+        precision=precision,
+        scoring_precision=precision if config.scoring.precision == "auto" else config.scoring.precision,
+        any_precision=config.precision == "auto",
+        any_scoring_precision=config.scoring.precision == "auto",
+        training=training_is,
+        attacked=attacked,
+    )
+    for note in (*images.notes, *built.notes):
+        screen.warning(note)
+    model, (few, labels) = built.model, few_images(images, device)
+    tried = dry_run(model, few, labels, demands)
+    for note in tried.notes:
+        screen.warning(note)
+    with torch.no_grad():
+        example = model.inputs(few)
+    with foreign_code(name, "its code must run while its operations are watched"):
+        return tried, find_blocks(model.network, example, config.prune.granularity)
+
+
+def few_images(images: ImageData, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns a few training images (n, c, h, w) in [0, 1] and their classes (n,)."""
+    few = images.train.subset(torch.arange(min(FEW_IMAGES, len(images.train))))
+    return next(few.batches(FEW_IMAGES, device))
+
+
+def network_name(config: RunConfig) -> str:
+    """Returns what messages call the network."""
+    return config.model.target if config.model.source == "custom" and config.model.target else config.model.name
+
+
+def _with_cue(images: ImageData, config: RunConfig) -> ImageData:
+    cue = planted_cue(config, len(images.classes))
+    if cue is None:
+        return images
+    if not isinstance(images.train, ImageTensors) or not isinstance(images.test, ImageTensors):
+        raise UserError("a cue can be planted in images that are in memory only", "set dataset.streaming=false")
+    train = plant_training_cue(images.train, cue, config.dataset.cue.correlation, config.seed)
+    return replace(images, train=train)
+
+
+def _set_up_device(config: RunConfig) -> torch.device:
+    # Two runs of one configuration must agree, and fp32 means all of its bits: TF32 keeps 10 of 23.
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    return checks.pick_device(config.device)
+
+
+def _model_spec(config: RunConfig, images: ImageData) -> zoo.ModelSpec:
+    model = config.model
+    known = pretrained.normalization(model.source, model.name, model.weights)
+    mean, std = known or (images.mean, images.std)
+    if model.source == "torchvision" and len(mean) == 1:
+        # torchvision's networks take three channels; normalisation spreads the one there is over them.
+        mean, std = mean * 3, std * 3
+    return zoo.ModelSpec(
+        source=model.source,
+        name=model.name,
+        num_classes=model.num_classes or len(images.classes),
+        in_channels=images.train.image_shape[0],
+        mean=tuple(model.mean or mean),
+        std=tuple(model.std or std),
+        target=model.target,
+        kwargs=dict(model.kwargs),
+    )
+
+
+def _check_fit(prepared: Prepared) -> None:
+    config = prepared.config
+    check_candidates(prepared.blocks)
+    network, candidates = prepared.fresh.network, [block for block in prepared.blocks if block.removable]
+    problems = metrics.check_requirements(
+        list(prepared.votes),
+        samples_per_class=config.metrics.samples_per_class,
+        num_classes=len(prepared.images.classes),
+        features=representation_size(network, prepared.example(), candidates) if prepared.votes else 0,
+    )
+    check_ratio: Callable[[Prepared], Any] = _check_blocks if config.prune.unit == "blocks" else _check_macs
+    checks = [functools.partial(check_ratio, prepared)]
+    shape, classes = prepared.images.test.image_shape, len(prepared.images.classes)
+    checks += [functools.partial(archive.check_fits, shape, classes) for archive in prepared.shift.values()]
+    attacks = [Attack(**asdict(attack)) for attack in config.attacks.suite.values()]
+    checks.append(functools.partial(check_attacks, attacks, prepared.outputs))
+    checks.append(functools.partial(check_baseline, config.criterion.name, network, candidates))
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(error)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_blocks(prepared: Prepared) -> None:
+    config = prepared.config
+    for ratio in config.ratios:
+        schedule.check_enough_blocks(ratio, prepared.blocks, config.prune.min_blocks_per_stage)
+
+
+def _check_macs(prepared: Prepared) -> None:
+    config = prepared.config
+    if prepared.macs_base == 0:
+        left_out = f" (they leave out {', '.join(prepared.macs.uncounted)})" if prepared.macs.uncounted else ""
+        raise UserError(
+            f"prune=macs needs MACs; {network_name(config)} has none that are counted{left_out}",
+            "remove a share of the blocks instead: prune=blocks",
+        )
+    costs = block_costs(prepared.macs, prepared.blocks)
+    most = schedule.most_macs_removable(prepared.blocks, costs, config.prune.min_blocks_per_stage) / prepared.macs_base
+    ratio = config.ratios[-1]
+    if ratio > most:
+        raise UserError(
+            f"ratio={ratio} asks for {ratio:.1%} fewer MACs; at most {most:.1%} can go",
+            f"lower the ratio to {most:.3f} or prune.min_blocks_per_stage",
+        )

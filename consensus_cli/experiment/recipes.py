@@ -1,0 +1,62 @@
+"""The recipes of a run's trainings, from its configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from consensus_cli.config.schema import BaselineConfig, FinetuneConfig, RunConfig
+from consensus_cli.training import Recipe
+
+
+def training_baseline(config: RunConfig) -> Recipe:
+    """Returns how the unpruned network is trained."""
+    return _recipe(config.baseline, config.baseline.epochs)
+
+
+def part_of_epoch(config: RunConfig, share: float) -> Recipe:
+    """Returns a share of an epoch of fine-tuning without teacher and average: what the energy of training is of."""
+    return _recipe(config.finetune, share)
+
+
+def after_removal(config: RunConfig, removed: int, target_blocks: int) -> Recipe:
+    """Returns how the network is trained between two steps.
+
+    Args:
+        config: of the run.
+        removed: blocks that are gone by now.
+        target_blocks: blocks that will be gone in the end; read where `finetune.span` is `run`.
+    """
+    epochs = config.finetune.epochs_per_step
+    rounds_before = math.ceil(removed / config.prune.step) - 1
+    return _recovery(config, epochs, rounds_before * epochs, target_blocks)
+
+
+def at_the_end(config: RunConfig, removed: int, target_blocks: int) -> Recipe:
+    """Returns how the network is trained after the last step; arguments as in `after_removal`."""
+    epochs_before = math.ceil(removed / config.prune.step) * config.finetune.epochs_per_step
+    return _recovery(config, config.finetune.final_epochs, epochs_before, target_blocks)
+
+
+def _recovery(config: RunConfig, epochs: float, epochs_before: float, target_blocks: int) -> Recipe:
+    settings = config.finetune
+    recipe = replace(_recipe(settings, epochs), distill=settings.distill, ema_decay=settings.ema_decay)
+    if settings.span == "step" or epochs == 0:
+        return recipe
+    rounds = math.ceil(target_blocks / config.prune.step)
+    epochs_in_all = rounds * settings.epochs_per_step + settings.final_epochs
+    return replace(recipe, span=(epochs_before / epochs_in_all, (epochs_before + epochs) / epochs_in_all))
+
+
+def _recipe(settings: BaselineConfig | FinetuneConfig, epochs: float) -> Recipe:
+    return Recipe(
+        epochs=epochs,
+        learning_rate=settings.learning_rate,
+        schedule=settings.schedule,
+        milestones=tuple(settings.milestones),
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        batch_size=settings.batch_size,
+        accumulate_batches=settings.accumulate_batches,
+        label_smoothing=settings.label_smoothing,
+    )

@@ -1,0 +1,1 @@
+"""From distances to an order of the blocks."""

@@ -1,0 +1,226 @@
+"""Representations of a network and of the network without each candidate block, in one pass.
+
+Removing a block changes nothing before it. So the network runs once: at every candidate the images fork into one more
+stream, which takes the block's shortcut, and all streams go on together as one larger batch. A block at depth p of the
+network costs the share 1 − p of a forward pass, about half a pass per candidate instead of a whole one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from consensus_cli.errors import unknown_name
+from consensus_cli.models.copying import clone
+from consensus_cli.models.head import Head, find_head, no_head
+from consensus_cli.models.layout import to_layout
+from consensus_cli.models.modes import tensors_in
+from consensus_cli.pruning.block import Block
+from consensus_cli.pruning.surgery import bypassed, parts_of
+from consensus_cli.scoring.folding import fold_batch_norms
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+PROBE_IMAGES = 3
+
+#: Largest relative difference between two ways to the same features: rounding, TF32 included, stays far below.
+PROBE_TOLERANCE = 1e-3
+
+#: Tensors of the largest size that live at once: a block's input, its output, a temporary and the forked batch.
+LIVE_TENSORS = 4
+
+#: More images at once do not make a pass faster, on CPU or GPU.
+MAX_BATCH_SIZE = 1024
+
+#: On a CPU a pass is fastest while the largest tensor of all streams stays in the cache nearest to the cores.
+CACHE_BYTES = 4 * 2**20
+
+
+class AblationEngine:
+    """Computes the representations of a network and of the network without each candidate block.
+
+    The representation is what the network's head gets (`consensus_cli.models.head`). The engine works on a copy of the
+    network, in eval mode and with batch norms folded into convolutions, so the network itself is never touched. On
+    construction a few random images go through both ways; where one pass over the network does not give what one
+    bypassed forward per candidate gives (blocks that do not lie one after the other), the engine takes the slow way.
+
+    Attributes:
+        candidates: names of the c candidate blocks, in the order of the rows.
+        features: length d of a representation.
+        one_pass: whether one pass over the network serves all candidates.
+        batch_size: images per call of `representations` that keep it within the memory budget.
+
+    Args:
+        network: takes images as `example`; left as it is.
+        blocks: the candidates; removable blocks of `network`.
+        example: (n, c, h, w) or other images as the network takes them; only shape, type and device matter.
+        precision: `fp32`, or `bf16` for autocast to bfloat16, whose 8 bits of mantissa change close ranks.
+        memory_gb: budget for the activations in GiB.
+        memory_format: of the images and of the weights.
+        tick: called after every forward pass.
+
+    Raises:
+        UserError: unknown precision, or a network without a head.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        blocks: Sequence[Block],
+        example: Tensor,
+        *,
+        precision: str = "fp32",
+        memory_gb: float = 2.0,
+        memory_format: torch.memory_format = torch.channels_last,
+        tick: Callable[[], None] | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise unknown_name("precision", precision, PRECISIONS)
+        self.candidates = tuple(block.name for block in blocks)
+        self._blocks = tuple(blocks)
+        self._tick = tick
+        self._dtype = PRECISIONS[precision]
+        self._memory_format = memory_format if example.ndim == 4 else torch.contiguous_format
+        probe = torch.rand((PROBE_IMAGES, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
+        probe = self._laid_out(probe.to(example))
+        self._network, self._head = _scoring_copy(network, probe, self._memory_format)
+        with torch.no_grad():
+            expected = self._bypassing(probe)
+            self.one_pass = self._one_pass_gives(expected, probe)
+            self.features = expected.shape[-1]
+            bytes_per_image = self._largest_tensor_bytes(probe) / PROBE_IMAGES
+        result_bytes = expected[:, 0].numel() * expected.element_size()
+        budget = memory_gb * 2**30 / (LIVE_TENSORS * bytes_per_image + LIVE_TENSORS * result_bytes)
+        self.batch_size = int(min(max(budget, 1), MAX_BATCH_SIZE))
+        in_cache = int(CACHE_BYTES / bytes_per_image) if example.device.type == "cpu" else self.batch_size
+        self._images_per_pass = min(max(in_cache, 1), self.batch_size)
+
+    def representations(self, images: Tensor) -> Tensor:
+        """Returns (1 + c, b, d) float32: row 0 of the network, row 1 + j of the network without candidate j.
+
+        Args:
+            images: (b, ...) as the network takes them, any number.
+        """
+        result = torch.empty(1 + len(self.candidates), len(images), self.features, device=images.device)
+        forward = self._forking if self.one_pass else self._bypassing
+        images = self._laid_out(images)
+        with (
+            torch.no_grad(),
+            torch.autocast(images.device.type, self._dtype, enabled=self._dtype != torch.float32),
+        ):
+            for start in range(0, len(images), self._images_per_pass):
+                chunk = slice(start, start + self._images_per_pass)
+                result[:, chunk] = forward(images[chunk])
+        return result
+
+    def _forking(self, images: Tensor) -> Tensor:
+        """One pass: each candidate appends the stream that skips it."""
+        forks: list[str] = []
+
+        def fork(name: str, given: Any, output: Any) -> Any:
+            forks.append(name)
+            features, x = next(tensors_in([output])), next(tensors_in(given))
+            forked = torch.cat([features, x[: len(images)]])
+            return forked if isinstance(output, Tensor) else (forked, *output[1:])
+
+        with ExitStack() as hooks:
+            for name in self.candidates:
+                (path,) = parts_of(name)
+                hooks.enter_context(
+                    self._network.get_submodule(path).register_forward_hook(
+                        lambda _m, args, kwargs, out, n=name: fork(n, (args, kwargs), out), with_kwargs=True
+                    )
+                )
+            streams = self._representation(images).unflatten(0, (1 + len(self.candidates), len(images)))
+        return streams[[0, *(1 + forks.index(name) for name in self.candidates)]]
+
+    def _bypassing(self, images: Tensor) -> Tensor:
+        """One forward pass per candidate, which goes around it."""
+        rows = [self._representation(images)]
+        for block in self._blocks:
+            with bypassed(self._network, block):
+                rows.append(self._representation(images))
+        return torch.stack(rows)
+
+    def _representation(self, images: Tensor) -> Tensor:
+        representation = _representation(self._network, self._head, images)
+        if self._tick is not None:
+            self._tick()
+        return representation
+
+    def _one_pass_gives(self, expected: Tensor, images: Tensor) -> bool:
+        try:
+            return _same(self._forking(images), expected)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError):
+            # Whatever code of the network's the streams upset, the other way has just worked.
+            return False
+
+    def _largest_tensor_bytes(self, images: Tensor) -> int:
+        """Returns the size of the largest tensor that a module puts out in the pass that the engine will run."""
+        largest = 0
+
+        def note_size(_module: nn.Module, _args: object, output: object) -> None:
+            nonlocal largest
+            if isinstance(output, Tensor):
+                largest = max(largest, output.numel() * output.element_size())
+
+        with ExitStack() as hooks:
+            for module in self._network.modules():
+                hooks.enter_context(module.register_forward_hook(note_size))
+            (self._forking if self.one_pass else self._representation)(images)
+        return largest
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=self._memory_format)
+
+
+def representation_size(network: nn.Module, example: Tensor, candidates: Sequence[Block] = ()) -> int:
+    """Returns the length d of a representation.
+
+    Args:
+        network: takes images as `example`; a copy of it runs.
+        example: (n, c, h, w) or other images as the network takes them.
+        candidates: removable blocks of the network.
+
+    Raises:
+        UserError: a network without a head, or with one that goes with a block.
+    """
+    copied = clone(network).eval()
+    head = find_head(copied, example)
+    paths = {path for block in candidates for path in parts_of(block.name)}
+    if inside := next((path for path in sorted(paths) if head.lies_in(path)), None):
+        raise no_head(network, f"the last weights before its logits are those of the block {inside}")
+    with torch.no_grad():
+        return _representation(copied, head, example).shape[1]
+
+
+def _scoring_copy(network: nn.Module, images: Tensor, memory_format: torch.memory_format) -> tuple[nn.Module, Head]:
+    """Returns a copy made for speed, and its head."""
+    copied = to_layout(clone(network).eval(), memory_format)
+    head = find_head(copied, images)
+    folded = clone(copied)
+    with torch.no_grad():
+        expected = _representation(copied, head, images)
+        try:
+            fold_batch_norms(folded, images)
+            same = _same(_representation(folded, head, images), expected)
+        except Exception:
+            # Code of the network's that reads its norms or sets its weights, as the older `weight_norm` does.
+            same = False
+    return (folded if same else copied), head
+
+
+def _representation(network: nn.Module, head: Head, images: Tensor) -> Tensor:
+    with head.watching(network) as representation:
+        network(images)
+        return representation()
+
+
+def _same(features: Tensor, expected: Tensor) -> bool:
+    return features.shape == expected.shape and bool(
+        (features - expected).abs().max() <= PROBE_TOLERANCE * expected.abs().max()
+    )

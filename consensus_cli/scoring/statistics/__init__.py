@@ -1,0 +1,1 @@
+"""Statistics of representations, streamed over samples and mergeable."""

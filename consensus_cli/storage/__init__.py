@@ -1,0 +1,1 @@
+"""What a run leaves behind: names of files, atomic writes, identity, state, rows."""

@@ -1,0 +1,96 @@
+"""The pruned network on disk: its weights, and beside them what is needed to rebuild it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from consensus_cli.errors import UserError
+from consensus_cli.models import zoo
+from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.copying import clone
+from consensus_cli.models.weights import load_into, read_state_dict, serialize
+from consensus_cli.pruning.surgery import remove_blocks
+from consensus_cli.storage.rundir import RunDir, write_atomic
+
+FORMAT = 1
+
+
+def save_baseline(run_dir: RunDir, original: Classifier) -> None:
+    """Writes the unpruned network (safetensors) into a run directory."""
+    write_atomic(run_dir.baseline_checkpoint, serialize(original.network, {}))
+
+
+def load_baseline(run_dir: RunDir, fresh: Classifier) -> Classifier:
+    """Returns a copy of `fresh`, the unpruned network, with the weights that a run has saved.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another network.
+    """
+    path, original = run_dir.baseline_checkpoint, clone(fresh)
+    load_into(original.network, _read_weights(path), str(path))
+    return original
+
+
+def save_pruned(
+    run_dir: RunDir, pruned: Classifier, spec: zoo.ModelSpec, removed: Sequence[str], *, classes: Sequence[str] = ()
+) -> None:
+    """Writes the pruned network (safetensors) and how to rebuild it (JSON) into a run directory.
+
+    Args:
+        run_dir: where to.
+        pruned: the network.
+        spec: how the unpruned one was built.
+        removed: names of the blocks that are gone.
+        classes: names of the classes; the position is the label, and the logit.
+    """
+    write_atomic(run_dir.pruned_checkpoint, serialize(pruned.network, {"removed_blocks": ";".join(removed)}))
+    structure = {"format": FORMAT, "model": asdict(spec), "removed_blocks": list(removed), "classes": list(classes)}
+    write_atomic(run_dir.pruned_structure, json.dumps(structure, indent=2) + "\n")
+
+
+def load_pruned(run_dir: str | Path) -> Classifier:
+    """Returns the pruned network of a run, in eval mode on the CPU; it takes images in [0, 1].
+
+    Its attribute `classes` names the classes in the order of the logits; empty where an earlier version wrote the run.
+
+    Example:
+        >>> import consensus_cli, torch  # doctest: +SKIP
+        >>> model = consensus_cli.load_pruned("outputs/runs/20250131T120000Z-0123abcd")  # doctest: +SKIP
+        >>> logits = model(torch.rand(1, 1, 16, 16))  # doctest: +SKIP
+
+    Raises:
+        UserError: there is no such run, or its files are damaged.
+    """
+    files = RunDir.open(Path(run_dir))
+    spec, removed, classes = _read_structure(files.pruned_structure)
+    model = zoo.build(spec)
+    model.classes = classes
+    remove_blocks(model.network, removed)
+    load_into(model.network, _read_weights(files.pruned_checkpoint), str(files.pruned_checkpoint))
+    return model.eval()
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_state_dict(path)
+    except UserError as error:
+        raise UserError(
+            f"the run's own file cannot be read: {error.message}", "copy it again from where the run was, or run anew"
+        ) from error
+
+
+def _read_structure(path: Path) -> tuple[zoo.ModelSpec, list[str], tuple[str, ...]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # Earlier versions wrote no classes.
+        return zoo.ModelSpec(**content["model"]), list(content["removed_blocks"]), tuple(content.get("classes", ()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"'{path}' does not say how to rebuild the network: {error}",
+            "did the run come to its final fine-tuning? its log tells",
+        ) from error
