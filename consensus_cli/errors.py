@@ -7,6 +7,7 @@ exception is a bug in this package and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 import sysconfig
 import traceback
@@ -50,6 +51,24 @@ class RunFailedError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class InterruptedRunError(BaseException):
+    """A signal asked the run to stop; no `Exception`, so that nothing on the way takes it for a failure.
+
+    Attributes:
+        signal_number: which signal, such as 15 for SIGTERM.
+        run_dir: where the run can be taken up again.
+    """
+
+    def __init__(self, signal_number: int, run_dir: Path) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+        self.run_dir = run_dir
+
+    def __reduce__(self) -> tuple[type[InterruptedRunError], tuple[int, Path]]:
+        """Survives the way back from a launcher's process, which rebuilds exceptions from their arguments."""
+        return type(self), (self.signal_number, self.run_dir)
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv with the test tools on the first call, then runs ruff, mypy and the tests, on all cores. More words go to
+# Sets up .venv with the test tools on the first call, then runs ruff, mypy, the layer contracts and the tests. More words go to
 # pytest; slow tests measure and start processes of their own, so give them the machine (-n 0):
 #   scripts/test.sh -k metrics        scripts/test.sh -m slow -n 0
 set -euo pipefail
@@ -9,4 +9,5 @@ cd "$ROOT"
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
 "$VENV/bin/mypy"
+"$VENV/bin/lint-imports"
 exec "$VENV/bin/python" -m pytest -n auto --dist loadfile "$@"

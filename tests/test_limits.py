@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from consensus_cli.errors import RunFailedError
+from consensus_cli.errors import InterruptedRunError, RunFailedError
 from consensus_cli.experiment.limits import explained, halving, is_disk_full, is_out_of_memory
-from consensus_cli.experiment.signals import InterruptedRunError, Stopper
+from consensus_cli.experiment.signals import Stopper
 from consensus_cli.training import TrainingDivergedError
 
 RUN = Path("outputs/runs/a")

@@ -83,6 +83,9 @@ def test_an_import_that_fails_leaves_the_collector_as_it_was():
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="this build of PyTorch has no Triton")
 def test_a_process_ends_without_complaints():
     """Triton's bindings report what the collector did not find at the end."""
-    script = "from consensus_cli.cli.fast_imports import lasting_imports\nwith lasting_imports():\n    import torch._dynamo, triton"
+    script = (
+        "from consensus_cli.cli.fast_imports import lasting_imports\n"
+        "with lasting_imports():\n    import torch._dynamo, triton"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "leaked" not in done.stderr

@@ -17,11 +17,10 @@ from torch import nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.energy import Consumption
-from consensus_cli.experiment.steps import Scores
 from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.pruning.surgery import remove_block
-from consensus_cli.scoring.ranking.bootstrap import RankStability
+from consensus_cli.scoring.ranking.bootstrap import RankStability, Scores
 from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.storage.state import State, copied, read, read_network
 

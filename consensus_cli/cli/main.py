@@ -18,8 +18,15 @@ from consensus_cli import __version__
 from consensus_cli.cli.fast_imports import fit_environment, lasting_imports
 from consensus_cli.cli.help_texts import COMMANDS as COMMAND_HELP
 from consensus_cli.cli.help_texts import HELP
-from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, memory_told, tell, unknown_name
-from consensus_cli.experiment.signals import InterruptedRunError
+from consensus_cli.errors import (
+    NEEDS_LESS_MEMORY,
+    InterruptedRunError,
+    RunFailedError,
+    UserError,
+    memory_told,
+    tell,
+    unknown_name,
+)
 from consensus_cli.models.paths import expanded
 
 

@@ -1,6 +1,6 @@
 """The typed schema of `conf/`: Hydra composes the YAML files into `RunConfig`, field by field and type by type.
 
-Values out of range are found by `validation.py`; what needs a registry, a file or a device by `preflight.py`.
+Values out of range are found by `ranges.py`; what needs a registry, a file or a device by `experiment/checks.py`.
 """
 
 from __future__ import annotations

@@ -128,10 +128,8 @@ def _as_root(folder: Path) -> str:
     path = shown(folder)
     if re.fullmatch(r"[A-Za-z0-9_./+-]+", path):
         return f"dataset.root={path}"
-    # Hydra takes a while to import.
-    from consensus_cli.config.repairs import quoted
-
-    return shlex.quote(quoted("dataset.root", path))
+    escaped = path.replace('"', '\\"')
+    return shlex.quote(f'dataset.root="{escaped}"')
 
 
 def _is_annotation(name: str) -> bool:

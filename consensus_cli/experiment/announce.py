@@ -12,16 +12,15 @@ import torch
 
 from consensus_cli import __version__
 from consensus_cli.config.schema import EvaluateConfig
-from consensus_cli.evaluation.cost.cost_comparison import EVERYTHING_COUNTED
+from consensus_cli.evaluation.cost.cost_comparison import DISTURBING_PCT, EVERYTHING_COUNTED
 from consensus_cli.experiment.measuring import IDLE_WINDOWS
 from consensus_cli.experiment.prepare import Prepared
-from consensus_cli.experiment.steps import Scores
-from consensus_cli.experiment.threads import DISTURBING_PCT
 from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.costs import block_costs
 from consensus_cli.report.measures import changes
 from consensus_cli.report.source import complete
+from consensus_cli.scoring.ranking.bootstrap import Scores
 from consensus_cli.scoring.ranking.consensus import kendall_tau
 from consensus_cli.screen import Screen, events
 

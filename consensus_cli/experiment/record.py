@@ -17,14 +17,14 @@ import torch
 
 from consensus_cli import __version__
 from consensus_cli.config.schema import RunConfig
-from consensus_cli.errors import UserError
+from consensus_cli.errors import InterruptedRunError, UserError
 from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.cost.cost_comparison import file_size_columns
 from consensus_cli.experiment.inputs import weights_hash
-from consensus_cli.experiment.signals import InterruptedRunError
-from consensus_cli.experiment.steps import Scores, Steps
+from consensus_cli.experiment.steps import Steps
 from consensus_cli.report.finish import write_summary
 from consensus_cli.report.removal import read_scores
+from consensus_cli.scoring.ranking.bootstrap import Scores
 from consensus_cli.storage.identity import Identity
 from consensus_cli.storage.results import COLUMNS, append_row
 from consensus_cli.storage.rundir import RESULTS_NAME, RunDir, config_hash, write_atomic

@@ -10,23 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-
-class InterruptedRunError(BaseException):
-    """A signal asked the run to stop; no `Exception`, so that nothing on the way takes it for a failure.
-
-    Attributes:
-        signal_number: which signal, such as 15 for SIGTERM.
-        run_dir: where the run can be taken up again.
-    """
-
-    def __init__(self, signal_number: int, run_dir: Path) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
-        self.run_dir = run_dir
-
-    def __reduce__(self) -> tuple[type[InterruptedRunError], tuple[int, Path]]:
-        """Survives the way back from a launcher's process, which rebuilds exceptions from their arguments."""
-        return type(self), (self.signal_number, self.run_dir)
+from consensus_cli.errors import InterruptedRunError
 
 
 @dataclass

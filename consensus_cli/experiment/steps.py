@@ -38,26 +38,13 @@ from consensus_cli.pruning import schedule
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import remove_block
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.ranking.bootstrap import RankStability, rank_stability
+from consensus_cli.scoring.ranking.bootstrap import Scores, rank_stability
 from consensus_cli.scoring.ranking.consensus import Ranking, decide
 from consensus_cli.scoring.score import Measured, baseline_importance
 from consensus_cli.screen import Screen, events
 
 #: about so many images say how good the network is while the run goes on: a small share of a scoring's time
 CHECKED_IMAGES = 256
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a criterion said before one step.
-
-    Attributes:
-        ranking: distances, ranks and the order that follows.
-        stability: where resamples of the images put each block; None without a bootstrap.
-    """
-
-    ranking: Ranking
-    stability: RankStability | None
 
 
 @dataclass

@@ -25,9 +25,6 @@ WINDOW_S = 2.0
 #: before a run the machine is looked at for so long, and again for longer where others seem to work on it
 LOOKS_S = (0.2, 0.8)
 
-#: of the machine's processor time, in %: others that used more while latency was measured may have slowed it down
-DISTURBING_PCT = 5.0
-
 _BUSY = ("user", "nice", "system", "irq", "softirq", "steal", "interrupt", "dpc")
 
 

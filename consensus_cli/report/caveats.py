@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from consensus_cli.experiment.threads import DISTURBING_PCT
+from consensus_cli.evaluation.cost.cost_comparison import DISTURBING_PCT
 from consensus_cli.report.source import Runs, attacks
 
 #: below this many images, the 95 % interval of an accuracy is wider than ±3 pp (binomial, at 50 %)

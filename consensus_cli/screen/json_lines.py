@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from consensus_cli.experiment.signals import InterruptedRunError
+from consensus_cli.errors import InterruptedRunError
 from consensus_cli.screen.events import Ended, Event, Noted, Progressed, Started, TrainingLoss, Warned
 from consensus_cli.screen.plain import Screen
 

@@ -12,22 +12,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.energy import Consumption
-from consensus_cli.experiment.steps import Scores, Steps
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.matching import entries
 from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.pruning.surgery import remove_blocks
-from consensus_cli.scoring.ranking.bootstrap import RankStability
+from consensus_cli.scoring.ranking.bootstrap import RankStability, Scores
 from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.storage.rundir import write_atomic
+
+if TYPE_CHECKING:
+    from consensus_cli.experiment.steps import Steps
 
 FORMAT = 1
 _KEY = "state"

@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 from consensus_cli import data
 from consensus_cli.errors import RunFailedError
-from consensus_cli.experiment.signals import InterruptedRunError, Stopper
+from consensus_cli.errors import InterruptedRunError
+from consensus_cli.experiment.signals import Stopper
 
 def stream():
     images = data.load("imagefolder", root=Path(sys.argv[1]), cache_dir=Path(sys.argv[2]), streaming=True, workers=2)

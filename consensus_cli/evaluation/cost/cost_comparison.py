@@ -18,6 +18,8 @@ from consensus_cli.evaluation.statistics import paired_reduction_pct
 
 #: what `macs_uncounted` says where every operator that multiplies and adds was counted
 EVERYTHING_COUNTED = "nothing"
+#: of the machine's processor time, in %: others that used more while latency was measured may have slowed it down
+DISTURBING_PCT = 5.0
 #: energy of inference is measured on at most so many images, and given for so many
 INFERENCE_IMAGES = 1000
 

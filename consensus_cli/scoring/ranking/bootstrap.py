@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from consensus_cli.scoring.metrics import FAMILIES, compute
-from consensus_cli.scoring.ranking.consensus import decide
+from consensus_cli.scoring.ranking.consensus import Ranking, decide
 from consensus_cli.scoring.statistics.moments import PairStatistics
 
 INTERVAL_PERCENT = (2.5, 97.5)
@@ -29,6 +29,19 @@ class RankStability:
     high: np.ndarray
     least_share: np.ndarray
     resamples: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a criterion said before one step.
+
+    Attributes:
+        ranking: distances, ranks and the order that follows.
+        stability: where resamples of the images put each block; None without a bootstrap.
+    """
+
+    ranking: Ranking
+    stability: RankStability | None
 
 
 def resampled_distances(
