@@ -7,24 +7,22 @@ memory format and the precision that the run will use.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from consensus_cli.errors import ForeignCodeError, UserError, foreign_code
+from consensus_cli.experiment.failing_forward import answer, explained, said
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.foreign_files import some
 from consensus_cli.models.layout import to_layout
 from consensus_cli.models.modes import UsedParameters, evaluating, uncompiled
-
-#: sizes in pixels that networks are usually made for, tried where the given one does not work
-_USUAL_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
 
 #: largest difference between two answers to the same images, relative to the largest logit
 _SAME = 1e-3
@@ -146,82 +144,17 @@ def _choose_memory_format(
         with foreign_code(f"copying {demands.name}", "its modules must survive copy.deepcopy"):
             copied = clone(model)
         try:
-            logits = _answer(copied, images, demands.name)
+            logits = answer(copied, images, demands.name)
         except ForeignCodeError as failure:
             failures.append(failure)
             continue
         if failures:
             found.notes.append(
                 f"{demands.name} cannot run in the memory format channels_last, so it runs in PyTorch's own: "
-                f"{_said(failures[0], demands.name)}"
+                f"{said(failures[0], demands.name)}"
             )
         return logits, copied
-    raise _explained(model, images, demands, failures[0])
-
-
-def _answer(model: Classifier, images: Tensor, name: str) -> Tensor:
-    with evaluating(model), foreign_code(name, "its forward must take a batch of images alone"):
-        return model(images)
-
-
-def _explained(model: Classifier, images: Tensor, demands: Demands, failure: ForeignCodeError) -> UserError:
-    """Returns what mends a network that fails: found by trying other sizes and numbers of channels."""
-    if _answers(model, images):
-        return UserError(
-            f"a deep copy of {demands.name} fails where the network itself runs: {_said(failure, demands.name)}",
-            "a hook or closure refers to the original; let it use the module that it is given",
-        )
-    with torch.no_grad():
-        _, channels, height, width = model.normalize(images).shape
-    said = _said(failure, demands.name)
-    taken = f"{demands.name} does not take images of {channels}×{height}×{width}: {said}"
-    for size, count in _other_shapes(channels, height):
-        other = torch.rand(len(images), count, size, size, device=images.device)
-        copied = clone(model)
-        # Straight into the network: the normalisation has the given number of channels.
-        copied.normalize = nn.Identity()
-        if _answers(copied, other):
-            spread = channels > images.shape[1]
-            return UserError(taken, _hint((count, size), (channels, height), spread=spread))
-    return UserError(taken, failure.hint)
-
-
-def _said(failure: ForeignCodeError, name: str) -> str:
-    """Returns what the network's code raised, without the network's name."""
-    return failure.message.removeprefix(f"{name} raised ")
-
-
-def _other_shapes(channels: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yields sizes and numbers of channels, those that change less first."""
-    counts = [channels, *(count for count in (3, 1) if count != channels)]
-    for usual in (size, *_USUAL_SIZES):
-        yield from ((usual, count) for count in counts)
-
-
-def _hint(taken: tuple[int, int], given: tuple[int, int], *, spread: bool) -> str:
-    """Returns what gives a network the channels and size that it takes; `spread`: model.mean makes three of one."""
-    (count, size), (given_count, given_size) = taken, given
-    words = []
-    if taken == given:
-        zeros, ones = (",".join([number] * count) for number in "01")
-        return f"it takes images in [0, 1] and normalises them itself: 'model.mean=[{zeros}]' 'model.std=[{ones}]'"
-    if size != given_size:
-        words.append(f"dataset.image_size={size}")
-    if count == 3 and given_count == 1:
-        words.append("'model.mean=[0.5,0.5,0.5]' 'model.std=[0.5,0.5,0.5]' (spreads grey over three channels)")
-    if count == 1 and spread:
-        words.append("one number in model.mean and model.std")
-    elif count == 1 and given_count == 3:
-        words.append("a dataset of grey images, or arguments that make it take three channels in model.kwargs")
-    return f"it takes {count}×{size}×{size}: give it {' and '.join(words)}"
-
-
-def _answers(model: Classifier, images: Tensor) -> bool:
-    try:
-        _answer(model, images, "")
-    except UserError:
-        return False
-    return True
+    raise explained(model, images, demands.name, failures[0])
 
 
 def _check_choice(copied: Classifier, images: Tensor, logits: Tensor, demands: Demands, found: DryRun) -> None:
@@ -264,7 +197,7 @@ def _check_logits(logits: Tensor, images: int, demands: Demands, found: DryRun) 
 
 
 def _check_same(copied: Classifier, logits: Tensor, images: Tensor, name: str) -> None:
-    if not _alike(_answer(copied, images, name), logits):
+    if not _alike(answer(copied, images, name), logits):
         raise UserError(
             f"{name} answers the same images differently the second time, in eval mode",
             "something random is on in eval mode, such as F.dropout without training=self.training",
@@ -284,10 +217,10 @@ def _check_alone(copied: Classifier, logits: Tensor, images: Tensor, name: str, 
 def _check_copies(model: Classifier, copied: Classifier, images: Tensor, name: str) -> None:
     """Makes sure that a copy uses its own modules and answers the images that it gets."""
     hint = "a hook or closure refers to the original; let it use the module that it is given"
-    expected = _answer(copied, images.flip(0), name)
+    expected = answer(copied, images.flip(0), name)
     another = clone(model)
     with uncompiled(), UsedParameters() as used:
-        found = _answer(another, images.flip(0), name)
+        found = answer(another, images.flip(0), name)
     if not _alike(found, expected):
         raise UserError(f"a deep copy of {name} does not answer as the network does", hint)
     foreign = used.keys - {id(parameter) for parameter in another.parameters()}
@@ -301,7 +234,7 @@ def _try_scoring(copied: Classifier, images: Tensor, demands: Demands, found: Dr
         return
     try:
         with _autocast(images, demands.scoring_precision):
-            logits = _answer(copied, images, demands.name)
+            logits = answer(copied, images, demands.name)
         failure = "" if logits.isfinite().all() else f"{demands.name} answers with values that are not finite"
     except ForeignCodeError as error:
         failure = error.message
