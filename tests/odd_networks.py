@@ -197,6 +197,15 @@ class Scripted(Plain):
         self.blocks[2] = torch.jit.script(self.blocks[2])
 
 
+class FewAtOnce(Plain):
+    """Raises where more images come at once than a dry run shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 8:
+            raise KeyError("too many")
+        return super().forward(x)
+
+
 class Lazy(Plain):
     def __init__(self) -> None:
         super().__init__()

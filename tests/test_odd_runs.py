@@ -93,6 +93,16 @@ def test_weights_for_other_classes_are_where_the_training_starts(tmp_path: Path)
     assert row["nll_base_nats"] != fresh["nll_base_nats"]
 
 
+@pytest.mark.parametrize(("command", "hint"), [("run", "consensus resume"), ("score", "repeat the command")])
+def test_what_the_networks_code_raises_late_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, hint: str
+) -> None:
+    assert main([command, *WORDS[1:], "model.target=odd_networks.FewAtOnce", f"output_dir={tmp_path}"]) == 1
+    said, mends = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: the network's code raised KeyError: 'too many' (odd_networks.py, line")
+    assert hint in mends
+
+
 #: network of the trials -> candidates, or what is said of it
 EXPECTED: dict[str, int | str] = {
     "NeedsBigImages": "it takes 3×32×32: give it dataset.image_size=32",

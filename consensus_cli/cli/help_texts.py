@@ -75,7 +75,7 @@ options
     "resume": f"""\
 usage: consensus resume RUN [options]
 
-Continues a run that was stopped or failed, at its last finished step, from its directory alone.
+Continues a run that was stopped or failed, at its last finished step. What it reads must be there still.
 
   consensus resume outputs/runs/20250131T120000Z-0123abcd
   consensus resume --quiet outputs/runs/20250131T120000Z-0123abcd

@@ -61,16 +61,18 @@ def halving(
 
 
 @contextmanager
-def explained(run_dir: Path) -> Iterator[None]:
+def explained(run_dir: Path, *, resumable: bool = True) -> Iterator[None]:
     """Turns the errors that this program cannot mend into one line and a hint.
 
     Args:
         run_dir: the directory of the run, for the hint.
+        resumable: whether what was done so far is kept.
 
     Raises:
         RunFailedError: instead of a full disk, exhausted memory, a diverged training, or what the network's own code
             raises at last, though it did not in the dry run.
     """
+    again = f"continue with: consensus resume {run_dir}" if resumable else "repeat the command"
     try:
         yield
     except (UserError, RunFailedError):
@@ -78,23 +80,19 @@ def explained(run_dir: Path) -> Iterator[None]:
     except TrainingDivergedError as error:
         raise RunFailedError(
             f"training diverged: {error}",
-            "lower finetune.learning_rate (for a baseline, baseline.learning_rate); "
-            f"the last good network is kept in {run_dir}",
+            "lower finetune.learning_rate (for a baseline, baseline.learning_rate)"
+            + (f"; the last good network is kept in {run_dir}" if resumable else ""),
         ) from error
     except Exception as error:
         if is_disk_full(error):
             what = error.strerror if isinstance(error, OSError) else error
-            raise RunFailedError(
-                f"cannot write any more: {what}", f"make room, then continue with: consensus resume {run_dir}"
-            ) from error
+            raise RunFailedError(f"cannot write any more: {what}", f"make room, then {again}") from error
         if is_out_of_memory(error):
             raise RunFailedError(
                 "out of memory, with no smaller batch to try",
                 "use a machine with more memory, smaller images, or lower scoring.memory_gb and attacks.images; "
-                f"then: consensus resume {run_dir}",
+                f"then {again}",
             ) from error
         if told := raised_in_foreign_code(error):
-            raise RunFailedError(
-                f"the network's code raised {told}", f"mend it, then: consensus resume {run_dir}"
-            ) from error
+            raise RunFailedError(f"the network's code raised {told}", f"mend it, then {again}") from error
         raise

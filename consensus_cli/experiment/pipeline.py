@@ -10,7 +10,7 @@ import torch
 
 from consensus_cli import data
 from consensus_cli.config.schema import RunConfig
-from consensus_cli.experiment import announce, checks, inputs
+from consensus_cli.experiment import announce, checks, inputs, limits
 from consensus_cli.experiment.prepare import build_model, few_images, prepare, try_out
 from consensus_cli.experiment.record import save_scores, settle
 from consensus_cli.experiment.session import Sitting, find_earlier, log_into, new_run_dir, reopen, sit
@@ -110,12 +110,13 @@ def score(config: RunConfig, screen: Screen) -> Path:
 
     Raises:
         UserError: the configuration, or a file it names, is wrong; nothing has been written then.
+        RunFailedError: memory, disk, training or the network's code gave out.
     """
     prepared = prepare(config, screen, finetunes=False)
     steps = Steps.begin(prepared, screen)
     started = datetime.now(UTC)
     files = new_run_dir(config, started)
-    with log_into(files), steps.tracking(files.path):
+    with limits.explained(files.path, resumable=False), log_into(files), steps.tracking(files.path):
         announce.show_score_header(screen, prepared, files.path)
         original = steps.baseline()
         steps.score(original, original)
