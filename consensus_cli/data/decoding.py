@@ -146,19 +146,35 @@ def _by_torchvision(data: Tensor) -> Tensor | None:
 
 
 def _check_png(content: memoryview) -> None:
-    """Compares the checksums of what a PNG cannot do without: torchvision's reader ends the process at a wrong one.
+    """Checks what a PNG cannot do without, checksums and pixels: torchvision's reader ends the process at a wrong one.
 
     Raises:
-        UnreadableImageError: one is wrong.
+        UnreadableImageError: something is wrong.
     """
-    start = len(_PNG)
+    start, kind, pixels = len(_PNG), b"", bytearray()
     # What is cut both readers notice.
     while (end := start + 8 + int.from_bytes(content[start : start + 4], "big")) + 4 <= len(content):
+        kind = bytes(content[start + 4 : start + 8])
         # Chunks that begin with a small letter libpng leaves out where they are wrong.
-        needed = bytes(content[start + 4 : start + 5]).isupper()
-        if needed and zlib.crc32(content[start + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+        if kind[:1].isupper() and zlib.crc32(content[start + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
             raise UnreadableImageError("damaged: wrong checksum")
+        if kind == b"IDAT":
+            pixels += content[start + 8 : end]
         start = end + 4
+    header = content[len(_PNG) + 8 :]
+    if kind != b"IEND":
+        return
+    width, height = (int.from_bytes(header[place : place + 4], "big") for place in (0, 4))
+    bits = header[8] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(header[9], 1)
+    row = 1 + (width * bits + 7) // 8
+    try:
+        # No more than an interlaced image takes, however much a crafted file would unpack to.
+        unpacked = zlib.decompressobj().decompress(pixels, 2 * row * height + 64)
+    except zlib.error as error:
+        raise UnreadableImageError(f"damaged: {error}") from error
+    # Each row begins with the number of its filter, 0 to 4; interlaced rows have other lengths.
+    if header[12] == 0 and (len(unpacked) < row * height or max(unpacked[: row * height : row], default=0) > 4):
+        raise UnreadableImageError("damaged: rows of pixels are missing or wrong")
 
 
 def _by_pillow(content: bytes) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,17 @@ def with_wrong_bit(data: bytes, place: int) -> bytes:
     return bytes(wrong)
 
 
+def png_of(pixels: bytes) -> bytes:
+    """Returns a PNG of 4×4 colour pixels around a compressed stream, with right checksums."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+ROWS = 4 * (b"\0" + bytes(12))
 HEIC = b"\0\0\0\x18ftypheic" + bytes(100)
 UNREADABLE = {
     "empty": (b"", "empty"),
@@ -189,6 +202,10 @@ UNREADABLE = {
     "almost no png": (EXACT["png"][0][:40], "damaged: its head cannot be read"),
     "png with a wrong bit": (with_wrong_bit(EXACT["png"][0], 700), "damaged: wrong checksum"),
     "png with a wrong end": (with_wrong_bit(EXACT["png"][0], -20), "damaged: wrong checksum"),
+    "png of no known filter": (png_of(zlib.compress(4 * (b"\x09" + bytes(12)))), "damaged: rows of pixels"),
+    "png of few rows": (png_of(zlib.compress(ROWS[:20])), "damaged: rows of pixels are missing"),
+    "png without pixels": (png_of(b""), "damaged: rows of pixels are missing"),
+    "png of a broken stream": (png_of(with_wrong_bit(zlib.compress(ROWS), -1)), "damaged: Error -3"),
     "cut jpeg": (LOSSY["jpeg"][:500], "damaged"),
     "cut webp": (EXACT["webp lossless"][0][:900], "damaged"),
     "cut animation": (EXACT["webp animated"][0][:900], "damaged"),
@@ -211,6 +228,10 @@ KNOWN_WHEN_DECODED = (
     "not a number",
     "png with a wrong bit",
     "png with a wrong end",
+    "png of no known filter",
+    "png of few rows",
+    "png without pixels",
+    "png of a broken stream",
 )
 
 
