@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from quick import QUICK
+from helpers.quick import QUICK
 
 from consensus_cli.cli.main import main
 

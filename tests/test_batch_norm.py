@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import CPU, bright_or_dark, small_network
+from helpers.tiny import CPU, bright_or_dark, small_network
 from torch import nn
 
 from consensus_cli.data.memory import ImageTensors

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from quick import QUICK
+from helpers.quick import QUICK
 
 from consensus_cli.cli.main import main
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from quick import QUICK
+from helpers.quick import QUICK
 
 import consensus_cli
 from consensus_cli.cli.main import main

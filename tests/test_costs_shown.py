@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from folders import ON_FOLDER, make_folder
+from helpers.folders import ON_FOLDER, make_folder
 
 from consensus_cli.cli.main import main
 
@@ -23,7 +23,7 @@ def test_blocks_share_what_the_network_costs(
     network: str, macs: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    assert main(["list", "blocks", *OWN, f"model.target=costly_networks.{network}"]) == 0
+    assert main(["list", "blocks", *OWN, f"model.target=helpers.costly_networks.{network}"]) == 0
     shown = capsys.readouterr()
     assert f"{macs / 1e6:.2f} M MACs in all" in shown.out
     assert shown.out.count(" 25 % ") == 4
@@ -34,7 +34,7 @@ def test_blocks_whose_cost_nobody_knows_are_said_to_be_left_out(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    assert main(["list", "blocks", *OWN, "model.target=costly_networks.FrequencyNetwork"]) == 0
+    assert main(["list", "blocks", *OWN, "model.target=helpers.costly_networks.FrequencyNetwork"]) == 0
     shown = capsys.readouterr()
     assert f"MACs leave out: {LEFT_OUT}" in shown.out + shown.err
     assert "%" not in shown.out
@@ -44,12 +44,12 @@ def test_blocks_whose_cost_nobody_knows_are_said_to_be_left_out(
     ("words", "message"),
     [
         (
-            ("model.target=costly_networks.FrequencyNetwork", "prune=macs"),
+            ("model.target=helpers.costly_networks.FrequencyNetwork", "prune=macs"),
             f"none that are counted (they leave out {LEFT_OUT})",
         ),
-        (("model.target=costly_networks.ScaleNetwork", "prune=macs"), "ScaleNetwork has none that are counted"),
+        (("model.target=helpers.costly_networks.ScaleNetwork", "prune=macs"), "ScaleNetwork has none that are counted"),
         (
-            ("model.target=costly_networks.ScaleNetwork", "criterion=weight_norm"),
+            ("model.target=helpers.costly_networks.ScaleNetwork", "criterion=weight_norm"),
             "criterion=weight_norm compares weights; 3 of 3 candidates have none: +blocks.1, +blocks.2, +blocks.3",
         ),
     ],
@@ -78,7 +78,7 @@ def test_attacks_that_need_more_classes_are_refused_before_training(
 
 def test_a_run_says_what_its_macs_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
-        "model.target=costly_networks.FrequencyNetwork", "baseline.learning_rate=0.001", "baseline.epochs=1",
+        "model.target=helpers.costly_networks.FrequencyNetwork", "baseline.learning_rate=0.001", "baseline.epochs=1",
         "finetune=none", "attacks=none", "ratio=0.5",
         "evaluate.energy_window_s=0.01", "evaluate.latency_min_run_s=0.01", "evaluate.batch_sizes=[1]",
     )  # fmt: skip

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import odd_networks
 import pytest
 import torch
+from helpers import odd_networks
 
 from consensus_cli.errors import UserError
 from consensus_cli.experiment.dry_run import Demands, DryRun, dry_run, initialise_lazy_layers

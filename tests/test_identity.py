@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from folders import ON_FOLDER, OWN_NETWORK, make_folder
+from helpers.folders import ON_FOLDER, OWN_NETWORK, make_folder
+from helpers.quick import QUICK
 from PIL import Image
-from quick import QUICK
 from safetensors.torch import save_file
 
 from consensus_cli import data

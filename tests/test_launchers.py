@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers.quick import QUICK
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from quick import QUICK
 
 from consensus_cli.cli.main import main
 from consensus_cli.config import conf_files, launchers, schema

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import odd_networks
 import pandas as pd
 import pytest
 import torch
-from authors_network import REFERENCE
+from helpers import odd_networks
+from helpers.authors_network import REFERENCE
 
 from consensus_cli import load_pruned
 from consensus_cli.cli.main import main
@@ -43,8 +43,8 @@ def rows(folder: Path, *words: str) -> pd.DataFrame:
 
 def test_a_network_that_keeps_what_it_computes_gives_the_same_numbers_with_a_cached_baseline(tmp_path: Path) -> None:
     """What it computed from fresh weights must not survive the loading of others."""
-    trained = rows(tmp_path, "model.target=odd_networks.Caches").iloc[0]
-    both = rows(tmp_path, "model.target=odd_networks.Caches")
+    trained = rows(tmp_path, "model.target=helpers.odd_networks.Caches").iloc[0]
+    both = rows(tmp_path, "model.target=helpers.odd_networks.Caches")
     again = both.iloc[1]
     assert len(list((tmp_path / "baselines").glob("*.safetensors"))) == 1
     for column in ("accuracy_base_pct", "accuracy_pruned_pct", "nll_base_nats", "fgsm_base_pct", "removed_blocks"):
@@ -65,7 +65,7 @@ def test_a_network_that_keeps_what_it_computes_gives_the_same_numbers_with_a_cac
     ],
 )
 def test_a_pruned_network_is_loaded_as_it_was_measured(tmp_path: Path, target: str, removed: str) -> None:
-    row = rows(tmp_path, f"model.target=odd_networks.{target}").iloc[0]
+    row = rows(tmp_path, f"model.target=helpers.odd_networks.{target}").iloc[0]
     assert pd.Series([row["removed_blocks"]]).str.fullmatch(removed).all()
     model = load_pruned(row["run_dir"])
     assert sum(parameter.numel() for parameter in model.parameters()) == row["params_pruned"]
@@ -75,7 +75,7 @@ def test_a_pruned_network_is_loaded_as_it_was_measured(tmp_path: Path, target: s
 def test_frozen_networks_are_pruned_without_training(tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(odd_networks.Frozen().state_dict(), tmp_path / "frozen.pt")
-    row = rows(tmp_path, "model.target=odd_networks.Frozen", f"model.weights={tmp_path}/frozen.pt").iloc[0]
+    row = rows(tmp_path, "model.target=helpers.odd_networks.Frozen", f"model.weights={tmp_path}/frozen.pt").iloc[0]
     assert row["blocks_removed"] == 2
     assert row["energy_inference_base_kwh"] > 0
     assert pd.isna(row["energy_epoch_base_kwh"])
@@ -83,7 +83,7 @@ def test_frozen_networks_are_pruned_without_training(tmp_path: Path) -> None:
 
 def test_weights_for_other_classes_are_where_the_training_starts(tmp_path: Path) -> None:
     """With a head that was drawn anew the baseline is trained, and kept apart from one that starts fresh."""
-    target = "model.target=odd_networks.Plain"
+    target = "model.target=helpers.odd_networks.Plain"
     fresh = rows(tmp_path, target).iloc[0]
     torch.manual_seed(1)
     torch.save(odd_networks.ManyOutputs().state_dict(), tmp_path / "many.pt")
@@ -97,7 +97,7 @@ def test_weights_for_other_classes_are_where_the_training_starts(tmp_path: Path)
 def test_what_the_networks_code_raises_late_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, hint: str
 ) -> None:
-    assert main([command, *WORDS[1:], "model.target=odd_networks.FewAtOnce", f"output_dir={tmp_path}"]) == 1
+    assert main([command, *WORDS[1:], "model.target=helpers.odd_networks.FewAtOnce", f"output_dir={tmp_path}"]) == 1
     said, mends = capsys.readouterr().err.splitlines()
     assert said.startswith("error: the network's code raised KeyError: 'too many' (odd_networks.py, line")
     assert hint in mends

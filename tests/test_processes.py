@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from quick import QUICK
+from helpers.quick import QUICK
 
 from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError

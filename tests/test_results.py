@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+from helpers.results_rows import Row, failed_row, make_row, rejected
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from results_rows import Row, failed_row, make_row, rejected
 
 from consensus_cli.errors import UserError
 from consensus_cli.storage.results import COLUMNS, append_row, read_rows

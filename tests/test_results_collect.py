@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from results_rows import failed_row, make_row, rejected, tree
+from helpers.results_rows import failed_row, make_row, rejected, tree
 
 from consensus_cli.errors import UserError
 from consensus_cli.storage.results import append_row, collect, read_rows

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from results_rows import errno_with_file_limit, make_row, rejected, tree
+from helpers.results_rows import errno_with_file_limit, make_row, rejected, tree
 
 from consensus_cli.errors import UserError
 from consensus_cli.storage.results import COLUMNS, append_row, check_writable, collect, read_rows

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
-from quick import QUICK
+from helpers.quick import QUICK
 from safetensors.torch import load_file
 
 import consensus_cli

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from quick import QUICK
+from helpers.quick import QUICK
 
 import consensus_cli
 from consensus_cli import training

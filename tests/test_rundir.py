@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from results_rows import errno_with_file_limit
+from helpers.results_rows import errno_with_file_limit
 
 from consensus_cli.errors import UserError
 from consensus_cli.storage.rundir import RunDir, config_hash, remove_partial_files, row_files, write_atomic

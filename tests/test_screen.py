@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from quick import QUICK
+from helpers.quick import QUICK
 from rich.console import Console
 
 from consensus_cli.cli.main import main

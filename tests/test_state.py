@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from results_rows import errno_with_file_limit
+from helpers.results_rows import errno_with_file_limit
 from safetensors.torch import save_file
 from torch import nn
 

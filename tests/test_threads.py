@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from quick import QUICK
-from tiny import CPU, bright_or_dark, small_network
+from helpers.quick import QUICK
+from helpers.tiny import CPU, bright_or_dark, small_network
 from torch import nn
 
 from consensus_cli import training

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from quick import QUICK
+from helpers.quick import QUICK
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from consensus_cli.cli.main import main

@@ -16,7 +16,8 @@ from torchvision.transforms.v2 import functional as tvf
 from consensus_cli.data.decoding import UnreadableImageError, decode
 from consensus_cli.data.loading import batches, worker_count
 from consensus_cli.data.memory import to_unit_range
-from consensus_cli.data.split import ALL, Augmentation, Share
+from consensus_cli.data.share import ALL, Share
+from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
 
 logger = logging.getLogger(__name__)

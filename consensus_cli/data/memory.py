@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consensus_cli.data.split import ALL, Augmentation, Share
+from consensus_cli.data.share import ALL, Share
+from consensus_cli.data.split import Augmentation
 
 # Images are hashed in parts of about this size, so that a copy in another order stays small.
 HASHED_AT_ONCE_BYTES = 2**24

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from consensus_cli.data.share import ALL, Share
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -27,22 +29,6 @@ class Augmentation:
     pad: int = 0
     flip: bool = False
     min_area: float | None = None
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which of the batches of a split one of several processes gets: every `world`-th, from number `rank` on.
-
-    Attributes:
-        rank: number of the process, from 0.
-        world: number of processes.
-    """
-
-    rank: int = 0
-    world: int = 1
-
-
-ALL = Share()
 
 
 class Split(Protocol):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from consensus_cli.data.split import ALL, Augmentation, Share, Split
+from consensus_cli.data.share import ALL, Share
+from consensus_cli.data.split import Augmentation, Split
 from consensus_cli.training.averaging import WeightAverage
 from consensus_cli.training.distillation import Distillation, distilling
 from consensus_cli.training.machine import make_accelerator, prepared

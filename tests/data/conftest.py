@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from image_trees import MakeTree, write_tree
+from helpers.image_trees import MakeTree, write_tree
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_trees import animation, encoded, png16, tiff
+from helpers.image_trees import animation, encoded, png16, tiff
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_trees import MakeTree, random_images, write_tree
+from helpers.image_trees import MakeTree, random_images, write_tree
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from consensus_cli.data.datasets import load
 from consensus_cli.data.files import Geometry, ImageFiles
+from consensus_cli.data.share import Share
 from consensus_cli.data.source import ImageData
-from consensus_cli.data.split import Augmentation, Share, Split
+from consensus_cli.data.split import Augmentation, Split
 from consensus_cli.errors import UserError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_trees import MakeTree, random_images, write_tree
+from helpers.image_trees import MakeTree, random_images, write_tree
 from PIL import Image
 from torchvision.io import write_png
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_trees import MakeTree, random_images, write_tree
+from helpers.image_trees import MakeTree, random_images, write_tree
 from torchvision.io import decode_image, write_png
 
 from consensus_cli.data import datasets, decoded

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_trees import encoded, png16, random_images, write_tree
+from helpers.image_trees import encoded, png16, random_images, write_tree
 from PIL import Image
 from torchvision.io import encode_png
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from loaded_trees import flat, loaded, refused, sizes, tree
+from helpers.loaded_trees import flat, loaded, refused, sizes, tree
 
 from consensus_cli.errors import UserError
 

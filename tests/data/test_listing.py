@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_trees import random_images, write_tree
-from loaded_trees import flat, loaded, refused, sizes, tree
+from helpers.image_trees import random_images, write_tree
+from helpers.loaded_trees import flat, loaded, refused, sizes, tree
 from torchvision.io import write_png
 
 from consensus_cli.data import listing

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_trees import MakeTree
+from helpers.image_trees import MakeTree
 
 from consensus_cli.data import loading
 from consensus_cli.data.datasets import load

@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from consensus_cli.data.memory import AugmentationDraw, ImageTensors, augment, draw_augmentation
+from consensus_cli.data.share import Share
 from consensus_cli.data.source import channel_statistics
-from consensus_cli.data.split import Augmentation, Share
+from consensus_cli.data.split import Augmentation
 
 
 def split_of(count: int = 10, channels: int = 3, size: int = 6) -> ImageTensors:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from evaluation_networks import Fixed, small_conv_net
+from helpers.evaluation_networks import Fixed, small_conv_net
 from torch import nn
 
 from consensus_cli.evaluation.accuracy import (

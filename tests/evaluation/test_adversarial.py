@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torchattacks
-from evaluation_networks import Brightness, Fixed, small_conv_net
+from helpers.evaluation_networks import Brightness, Fixed, small_conv_net
 from torch import Tensor, nn
 
 from consensus_cli.data.memory import ImageTensors

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evaluation_networks import small_conv_net
+from helpers.evaluation_networks import small_conv_net
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evaluation_networks import Brightness, Fixed, small_conv_net
+from helpers.evaluation_networks import Brightness, Fixed, small_conv_net
 
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.robustness.corruption import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from counted import Of, call, macs
+from helpers.counted import Of, call, macs
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import deform_conv2d, roi_align

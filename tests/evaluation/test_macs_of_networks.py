@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from counted import Of, call, macs
-from evaluation_networks import small_conv_net
 from fvcore.nn import FlopCountAnalysis
+from helpers.counted import Of, call, macs
+from helpers.evaluation_networks import small_conv_net
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from evaluation_networks import Brightness, Fixed
-from quick import QUICK
-from shift_archives import cifar_c, flat, imagenet_c
+from helpers.evaluation_networks import Brightness, Fixed
+from helpers.quick import QUICK
+from helpers.shift_archives import cifar_c, flat, imagenet_c
 from torchvision.io import write_png
 
 from consensus_cli.cli.main import main

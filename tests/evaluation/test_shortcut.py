@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evaluation_networks import Brightness, Fixed
+from helpers.evaluation_networks import Brightness, Fixed
 from torch import Tensor, nn
 
 from consensus_cli.data.memory import ImageTensors

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_networks import Fixed
+from helpers.evaluation_networks import Fixed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_study import SMALL
+from helpers.small_study import SMALL
 from study import oneshot
 from study.bench import Bench
 from study.evidence import Evidence

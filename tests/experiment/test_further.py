@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from small_study import SMALL
+from helpers.small_study import SMALL
 from study import __main__ as command
 from study import after
 from study.bench import load_bench, right_answers, unpacked

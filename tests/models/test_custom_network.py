@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from authors_network import CANDIDATES, REFERENCE, AuthorsNetwork, needs_reference
-from quick import QUICK
+from helpers.authors_network import CANDIDATES, REFERENCE, AuthorsNetwork, needs_reference
+from helpers.quick import QUICK
 from torchvision.io import write_png
 
 import consensus_cli
@@ -36,7 +36,7 @@ def images(tmp_path: Path) -> Path:
 @needs_reference
 def test_the_reference_network_is_pruned_through_the_command_line(images: Path, tmp_path: Path) -> None:
     words = [
-        *("model=custom", "model.target=authors_network.AuthorsNetwork"),
+        *("model=custom", "model.target=helpers.authors_network.AuthorsNetwork"),
         f"model.weights={REFERENCE / 'resnet56_reference.safetensors'}",
         *("model.mean=[0,0,0]", "model.std=[1,1,1]", "dataset=imagefolder", f"dataset.root={images}"),
         *(

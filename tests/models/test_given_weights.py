@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import REFUSED, ROUNDED, WHOLE, Network, averaged, network_and_state, prefixed
+from helpers.checkpoints import REFUSED, ROUNDED, WHOLE, Network, averaged, network_and_state, prefixed
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError

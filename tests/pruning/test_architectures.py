@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from surgery_checks import check_removal, check_round_trip, flops
+from helpers.surgery_checks import check_removal, check_round_trip, flops
 from torch import nn
 
 from consensus_cli.errors import UserError

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from authors_network import CANDIDATES, AuthorsNetwork
-from residual_networks import (
+from helpers.authors_network import CANDIDATES, AuthorsNetwork
+from helpers.residual_networks import (
     WIDTH,
     AddsElsewhere,
     Aliased,
@@ -47,7 +47,7 @@ from residual_networks import (
     WithSize,
     encoder,
 )
-from surgery_checks import check_removal, check_round_trip
+from helpers.surgery_checks import check_removal, check_round_trip
 from torch import nn
 
 from consensus_cli.errors import UserError

@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from authors_network import CANDIDATES, REFERENCE, golden_images, needs_reference, trained
 from fvcore.nn import FlopCountAnalysis
-from surgery_checks import check_round_trip, flops
+from helpers.authors_network import CANDIDATES, REFERENCE, golden_images, needs_reference, trained
+from helpers.surgery_checks import check_round_trip, flops
 from torch import nn
 
 from consensus_cli.errors import UserError

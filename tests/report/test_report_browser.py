@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from report_runs import CRITERIA, finished_row, sweep, write_results, write_scores
+from helpers.report_runs import CRITERIA, finished_row, sweep, write_results, write_scores
 
 from consensus_cli.report.write import write_report
 

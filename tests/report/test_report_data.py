@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers.report_runs import finished_row, scores, sweep, write_results, write_scores
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import finished_row, scores, sweep, write_results, write_scores
 
 from consensus_cli.errors import UserError
 from consensus_cli.report import energy, numerals, removal, robustness, series, tradeoff

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import vl_convert
-from report_runs import CRITERIA, finished_row, sweep, write_results, write_scores
+from helpers.report_runs import CRITERIA, finished_row, sweep, write_results, write_scores
 
 from consensus_cli.errors import UserError
 from consensus_cli.report import charts, energy, robustness, tradeoff

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers.report_runs import finished_row, scores, sweep, write_results, write_scores
 from matplotlib.container import ErrorbarContainer
-from report_runs import finished_row, scores, sweep, write_results, write_scores
 
 from consensus_cli.errors import UserError
 from consensus_cli.report import palette, tradeoff

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from authors_network import REFERENCE, authors_blocks, golden_images, needs_reference, trained
+from helpers.authors_network import REFERENCE, authors_blocks, golden_images, needs_reference, trained
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError

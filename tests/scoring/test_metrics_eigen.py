@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from reference import statistics
+from helpers.reference import statistics
 
 from consensus_cli.scoring.metrics import METRICS, compute
 from consensus_cli.scoring.metrics.eigen import eigh

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from reference import best_planar_gaussian, gaussian_objective, statistics
+from helpers.reference import best_planar_gaussian, gaussian_objective, statistics
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import ortho_group
 

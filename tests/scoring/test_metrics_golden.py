@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference import statistics
+from helpers.reference import statistics
 from scipy.stats import rankdata, spearmanr
 
 from consensus_cli.scoring import metrics

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from reference import REFERENCES, linear, statistics
+from helpers.reference import REFERENCES, linear, statistics
 from scipy.stats import ortho_group
 
 from consensus_cli.scoring.metrics import METRICS, compute

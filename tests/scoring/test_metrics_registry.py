@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference import statistics
+from helpers.reference import statistics
 
 from consensus_cli.errors import UserError
 from consensus_cli.scoring import metrics

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from reference import statistics
+from helpers.reference import statistics
 
 from consensus_cli.errors import UserError
 from consensus_cli.scoring.metrics import METRICS, compute

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from reference import wasserstein
+from helpers.reference import wasserstein
 
 from consensus_cli.scoring.statistics.quantiles import BINS, ValueDistributions, grid
 

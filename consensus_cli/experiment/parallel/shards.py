@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from consensus_cli import data, training
-from consensus_cli.data.split import Share
+from consensus_cli.data.share import Share
 from consensus_cli.evaluation import accuracy
 from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.models.classifier import Classifier

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from consensus_cli.data.split import Share
+from consensus_cli.data.share import Share
 from consensus_cli.errors import UserError
 
 #: after which a process that waits for the others in a training gives up

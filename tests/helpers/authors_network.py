@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from consensus_cli.pruning.blocks import Block
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no reference network at {REFERENCE}")
 CANDIDATES = [*range(1, 9), *range(10, 18), *range(19, 27)]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from image_trees import random_images, write_tree
 from torchvision.io import write_png
 
 from consensus_cli.data.datasets import check, load
 from consensus_cli.data.source import ImageData
 from consensus_cli.errors import UserError
+from helpers.image_trees import random_images, write_tree
 
 PNG = random_images(1, 12, 12, seed=5)[0]
 

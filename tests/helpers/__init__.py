@@ -1,0 +1,1 @@
+"""What tests share: networks, images, runs, and checks."""
