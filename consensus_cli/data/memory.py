@@ -1,4 +1,4 @@
-"""Splits that live in memory as uint8, on the CPU or on the GPU, and are augmented a batch at a time."""
+"""Splits that live in memory, on the CPU or on the GPU, and are augmented a batch at a time."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ HASHED_AT_ONCE_BYTES = 2**24
 
 
 class ImageTensors:
-    """A split whose images are one uint8 tensor (satisfies `Split`).
+    """A split whose images are one tensor (satisfies `Split`).
 
     Random numbers of a whole epoch are drawn on the CPU before its first batch and moved at once. They are the
     same on every device, and nothing inside the epoch makes the host wait for the device.
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        """Takes `images` (n, c, h, w) uint8, contiguous or channels_last, and `labels` (n,).
+        """Takes `images` (n, c, h, w), uint8 or float32 in [0, 1], and `labels` (n,).
 
         Raises:
             ValueError: if shapes or types do not fit.
         """
-        if images.ndim != 4 or images.dtype != torch.uint8:
-            raise ValueError(f"images must be (n, c, h, w) uint8, got {tuple(images.shape)} {images.dtype}")
+        if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
+            raise ValueError(f"images must be (n, c, h, w) uint8 or float32, got {tuple(images.shape)} {images.dtype}")
         if labels.shape != images.shape[:1]:
             raise ValueError(f"{len(images)} images with labels of shape {tuple(labels.shape)}")
         self.images = images
@@ -145,11 +145,11 @@ def augment(images: Tensor, draw: AugmentationDraw) -> Tensor:
     """Crops and mirrors each image of a batch as drawn.
 
     Args:
-        images: (b, c, h, w) uint8.
+        images: (b, c, h, w) uint8 or float32 in [0, 1].
         draw: the random numbers of these b images, on the same device.
 
     Returns:
-        (b, c, h, w) uint8, channels_last.
+        The same shape and type, channels_last.
     """
     if draw.box is not None:
         images = _resized_crop(images, draw.box)
@@ -166,8 +166,9 @@ def augment(images: Tensor, draw: AugmentationDraw) -> Tensor:
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """Maps uint8 images (b, c, h, w) to float32 in [0, 1], channels_last."""
-    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    """Returns a copy of images (b, c, h, w), uint8 or float32 in [0, 1], as float32 in [0, 1], channels_last."""
+    copied = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
+    return copied if images.is_floating_point() else copied.div_(255)
 
 
 def _draw_boxes(min_area: float, count: int, generator: torch.Generator) -> Tensor:
@@ -187,4 +188,4 @@ def _resized_crop(images: Tensor, box: Tensor) -> Tensor:
     theta[:, :, 2] = 2 * centre - 1
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
     sampled = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-    return sampled.round().clamp(0, 255).to(torch.uint8)
+    return sampled if images.is_floating_point() else sampled.round().clamp(0, 255).to(torch.uint8)

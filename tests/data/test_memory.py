@@ -155,7 +155,7 @@ def test_subset_keeps_the_order_asked_for() -> None:
 
 def test_wrong_tensors_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
-        ImageTensors(torch.zeros(2, 3, 4, 4), torch.zeros(2))
+        ImageTensors(torch.zeros(2, 3, 4, 4, dtype=torch.int64), torch.zeros(2))
     with pytest.raises(ValueError, match="2 images with labels"):
         ImageTensors(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3))
 
