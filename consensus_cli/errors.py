@@ -26,6 +26,9 @@ NEEDS_LESS_MEMORY = "use smaller images (dataset.image_size), fewer (dataset.lim
 class UserError(Exception):
     """A mistake of the user's: one line that names it and a hint that mends it."""
 
+    #: whether every process of the job has raised it
+    shared = False
+
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.message = message
@@ -46,6 +49,9 @@ class ForeignCodeError(UserError):
 
 class RunFailedError(Exception):
     """A run that could not go on, through no mistake in what was asked for: one line that says why, and a hint."""
+
+    #: whether every process of the job has raised it
+    shared = False
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)

@@ -6,7 +6,7 @@ and speaks. With one process its share is everything, and nothing here costs any
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -72,10 +72,25 @@ class Share:
         return self.merge(lambda: make() if self.leads else None, lambda parts: parts[0])  # type: ignore[return-value]
 
     def agree(self, make: Callable[[], T]) -> T:
-        """Returns what this process makes, once all of them have made theirs; errors as in `merge`."""
+        """Returns what this process makes, once all of them have made theirs; errors as in `merge`.
+
+        Rank 0 is first: what it downloads or keeps in a cache is there for the others on its machine.
+        """
         made: list[T] = []
-        self.merge(lambda: made.append(make()), lambda parts: None)
+        for first in (True, False):
+            if self.world > 1 or first:
+                self.merge(lambda: made.append(make()) if self.leads is first else None, lambda parts: None)  # noqa: B023 (called at once)
         return made[0]
+
+    def synchronize(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites tensors in place, in every process, by those of rank 0."""
+        if self.world == 1:
+            return
+        with torch.no_grad():
+            for tensor in tensors:
+                sent = tensor.detach().contiguous()
+                distributed.broadcast(sent, 0)
+                tensor.copy_(sent)
 
 
 ALL = Share()
@@ -94,5 +109,7 @@ def _values(parts: list[Any]) -> list[Any]:
     for _, error in parts:
         if error is not None:
             kind, message, hint = error
-            raise kind(message, hint)
+            error = kind(message, hint)
+            error.shared = True
+            raise error
     return [value for value, _ in parts]

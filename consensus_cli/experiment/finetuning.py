@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from consensus_cli import training
+from consensus_cli.data.share import Share
 from consensus_cli.experiment import recipes
 from consensus_cli.experiment.batch_sizes import Fitting
 from consensus_cli.experiment.measuring import Training
-from consensus_cli.experiment.parallel import jobs
-from consensus_cli.experiment.parallel.team import Team
 from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.experiment.tracking import Tracker
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
+from consensus_cli.models.matching import entries
 from consensus_cli.screen import Screen, events
 
 #: most updates of a network for one reading of the energy of training
@@ -31,14 +31,14 @@ class Trainer:
 
     Attributes:
         prepared: data, device, precision.
-        team: the processes of the job.
+        share: this process among those of the job.
         screen: where progress is shown.
         fitting: which batches fit into memory.
         tracker: where losses are logged.
     """
 
     prepared: Prepared
-    team: Team
+    share: Share
     screen: Screen
     fitting: Fitting
     tracker: Tracker
@@ -48,7 +48,6 @@ class Trainer:
         model: Classifier,
         recipe: training.Recipe,
         *,
-        removed: list[str],
         seed: int,
         description: str,
         teacher: Classifier | None = None,
@@ -56,12 +55,11 @@ class Trainer:
         """Trains `model` in place, over again with smaller batches where memory runs out.
 
         Args:
-            model: the unpruned network without the blocks `removed`.
+            model: the network.
             recipe: hyperparameters.
-            removed: names of the blocks that are gone.
             seed: of shuffling, augmentation and dropout.
             description: for the screen.
-            teacher: the unpruned network, read where the recipe distils.
+            teacher: the original network, read where the recipe distils.
 
         Raises:
             TrainingDivergedError: the loss is no number any more.
@@ -79,15 +77,21 @@ class Trainer:
             nonlocal updates
             updates = 0
             model.load_state_dict(before)
-            return jobs.train(
-                self.team,
-                self.prepared,
+            # Dropout draws from the global generator: a phase must not depend on what earlier ones drew.
+            torch.manual_seed(seed + self.share.rank)
+            return training.train(
                 model,
+                self.prepared.images.train,
                 replace(recipe, batch_size=batch_size),
-                removed=removed,
+                device=self.prepared.device,
+                augmentation=self.prepared.images.augmentation,
                 seed=seed,
+                precision=self.prepared.precision,
+                compiled=self.prepared.compiled,
                 teacher=teacher if recipe.distill else None,
+                share=self.share,
                 report=tell,
+                tick=self.prepared.threads.tick,
             )
 
         with self.screen.progress(description) as report:
@@ -95,6 +99,8 @@ class Trainer:
                 result = self.fitting.attempt("training", recipe.batch_size, attempt)
             except training.TrainingDivergedError as error:
                 raise training.TrainingDivergedError(f"{description}: {error}") from error
+        # What batch norm counted is each process's own.
+        self.share.synchronize(entries(model.network).values())
         self.screen.detail(f"{description}: loss {result.loss:.4f}, {result.images / result.duration_s:.0f} images/s")
 
     def recalibrate(self, model: nn.Module, seed: int) -> None:
@@ -116,6 +122,7 @@ class Trainer:
             )
 
         self.fitting.attempt("training", settings.batch_size, attempt)
+        self.share.synchronize(entries(model).values())
 
     def measured(self, original: Classifier, network: Classifier) -> Training:
         """Returns training by the recipe of fine-tuning; of a long epoch a part, lest one window take minutes.

@@ -1,157 +1,161 @@
-"""One sitting of a run: from its beginning, or from where an earlier sitting stopped, to its end or the next stop."""
+"""A session of a run: from its beginning, or from where an earlier one stopped, to its end or interruption.
+
+Every process of a job has one; rank 0 alone holds the run directory, reads and writes.
+"""
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from consensus_cli.config.composition import read_config
 from consensus_cli.config.schema import RunConfig
+from consensus_cli.data.share import Share
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.comparison import Columns
-from consensus_cli.experiment import limits
+from consensus_cli.experiment import limits, row
 from consensus_cli.experiment.inputs import located
-from consensus_cli.experiment.record import Record, draw_summary, run_hash, save_scores, settle
+from consensus_cli.experiment.prepare import Prepared
+from consensus_cli.experiment.run_hash import run_hash
 from consensus_cli.experiment.signals import Stopper
-from consensus_cli.experiment.steps import Steps
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.storage import checkpoint, state
+from consensus_cli.models.copying import clone
+from consensus_cli.models.matching import entries
+from consensus_cli.models.weights import load_into, read_state_dict
+from consensus_cli.pruning.surgery import remove_blocks
+from consensus_cli.screen import Screen
+from consensus_cli.storage import checkpoint
+from consensus_cli.storage.atomic import remove_partial_files, write_atomic
 from consensus_cli.storage.identity import Identity, find, is_done
-from consensus_cli.storage.rundir import RunDir, output_dir_of, remove_partial_files, write_atomic
-from consensus_cli.storage.state import State
+from consensus_cli.storage.rundir import RunDir, output_dir_of
+from consensus_cli.storage.scores import read_all, write_scores
+from consensus_cli.storage.state import RunState, read_state
 
 _LOCK_TIMEOUT_S = 30.0
 
+Weights = dict[str, Tensor]
+
 
 @dataclass
-class Sitting:
-    """A run directory in work, held by this process alone.
+class Session:
+    """A run in work, held by this job alone.
 
     Attributes:
         config: everything that determines the run.
-        identity: what stays the same over all sittings.
+        identity: what stays the same over all sessions.
         files: the run directory.
-        state: where the run stood when it was last saved.
-        stopper: lets signals end the sitting.
-        earlier_s: wall-clock seconds of earlier sittings.
-        began_s: reading of `time.perf_counter` at the start of this one.
+        state: where the run stands; the phases of the run change it.
+        saved: the weights that an earlier session left, of the original network and of that with the blocks in
+            `state.removed` gone; None where the run begins.
+        share: this process among those of the job.
+        stopper: lets signals end the session.
         hashes: ratio -> hash of the run at that ratio alone, from the start: the weights may be overwritten meanwhile.
+        earlier_s: wall-clock seconds of earlier sessions.
+        began_s: reading of `time.perf_counter` at the start of this one.
     """
 
     config: RunConfig
     identity: Identity
     files: RunDir
-    state: State
+    state: RunState
+    saved: tuple[Weights, Weights] | None
+    share: Share
     stopper: Stopper
-    earlier_s: float
-    began_s: float
     hashes: Mapping[float, str]
+    earlier_s: float
+    began_s: float = field(default_factory=time.perf_counter)
 
-    @property
-    def duration_s(self) -> float:
-        """Wall-clock seconds of all sittings; what a killed one did after its last save does not count."""
-        return self.earlier_s + time.perf_counter() - self.began_s
+    def saved_original(self, prepared: Prepared) -> Classifier | None:
+        """Returns the original network as an earlier session left it; None where the run begins."""
+        return None if self.saved is None else _network(prepared, [], self.saved[0], self.files.baseline_checkpoint)
 
-    def networks(self, steps: Steps) -> tuple[Classifier, Classifier]:
-        """Returns the unpruned network and the one to go on with, as an earlier sitting left them or from the start."""
-        fresh = steps.prepared.fresh
-        if self.files.state.is_file():
-            self.state.put_into(steps)
-            original = checkpoint.load_baseline(self.files, fresh)
-            network = state.read_network(self.files.state, fresh, self.state.removed)
-            steps.screen.line(f"resumed: {len(steps.removed)} blocks are gone, {self.earlier_s:.0f} s of work are kept")
-            return original, network
-        original = steps.baseline()
-        network = state.copied(original, fresh, [])
-        checkpoint.save_baseline(self.files, original)
-        self.save(steps, network)
-        return original, network
+    def saved_network(self, prepared: Prepared) -> Classifier | None:
+        """Returns the network to go on with as an earlier session left it; None where the run begins."""
+        return None if self.saved is None else _network(prepared, self.state.removed, self.saved[1], self.files.state)
 
-    def save(self, steps: Steps, network: Classifier) -> None:
+    def begin(self, prepared: Prepared, original: Classifier) -> Classifier:
+        """Saves the original network and returns the copy of it that is pruned."""
+        network = as_saved(prepared, original, [])
+        if self.share.leads:
+            checkpoint.save_baseline(self.files, original)
+        self.save(network)
+        return network
+
+    def save(self, network: Classifier) -> None:
         """Saves where the run stands, so that nothing up to here has to be done again."""
-        with self.stopper.held_off():
-            save_scores(self.files, steps.scores)
-            self.state.note(steps)
-            self.state.duration_s = self.duration_s
-            self.state.write(self.files.state, network)
+        if self.share.leads:
+            with self.stopper.held_off():
+                write_scores(self.files.scores, self.state.scores)
+                self._write_state(network)
 
-    def record(self, ratio: float) -> Record:
-        """Returns where the row at a ratio goes: the run's own directory for the last one, else one beside it."""
-        config, files = self.config, self.files
-        if ratio != config.ratios[-1]:
-            config = replace(config, ratio=ratio)
-            files = files.sibling(self.hashes[ratio])
-        return Record(config, self.identity, files)
-
-    def tuned(self, ratio: float, steps: Steps) -> Classifier | None:
-        """Returns the network after the final fine-tuning at a ratio and sets `steps` to there; None if not saved."""
-        stages = self.state.tuned.get(str(ratio))
-        if stages is None:
-            return None
-        checkpoint_file = self.record(ratio).files.pruned_checkpoint
+    def saved_pruned(self, prepared: Prepared, ratio: float) -> Classifier | None:
+        """Returns the network after the final fine-tuning at a ratio; None if that has not been done."""
+        file = self._files(ratio).pruned_checkpoint
         # A file that somebody took away is made again.
-        if not checkpoint_file.is_file():
+        known = str(ratio) in self.state.tuned and self.share.lead(file.is_file)
+        if not known:
             return None
-        steps.stages.stages = copy.deepcopy(stages)
-        return state.read_network(checkpoint_file, steps.prepared.fresh, steps.removed)
+        return _network(prepared, self.state.removed, self.share.lead(lambda: read_state_dict(file)), file)
 
-    def save_tuned(
-        self, ratio: float, steps: Steps, original: Classifier, network: Classifier, tuned: Classifier
+    def save_pruned(
+        self, prepared: Prepared, ratio: float, original: Classifier, network: Classifier, pruned: Classifier
     ) -> None:
         """Saves the network after the final fine-tuning at a ratio.
 
         Args:
+            prepared: what the run works on.
             ratio: one of the run's.
-            steps: what led to `tuned`.
-            original: the unpruned network.
+            original: the original network.
             network: the one with which the pruning goes on to larger ratios.
-            tuned: the one that is measured.
+            pruned: the one that is measured.
         """
-        files = self.record(ratio).files
+        if not self.share.leads:
+            return
+        files = self._files(ratio)
         with self.stopper.held_off():
             if files != self.files:
                 files.make()
                 write_atomic(files.config, _yaml(replace(self.config, ratio=ratio)))
                 checkpoint.save_baseline(files, original)
             checkpoint.save_pruned(
-                files, tuned, steps.prepared.spec, steps.removed, classes=steps.prepared.images.classes
+                files, pruned, prepared.spec, self.state.removed, classes=prepared.images.classes
             )
-            self.state.tuned[str(ratio)] = copy.deepcopy(steps.stages.stages)
-            self.state.batch_sizes = dict(steps.fitting.sizes)
-            self.state.threads_lowered = list(steps.prepared.threads.lowered)
-            self.state.duration_s = self.duration_s
-            self.state.write(self.files.state, network)
+            self._write_state(network)
 
-    def finish(self, ratio: float, steps: Steps, measured: Columns) -> dict[str, object]:
+    def recorded(self, ratio: float, screen: Screen) -> row.Row | None:
+        """Returns the row at a ratio if an earlier session has written it, else None."""
+        files = self._files(ratio)
+        if files == self.files or not self.share.lead(lambda: is_done(files)):
+            return None
+        return self.share.lead(lambda: row.settle(files, Path(self.config.output_dir), screen.warning))
+
+    def record(self, ratio: float, columns: row.Row, screen: Screen) -> row.Row:
         """Writes the row at a ratio, which it returns; with the last one the run is done."""
-        record = self.record(ratio)
+        return self.share.lead(lambda: self._record(ratio, columns, screen))
+
+    def _record(self, ratio: float, columns: row.Row, screen: Screen) -> row.Row:
+        files = self._files(ratio)
         with self.stopper.held_off():
-            row = record.save(steps, measured, self.duration_s)
-            if record.files == self.files:
+            write_scores(files.scores, self.state.scores)
+            written = columns | self._identity_columns(ratio) | row.file_columns(files)
+            row.write(files, Path(self.config.output_dir), written)
+            if files == self.files:
                 self.files.state.unlink(missing_ok=True)
             else:
-                write_atomic(record.files.log, self.files.log.read_bytes())
-                # With several blocks per step, later ratios come by other steps than a run of their own would take.
+                write_atomic(files.log, self.files.log.read_bytes())
+                # With several blocks per removal, later ratios come by other removals than a run of their own.
                 if self.config.prune.step == 1 or ratio == self.config.ratios[0]:
-                    replace(self.identity, config_hash=self.hashes[ratio]).write(record.files)
-            draw_summary(record.files, row, steps.screen.warning)
-        return row
-
-    def finished(self, ratio: float, steps: Steps) -> dict[str, object] | None:
-        """Returns the row at a ratio if an earlier sitting has written it, else None."""
-        files = self.record(ratio).files
-        if files == self.files or not is_done(files):
-            return None
-        return settle(files, Path(self.config.output_dir), steps.screen.warning)
+                    replace(self.identity, config_hash=self.hashes[ratio]).write(files)
+            row.draw_summary(files, written, screen.warning)
+        return written
 
     @contextmanager
     def row_on_failure(self) -> Iterator[None]:
@@ -159,17 +163,34 @@ class Sitting:
         try:
             yield
         except BaseException as error:
-            # On a full disk the row cannot be written either; what failed is told all the same.
+            # On a full disk the row cannot be written either; the error is shown all the same.
             with suppress(OSError):
                 if not is_done(self.files):
-                    self.record(self.config.ratios[-1]).save_failure(error, self.duration_s)
+                    failed = self._identity_columns(self.config.ratios[-1]) | row.failure_columns(error)
+                    row.write(self.files, Path(self.config.output_dir), failed)
             raise
+
+    def _files(self, ratio: float) -> RunDir:
+        """Returns where the row at a ratio goes: the run's own directory for the last one, else one beside it."""
+        return self.files if ratio == self.config.ratios[-1] else self.files.sibling(self.hashes[ratio])
+
+    def _duration_s(self) -> float:
+        """Returns the wall-clock seconds of all sessions, without what a killed one did after its last save."""
+        return self.earlier_s + time.perf_counter() - self.began_s
+
+    def _write_state(self, network: Classifier) -> None:
+        self.state.duration_s = self._duration_s()
+        self.state.write(self.files.state, network)
+
+    def _identity_columns(self, ratio: float) -> row.Row:
+        config = replace(self.config, ratio=ratio)
+        return row.identity_columns(config, self.identity, self._files(ratio), self._duration_s())
 
 
 @contextmanager
-def sit(
-    config: RunConfig, inputs: Mapping[str, str], overrides: tuple[str, ...], earlier: RunDir | None
-) -> Iterator[Sitting]:
+def open_session(
+    config: RunConfig, inputs: Mapping[str, str], overrides: tuple[str, ...], earlier: RunDir | None, share: Share
+) -> Iterator[Session]:
     """Holds a run directory while the body works on the run, and records how that ends.
 
     Args:
@@ -178,21 +199,39 @@ def sit(
         overrides: the words that led to it.
         earlier: the directory of the run, begun before; None: a new one, or with `if_done=skip` one that another
             process has begun since.
+        share: this process among those of the job.
 
     Raises:
         UserError: another process works on the run, or its state is damaged.
         RunFailedError: memory, disk or training gave out.
     """
     with ExitStack() as stack:
-        files = stack.enter_context(_held(config, inputs, overrides, earlier))
-        known = state.read(files.state) if files.state.is_file() else State()
-        stopper = Stopper(files.path)
+        files, identity, state, saved = share.lead(
+            lambda: _read(stack.enter_context(_held(config, inputs, overrides, earlier)))
+        )
         hashes = {ratio: run_hash(replace(config, ratio=ratio)) for ratio in config.ratios}
-        identity, began_s = Identity.read(files), time.perf_counter()
-        sitting = Sitting(config, identity, files, known, stopper, known.duration_s, began_s, hashes)
-        for context in (stopper.listening(), limits.explained(files.path), log_into(files), sitting.row_on_failure()):
-            stack.enter_context(context)
-        yield sitting
+        stopper = Stopper(files.path)
+        session = Session(config, identity, files, state, saved, share, stopper, hashes, state.duration_s)
+        stack.enter_context(stopper.listening())
+        stack.enter_context(limits.explained(files.path))
+        if share.leads:
+            stack.enter_context(log_into(files))
+            stack.enter_context(session.row_on_failure())
+        yield session
+
+
+def as_saved(prepared: Prepared, network: Classifier, removed: list[str]) -> Classifier:
+    """Returns a network with the weights of another, as a stop and a return to its state would.
+
+    Beside its weights a network may keep what it computed in an earlier pass. What goes on from here must not depend
+    on that, or a run that was stopped would end otherwise than one that was not.
+
+    Args:
+        prepared: what the run works on.
+        network: the original network without the blocks `removed`; left as it is.
+        removed: the blocks that are gone.
+    """
+    return _network(prepared, removed, entries(network.network), "the network")
 
 
 def reopen(run_dir: Path) -> tuple[RunConfig, RunDir]:
@@ -248,7 +287,7 @@ def new_run_dir(config: RunConfig, now: datetime) -> RunDir:
 
 
 class _LogFile(logging.FileHandler):
-    """Says nothing where a line cannot be written: on a full disk that is told once, by the run."""
+    """Is silent where a line cannot be written: a full disk is reported once, by the run."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         pass
@@ -258,7 +297,7 @@ class _LogFile(logging.FileHandler):
 def _held(
     config: RunConfig, inputs: Mapping[str, str], overrides: tuple[str, ...], earlier: RunDir | None
 ) -> Iterator[RunDir]:
-    """Yields the run's directory, new or not, which no other process works on meanwhile."""
+    """Yields the run's directory, new or not, which no other job works on meanwhile."""
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(output_dir / ".runs.lock", timeout=_LOCK_TIMEOUT_S):
@@ -284,10 +323,25 @@ def _held(
         lock.release()
 
 
+def _read(files: RunDir) -> tuple[RunDir, Identity, RunState, tuple[Weights, Weights] | None]:
+    identity = Identity.read(files)
+    if not files.state.is_file():
+        return files, identity, RunState(), None
+    state, weights = read_state(files.state, read_all(files.scores))
+    return files, identity, state, (checkpoint.read_baseline(files), weights)
+
+
+def _network(prepared: Prepared, removed: list[str], weights: Mapping[str, Tensor], source: Path | str) -> Classifier:
+    network = clone(prepared.original)
+    remove_blocks(network.network, removed)
+    load_into(network.network, weights, str(source))
+    return network
+
+
 def _busy(files: RunDir) -> UserError:
     return UserError(
-        f"another process works on run '{files.path.name}', or has just ended it",
-        "let it end; if_done=rerun would begin a second run of this configuration",
+        f"run '{files.path.name}' is in use by another process, or has just ended",
+        "wait for it to finish; if_done=rerun starts a second run of this configuration",
     )
 
 

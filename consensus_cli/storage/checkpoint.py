@@ -12,7 +12,6 @@ from torch import Tensor
 from consensus_cli.errors import UserError
 from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.models.copying import clone
 from consensus_cli.models.weights import load_into, read_state_dict, serialize
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.storage.rundir import RunDir, write_atomic
@@ -25,15 +24,13 @@ def save_baseline(run_dir: RunDir, original: Classifier) -> None:
     write_atomic(run_dir.baseline_checkpoint, serialize(original.network, {}))
 
 
-def load_baseline(run_dir: RunDir, fresh: Classifier) -> Classifier:
-    """Returns a copy of `fresh`, the unpruned network, with the weights that a run has saved.
+def read_baseline(run_dir: RunDir) -> dict[str, Tensor]:
+    """Returns the weights of the original network that a run has saved.
 
     Raises:
-        UserError: the file is missing, damaged, or of another network.
+        UserError: the file is missing or damaged.
     """
-    path, original = run_dir.baseline_checkpoint, clone(fresh)
-    load_into(original.network, _read_weights(path), str(path))
-    return original
+    return _read_weights(run_dir.baseline_checkpoint)
 
 
 def save_pruned(

@@ -42,6 +42,9 @@ class Consumption:
     co2_kg: float = 0.0
     duration_s: float = 0.0
 
+    def __add__(self, other: Consumption) -> Consumption:
+        return Consumption(self.kwh + other.kwh, self.co2_kg + other.co2_kg, self.duration_s + other.duration_s)
+
 
 @dataclass(frozen=True)
 class Energy:
@@ -155,41 +158,6 @@ class EnergyMeter:
         cpu = "CPU estimate from load (no energy counter)" if self.estimated else "CPU energy counter"
         gpu = " + GPU by NVML" if self.device.type == "cuda" and any("GPU" in part for part in parts) else ""
         return f"codecarbon {version('codecarbon')} {self._tracking_mode}: {cpu} + RAM model{gpu}"
-
-
-@dataclass
-class StageMeter:
-    """Adds up what every stage of a run uses.
-
-    Attributes:
-        meter: reads the energy.
-        stages: consumption by stage name, in the order in which the stages first ran.
-        watch: called with a stage's name, entered before it and left after it.
-    """
-
-    meter: EnergyMeter
-    stages: dict[str, Consumption] = field(default_factory=dict)
-    watch: Callable[[str], AbstractContextManager[object]] = nullcontext
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Meters one stretch of the stage `name`; a stage that comes back adds to what it used before."""
-        reading = Consumption()
-        try:
-            with self.watch(name), self.meter.measure() as reading:
-                yield
-        finally:
-            total = self.stages.setdefault(name, Consumption())
-            total.kwh += reading.kwh
-            total.co2_kg += reading.co2_kg
-            total.duration_s += reading.duration_s
-
-    def total(self) -> Consumption:
-        """Returns the sum over all stages."""
-        readings = self.stages.values()
-        return Consumption(
-            sum(r.kwh for r in readings), sum(r.co2_kg for r in readings), sum(r.duration_s for r in readings)
-        )
 
 
 def compare_energy(

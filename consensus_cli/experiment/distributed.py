@@ -1,0 +1,59 @@
+"""Joining the other processes of a job, as `torchrun` and `accelerate launch` start them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from consensus_cli.data.share import ALL, Share
+from consensus_cli.errors import UserError
+
+#: after which a process that waits for the gradients of the others gives up
+_TRAINING_TIMEOUT = timedelta(minutes=10)
+
+#: the others have nothing to do while rank 0 measures latency and energy
+_WAITING_TIMEOUT = timedelta(days=30)
+
+
+def world() -> int:
+    """Returns the number of processes of this job."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Returns the number of this process on its machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@functools.cache
+def join() -> Share:
+    """Returns this process's share of the job's work; the first call meets the other processes.
+
+    Raises:
+        UserError: the launcher asks for a way to share the model that this package does not support.
+    """
+    if world() == 1:
+        return ALL
+    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
+        if os.environ.get(variable, "false").lower() == "true":
+            raise UserError(
+                f"{variable.removeprefix('ACCELERATE_USE_')} is not supported: surgery needs the whole network",
+                "launch with data parallelism alone: torchrun, or accelerate launch --multi_gpu",
+            )
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=_TRAINING_TIMEOUT)
+    group = distributed.new_group(backend="gloo", timeout=_WAITING_TIMEOUT)
+    return Share(distributed.get_rank(), distributed.get_world_size(), group)
+
+
+def is_broken_off(error: BaseException) -> bool:
+    """Returns whether an exception means that another process of the job has ended."""
+    return world() > 1 and isinstance(error, RuntimeError) and any(words in str(error) for words in _BROKEN_OFF)
+
+
+#: what gloo and NCCL say when the other end is gone
+_BROKEN_OFF = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")

@@ -1,0 +1,52 @@
+"""What makes two runs the same: the hash of every setting that changes the result."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from consensus_cli.config.schema import RunConfig
+from consensus_cli.experiment.inputs import weights_hash
+from consensus_cli.storage.rundir import config_hash
+
+#: what does not change the result: where things lie and on what they are computed
+_NOT_IN_HASH = (
+    "output_dir",
+    "device",
+    "threads",
+    "compile",
+    "tracker",
+    "dataset.root",
+    "dataset.download",
+    "dataset.workers",
+    "if_done",
+)
+
+#: settings of later versions -> value with which a run is as it was before, so that earlier runs are still known
+_LATER = {"model.reset_head": False}
+
+
+def run_hash(config: RunConfig) -> str:
+    """Returns the hash of every setting that changes a run's result.
+
+    A file of weights counts by content, not by path. What else lies in files (images, code) is distinguished by
+    `inputs.Inputs`, whatever its path.
+    """
+    plain = asdict(config)
+    if (content := weights_hash(config.model)) is not None:
+        plain["model"]["weights"] = content
+    plain["evaluate"]["shift"] = dict.fromkeys(config.evaluate.shift)
+    if config.model.target is not None:
+        # Of `path/to/file.py:Class` the name counts.
+        plain["model"]["target"] = config.model.target.rpartition(".py:")[2]
+    if config.dataset.source == "hf" and Path(config.dataset.name).is_dir():
+        plain["dataset"]["name"] = None
+    as_before = [key for key, value in _LATER.items() if _value(plain, key) == value]
+    return config_hash(plain, exclude=[*_NOT_IN_HASH, *as_before])
+
+
+def _value(plain: Mapping[str, Any], key: str) -> object:
+    return functools.reduce(lambda node, name: node[name], key.split("."), plain)
