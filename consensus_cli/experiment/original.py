@@ -13,7 +13,8 @@ from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.weights import load_into, read_state_dict, serialize
-from consensus_cli.storage.rundir import config_hash, remove_partial_files, write_atomic
+from consensus_cli.storage.atomic import remove_partial_files, write_atomic
+from consensus_cli.storage.rundir import config_hash
 
 #: a change in any of these changes what a baseline is
 _SOURCES = ("models", "data", "training")

@@ -25,9 +25,10 @@ from consensus_cli.experiment.steps import Steps
 from consensus_cli.report.finish import write_summary
 from consensus_cli.report.removal import read_scores
 from consensus_cli.scoring.ranking.bootstrap import Scores
+from consensus_cli.storage.atomic import write_atomic
 from consensus_cli.storage.identity import Identity
 from consensus_cli.storage.results import COLUMNS, append_row
-from consensus_cli.storage.rundir import RESULTS_NAME, RunDir, config_hash, write_atomic
+from consensus_cli.storage.rundir import RESULTS_NAME, RunDir, config_hash
 
 #: what does not change the result: where things lie and on what they are computed
 _NOT_IN_HASH = (

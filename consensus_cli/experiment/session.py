@@ -25,8 +25,9 @@ from consensus_cli.experiment.signals import Stopper
 from consensus_cli.experiment.steps import Steps
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.storage import checkpoint, state
+from consensus_cli.storage.atomic import remove_partial_files, write_atomic
 from consensus_cli.storage.identity import Identity, find, is_done
-from consensus_cli.storage.rundir import RunDir, output_dir_of, remove_partial_files, write_atomic
+from consensus_cli.storage.rundir import RunDir, output_dir_of
 from consensus_cli.storage.state import State
 
 _LOCK_TIMEOUT_S = 30.0

@@ -21,6 +21,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from consensus_cli.errors import UserError
+from consensus_cli.storage.atomic import remove_partial_files, write_atomic
 from consensus_cli.storage.csv_table import (
     IDENTITY,
     UNFINISHED,
@@ -31,7 +32,7 @@ from consensus_cli.storage.csv_table import (
     format_value,
     parse_table,
 )
-from consensus_cli.storage.rundir import RESULTS_NAME, remove_partial_files, row_files, write_atomic
+from consensus_cli.storage.rundir import RESULTS_NAME, row_files
 
 # fmt: off
 COLUMNS: tuple[str, ...] = (

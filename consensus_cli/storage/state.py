@@ -26,7 +26,7 @@ from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.bootstrap import RankStability, Scores
 from consensus_cli.scoring.ranking.consensus import Ranking
-from consensus_cli.storage.rundir import write_atomic
+from consensus_cli.storage.atomic import write_atomic
 
 if TYPE_CHECKING:
     from consensus_cli.experiment.steps import Steps
