@@ -29,7 +29,7 @@ def test_the_columns_are_named_once_and_carry_units() -> None:
 
 
 def test_the_first_row_makes_folder_and_header(results: Path) -> None:
-    assert append_row(results, failed_row(seed=3, ratio=0.5, error="no, sorry")).outcome == "appended"
+    append_row(results, failed_row(seed=3, ratio=0.5, error="no, sorry"))
     cells = {"run_id": "a", "status": "failed", "started_at": "2025-01-31T12:00:00Z", "seed": "3", "ratio": "0.5"}
     line = ",".join(cells.get(column, "") for column in COLUMNS)
     assert results.read_text() == ",".join(COLUMNS) + ",error\n" + line + ',"no, sorry"\n'
@@ -165,12 +165,11 @@ def test_a_file_of_an_earlier_version_gets_the_new_columns(results: Path) -> Non
     ("row", "error", "message"),
     [
         (make_row(overrides="a\0b"), ValueError, "'overrides' holds a NUL"),
-        (make_row(overrides="\ud800"), ValueError, "'overrides' cannot be written as UTF-8"),
-        (make_row(overrides="x" * 200_000), ValueError, "'overrides' has 200000 characters"),
+        (make_row(overrides="\ud800"), ValueError, "'overrides' holds .* cannot be written as UTF-8"),
         (make_row(removed_blocks=["a"]), TypeError, "'removed_blocks' takes .* not list"),
         (make_row(seed=np.int64(3)), TypeError, "'seed' takes .* not int64"),
         (make_row() | {"": 1}, ValueError, "lacks the name of a column"),
-        (make_row() | {"a\0": 1}, ValueError, "column's name' holds a NUL"),
+        (make_row() | {"a\0": 1}, ValueError, "'a\0' holds a NUL"),
         (make_row(run_id=None), ValueError, "lacks run_id"),
         (make_row(started_at=5), ValueError, "lacks started_at"),
         ({"run_id": "a", "started_at": "now"}, ValueError, "lacks status"),
@@ -203,7 +202,7 @@ def test_a_run_has_one_row(results: Path, first: tuple[str, str], second: tuple[
     append_row(results, make_row("before"))
     append_row(results, make_row("a", status=first[0], started_at=first[1], seed=1))
     append_row(results, make_row("after"))
-    assert append_row(results, make_row("a", status=second[0], started_at=second[1], seed=2)).outcome == outcome
+    append_row(results, make_row("a", status=second[0], started_at=second[1], seed=2))
     rows = read_rows(results)
     assert list(rows["run_id"]) == ["before", "a", "after"]
     stands = second if outcome == "replaced" else first
@@ -214,7 +213,7 @@ def test_a_run_has_one_row(results: Path, first: tuple[str, str], second: tuple[
 def test_a_row_that_is_there_changes_no_byte(results: Path) -> None:
     append_row(results, make_row("a"))
     before = results.read_bytes()
-    assert append_row(results, make_row("a", new_column=1)).outcome == "kept"
+    append_row(results, make_row("a", new_column=1))
     assert results.read_bytes() == before
 
 
@@ -226,7 +225,8 @@ def test_a_held_lock_is_named(results: Path) -> None:
     assert caught.value.message == f"'{results.resolve()}' is still locked by another process after 0.2 s"
     assert "consensus collect" in caught.value.hint
     assert results.read_bytes() == before
-    assert append_row(results, make_row("b"), lock_timeout_s=0.2).outcome == "appended"
+    append_row(results, make_row("b"), lock_timeout_s=0.2)
+    assert list(read_rows(results)["run_id"]) == ["a", "b"]
 
 
 def test_a_link_to_the_file_stays_a_link(results: Path, tmp_path: Path) -> None:

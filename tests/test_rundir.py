@@ -12,7 +12,8 @@ import pytest
 from helpers.results_rows import errno_with_file_limit
 
 from consensus_cli.errors import UserError
-from consensus_cli.storage.rundir import RunDir, config_hash, remove_partial_files, row_files, write_atomic
+from consensus_cli.storage.atomic import remove_partial_files, write_atomic
+from consensus_cli.storage.rundir import RunDir, config_hash, row_files
 
 NOON = datetime(2025, 1, 31, 12, 0, 5, tzinfo=UTC)
 HASH = "0123abcd" * 8
@@ -22,7 +23,7 @@ def test_a_run_directory_is_named_by_utc_time_and_hash(tmp_path: Path) -> None:
     local = NOON.astimezone(timezone(timedelta(hours=5)))
     run_dir = RunDir.create(tmp_path / "new" / "outputs", HASH, local)
     assert run_dir.path == tmp_path / "new" / "outputs" / "runs" / "20250131T120005Z-0123abcd"
-    assert run_dir.checkpoints.is_dir()
+    assert (run_dir.path / "checkpoints").is_dir()
 
 
 def test_runs_of_the_same_second_get_numbers(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_open_refuses_files_that_lead_outside(tmp_path: Path, linked: str) -> No
     run_dir = RunDir.create(tmp_path, HASH, NOON)
     run_dir.config.write_text("seed: 0\n")
     if linked == "checkpoints":
-        run_dir.checkpoints.rmdir()
+        run_dir.pruned_checkpoint.parent.rmdir()
     (run_dir.path / linked).symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match="leads out of its run directory"):
         RunDir.open(run_dir.path)

@@ -22,8 +22,9 @@ from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.errors import UserError, foreign_code, unknown_name
 from consensus_cli.experiment import checks
 from consensus_cli.models.weights import load_into, serialize
+from consensus_cli.storage.atomic import write_atomic
 from consensus_cli.storage.checkpoint import load_pruned
-from consensus_cli.storage.rundir import RunDir, write_atomic
+from consensus_cli.storage.rundir import RunDir
 
 CHECKED_IMAGES = 64
 

@@ -9,7 +9,7 @@ from consensus_cli.errors import UserError
 from consensus_cli.report import figures as static
 from consensus_cli.report.page import render
 from consensus_cli.report.source import load
-from consensus_cli.storage.rundir import write_atomic
+from consensus_cli.storage.atomic import write_atomic
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,258 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from consensus_cli.errors import unknown_name
+from consensus_cli.data.share import ALL, Share
+from consensus_cli.errors import ConfigError, unknown_name
+from consensus_cli.models.classifier import Classifier, network_of
 from consensus_cli.pruning.block import Block
-from consensus_cli.scoring import metrics
-from consensus_cli.scoring.ranking.baselines import BASELINES
-from consensus_cli.scoring.ranking.bootstrap import resampled_distances
+from consensus_cli.pruning.blocks import candidates, check_candidates, find_blocks
+from consensus_cli.scoring import metrics as of_metrics
+from consensus_cli.scoring import samples as of_samples
+from consensus_cli.scoring.ranking.baselines import BASELINES, Baseline, check_baseline
+from consensus_cli.scoring.ranking.bootstrap import rank_stability, resampled_distances
+from consensus_cli.scoring.ranking.consensus import Ranking, aggregation_of, decide
 from consensus_cli.scoring.representations import PROBE_IMAGES, AblationEngine, representation_size
 from consensus_cli.scoring.statistics.budget import Expected, candidates_per_pass, left_for_activations_gb
 from consensus_cli.scoring.statistics.moments import EXACT_SAMPLES, HOLDOUT_PERIOD, PairStatistics
 
 CONSENSUS = "consensus"
 
+#: images that the blocks are found with
+EXAMPLE_IMAGES = 2
+
 #: parts that a bootstrap draws from
 BOOTSTRAP_CHUNKS = 20
+
+
+#: told about the progress: what is being done, images done, images in all
+Report = Callable[[str, int, int], None]
+
+#: metric -> distances (c,)
+Distances = dict[str, np.ndarray]
+
+
+def rank_blocks(
+    model: nn.Module,
+    samples: of_samples.Samples | of_samples.Batches,
+    *,
+    criterion: str | Baseline = CONSENSUS,
+    metrics: str | Iterable[str] | Mapping[str, float] = "paper",
+    blocks: Sequence[Block] | None = None,
+    against: nn.Module | None = None,
+    aggregation: str = "rank_sum",
+    bootstrap: int = 0,
+    seed: int = 0,
+    removed: int = 0,
+    precision: str = "fp32",
+    memory_gb: float = 2.0,
+    share: Share = ALL,
+    tick: Callable[[], None] | None = None,
+    progress: Report | None = None,
+) -> Ranking:
+    """Ranks the residual blocks of a network by how little it would miss them, the least important first.
+
+        ranking = rank_blocks(model, loader)
+        print(ranking)                          # a table: importance and distances of every block
+        remove_blocks(model, [ranking.least_important])
+
+    The samples go through the network once, or in groups of blocks where `memory_gb` asks for that. The model is left
+    as it is: a copy of it runs, in eval mode.
+
+    Args:
+        model: any network with residual blocks, on any device.
+        samples: images as the model takes them, of whatever range, with their labels; a loader is read once and kept
+            (`Samples.of`). Some hundreds do, some for each class.
+        criterion: `consensus` (of `metrics`), the name of one metric, the name of a criterion such as `weight_norm` or
+            `random`, or a function (network, blocks, generator) -> importance (c,), the lowest goes first.
+        metrics: that vote in the consensus: `paper` for the paper's eight, a name, several, or name -> weight.
+        blocks: candidates, of `find_blocks`; those that cannot be removed are left out. None: all of the network's.
+        against: network to compare with, such as the original of a pruned one; None: the model itself.
+        aggregation: how ranks are combined, a name in `AGGREGATIONS`.
+        bootstrap: resamples of the images for the intervals in `Ranking.stability`; 0: none.
+        seed: of the resamples, and of a criterion that draws at random.
+        removed: number of blocks that have gone before: with each, a criterion that draws at random draws anew.
+        precision: of the forward pass, `fp32` or `bf16`; metrics are computed in float64.
+        memory_gb: budget in GiB for the statistics (half at most), activations and the metrics' own matrices.
+        share: this process among several that rank the same blocks, each with a part of the samples.
+        tick: called after every forward pass.
+        progress: told about the progress.
+
+    Raises:
+        UserError: a network without blocks that can be removed, an unknown name, too few samples for a metric, or
+            representations that are not finite.
+    """
+    network, labelled = network_of(model), of_samples.Samples.of(samples)
+    if blocks is None:
+        blocks = find_blocks(network, next(_prepared(model, labelled, None))[0][:EXAMPLE_IMAGES])
+        check_candidates(blocks)
+    blocks = candidates(blocks)
+    names = [block.name for block in blocks]
+    weights = {} if callable(criterion) else metrics_needed(criterion, weights_of(metrics))
+    if not weights:
+        label, importance = _by_criterion(criterion, network, blocks, seed, removed)
+        return decide(names, {label: importance}, families={label: label}, weights={label: 1.0})
+    aggregation_of(aggregation)
+    scoring = _Scoring(model, against, labelled, tuple(weights), bootstrap, seed, precision, memory_gb, tick, progress)
+    measured = scoring.measure(blocks, share)
+    families = {name: metric.family for name, metric in of_metrics.METRICS.items()}
+    ranking = decide(names, measured.distances, families=families, aggregation=aggregation, weights=weights)
+    stability = None
+    if measured.resampled:
+        stability = rank_stability(names, measured.resampled, weights=weights, aggregation=aggregation)
+    return replace(ranking, stability=stability, passes=measured.passes)
+
+
+def shard(share: Share, samples: int, chunks: int = 1) -> Tensor | None:
+    """Returns the positions ((m,) int64), of `samples`, that one of several processes takes.
+
+    Every part begins at a multiple of the period of hold-out and chunks, so that each sample falls into the same ones
+    as in a single process. None where there are too few samples for every process to get some.
+    """
+    unit = HOLDOUT_PERIOD * chunks
+    return share.part(samples, unit) if samples >= share.world * unit else None
+
+
+def weights_of(metrics: str | Iterable[str] | Mapping[str, float]) -> dict[str, float]:
+    """Returns metric -> weight for `paper`, the name of a metric, several names, or weights."""
+    if isinstance(metrics, str):
+        metrics = of_metrics.PAPER if metrics == "paper" else [metrics]
+    return dict(metrics) if isinstance(metrics, Mapping) else dict.fromkeys(metrics, 1.0)
+
+
+def _by_criterion(
+    criterion: str | Baseline, network: nn.Module, blocks: Sequence[Block], seed: int, removed: int
+) -> tuple[str, np.ndarray]:
+    """Returns what a criterion without representations is called, and the importance (c,) it gives the blocks."""
+    if isinstance(criterion, str):
+        check_baseline(criterion, network, blocks)
+        label, function = criterion, BASELINES[criterion]
+    else:
+        label, function = getattr(criterion, "__name__", "criterion"), criterion
+    drawn = int(np.random.SeedSequence([seed, removed]).generate_state(1)[0])
+    return label, function(network, blocks, np.random.default_rng(drawn))
+
+
+def _prepared(
+    model: nn.Module,
+    samples: of_samples.Samples,
+    positions: Tensor | None,
+    report: Callable[[int, int], None] = lambda *_: None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the batches on the model's device, as its network takes them, and reports how far they are."""
+    weight = next(model.parameters())
+    done, count = 0, len(samples) if positions is None else len(positions)
+    for images, labels in samples.batches(positions):
+        with torch.no_grad():
+            moved = images.to(weight.device)
+            yield model.inputs(moved) if isinstance(model, Classifier) else moved, labels.to(weight.device)
+        done += len(labels)
+        report(done, count)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """A scoring with the arguments of `rank_blocks`."""
+
+    model: nn.Module
+    against: nn.Module | None
+    samples: of_samples.Samples
+    names: tuple[str, ...]
+    bootstrap: int
+    seed: int
+    precision: str
+    memory_gb: float
+    tick: Callable[[], None] | None
+    progress: Report | None
+
+    def measure(self, blocks: Sequence[Block], share: Share) -> Measured:
+        """Computes every metric for every block, in as many passes over the samples as the budget asks for."""
+        example = next(_prepared(self.model, self.samples, None))[0][:PROBE_IMAGES]
+        features = representation_size(network_of(self.model), example)
+        expected = self._expected(features)
+        size = candidates_per_pass(expected, len(blocks), self.memory_gb)
+        groups = [blocks[start : start + size] for start in range(0, len(blocks), size)]
+        measured = []
+        for number, group in enumerate(groups, 1):
+            doing = "scoring" if len(groups) == 1 else f"scoring, pass {number} of {len(groups)}"
+            run = functools.partial(self._pass, group, example, expected, doing)
+            measured.append(self._merged(run, share))
+        distances = {name: np.concatenate([own[name] for own, _ in measured]) for name in self.names}
+        resampled = [
+            {name: np.concatenate([draws[draw][name] for _, draws in measured]) for name in self.names}
+            for draw in range(self.bootstrap)
+        ]
+        return Measured(distances, resampled, len(groups))
+
+    def _expected(self, features: int) -> Expected:
+        """Returns what the statistics will hold, having checked that every metric is defined for the samples."""
+        per_class = self.samples.labels.bincount()
+        problems = of_metrics.check_requirements(
+            self.names, samples=len(self.samples), per_class=int(per_class[per_class > 0].min()), features=features
+        )
+        if problems:
+            raise ConfigError(problems)
+        keep, chunks = of_metrics.statistics_needed(self.names), chunks_for(self.bootstrap)
+        return Expected(features, self.samples.num_classes, len(self.samples), keep, EXACT_SAMPLES, chunks)
+
+    def _merged(
+        self, run: Callable[[Tensor | None], list[PairStatistics]], share: Share
+    ) -> tuple[Distances, list[Distances]]:
+        """Returns what one pass comes to, of which every process makes its part; rank 0 computes the distances."""
+        if share.world == 1:
+            return _measure_group(run(None), self.names, self.bootstrap, self.seed)
+        mine = shard(share, len(self.samples), chunks_for(self.bootstrap))
+        if mine is None:
+            return share.lead(lambda: _measure_group(run(None), self.names, self.bootstrap, self.seed))
+
+        def combine(packed: list[bytes]) -> tuple[Distances, list[Distances]]:
+            gathered = [_unpacked(part, next(self.model.parameters()).device) for part in packed]
+            parts = [PairStatistics.combine(each, [1] * len(each)) for each in zip(*gathered, strict=True)]
+            return _measure_group(parts, self.names, self.bootstrap, self.seed)
+
+        return share.merge(lambda: _packed(run(mine)), combine)
+
+    def _pass(
+        self, group: Sequence[Block], example: Tensor, expected: Expected, doing: str, positions: Tensor | None
+    ) -> list[PairStatistics]:
+        """Runs samples through the network; returns statistics that add up to those of the group."""
+        memory_format = isinstance(self.model, Classifier) and self.model.memory_format
+        build = functools.partial(
+            AblationEngine,
+            precision=self.precision,
+            memory_gb=left_for_activations_gb(expected, len(group), self.memory_gb),
+            memory_format=memory_format or torch.channels_last,
+            tick=self.tick,
+        )
+        engine = build(network_of(self.model), group, example)
+        reference = None if self.against is None else build(network_of(self.against), (), example)
+        empty = [
+            PairStatistics(
+                len(group), expected.features, expected.num_classes, device=example.device, keep=expected.keep
+            )
+            for _ in range(expected.chunks)
+        ]
+        report = (lambda *_: None) if self.progress is None else functools.partial(self.progress, doing)
+        return collect_statistics(engine, reference, _prepared(self.model, self.samples, positions, report), empty)
+
+
+def _packed(parts: list[PairStatistics]) -> bytes:
+    written = io.BytesIO()
+    torch.save(parts, written)
+    return written.getvalue()
+
+
+def _unpacked(packed: bytes, device: torch.device) -> list[PairStatistics]:
+    # From another process of the same job; each has its own device.
+    parts: list[PairStatistics] = torch.load(io.BytesIO(packed), map_location=device, weights_only=False)
+    return parts
 
 
 def metrics_needed(criterion: str, weights: Mapping[str, float]) -> dict[str, float]:
@@ -38,11 +270,11 @@ def metrics_needed(criterion: str, weights: Mapping[str, float]) -> dict[str, fl
     """
     if criterion == CONSENSUS:
         return {name: weight for name, weight in weights.items() if weight > 0}
-    if criterion in metrics.METRICS:
+    if criterion in of_metrics.METRICS:
         return {criterion: 1.0}
     if criterion in BASELINES:
         return {}
-    raise unknown_name("criterion", criterion, [CONSENSUS, *metrics.METRICS, *BASELINES])
+    raise unknown_name("criterion", criterion, [CONSENSUS, *of_metrics.METRICS, *BASELINES])
 
 
 @dataclass(frozen=True)
@@ -128,7 +360,7 @@ def plan_passes(
         tick: called after every forward pass.
     """
     example = next(iter(samples(1, 1)))[0][:PROBE_IMAGES]
-    keep = metrics.statistics_needed(names)
+    keep = of_metrics.statistics_needed(names)
     features = representation_size(network, example)
     chunks = chunks_for(resamples)
     expected = Expected(features, num_classes, sample_count, keep, EXACT_SAMPLES, chunks)
@@ -160,8 +392,8 @@ def _measure_group(
     parts: list[PairStatistics], names: Sequence[str], resamples: int, seed: int
 ) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     if not resamples:
-        return metrics.compute(names, parts[0]), []
-    distances = metrics.compute(names, PairStatistics.combine(parts, [1] * len(parts)))
+        return of_metrics.compute(names, parts[0]), []
+    distances = of_metrics.compute(names, PairStatistics.combine(parts, [1] * len(parts)))
     return distances, resampled_distances(parts, names, resamples=resamples, seed=seed)
 
 

@@ -14,7 +14,8 @@ from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.weights import load_into, read_state_dict, serialize
 from consensus_cli.pruning.surgery import remove_blocks
-from consensus_cli.storage.rundir import RunDir, write_atomic
+from consensus_cli.storage.atomic import write_atomic
+from consensus_cli.storage.rundir import RunDir
 
 FORMAT = 1
 

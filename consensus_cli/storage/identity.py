@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 
 from consensus_cli.errors import UserError
-from consensus_cli.storage.rundir import RunDir, run_dirs, write_atomic
+from consensus_cli.storage.atomic import write_atomic
+from consensus_cli.storage.rundir import RunDir, run_dirs
 
 
 @dataclass(frozen=True)

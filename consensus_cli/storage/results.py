@@ -1,18 +1,19 @@
 """The results file: one row per run, written by many processes, some of which die, and read back without loss.
 
-A writer holds a lock beside the file, appends one line and flushes it to disk. Everything else that changes the file
-(a wider header, a damaged line set aside, a row that replaces an earlier one) is a rewrite that happens whole or not
-at all. Rows that stand keep their bytes.
+A writer takes the lock beside the file, reads the file, and replaces it by one with its row as a whole or not at all.
+A line that is not a whole row, as a hand or another program may leave, goes to `<name>.rejected` and takes no other
+row along. CSV as in RFC 4180, UTF-8; a byte-order mark and CRLF, as spreadsheets write them, are read too.
 """
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
 import json
 import logging
-import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +22,8 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from consensus_cli.errors import UserError
-from consensus_cli.storage.csv_table import (
-    IDENTITY,
-    UNFINISHED,
-    Outcome,
-    Table,
-    check_text,
-    encode_row,
-    format_value,
-    parse_table,
-)
-from consensus_cli.storage.rundir import RESULTS_NAME, remove_partial_files, row_files, write_atomic
+from consensus_cli.storage.atomic import remove_partial_files, try_writing, write_atomic
+from consensus_cli.storage.rundir import RESULTS_NAME, row_files
 
 # fmt: off
 COLUMNS: tuple[str, ...] = (
@@ -59,25 +51,16 @@ _TEXT_COLUMNS = frozenset({
     "ratio_unit", "removed_blocks", "macs_uncounted", "energy_source", "country", "run_dir", "error",
 })
 # fmt: on
-_INTEGER = re.compile(r"-?[0-9]+")
-_FLOAT = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|inf)|nan")
-_BOOLEANS = {"True": True, "False": False}
+_IDENTITY = ("run_id", "status", "started_at")
+UNFINISHED = frozenset({"failed", "interrupted"})
+
+#: one record with its line end, where its quotes are balanced
+_RECORD = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
+
+#: the values of a row as text, by column
+Cells = dict[str, str]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Appended:
-    """What became of a row.
-
-    Attributes:
-        outcome: "appended"; "replaced" where it took the place of an earlier row with its `run_id`; "kept" where that
-            earlier row stands, because it is of a finished run.
-        rejected: number of damaged lines that were moved to `<name>.rejected`.
-    """
-
-    outcome: Outcome
-    rejected: int
 
 
 @dataclass(frozen=True)
@@ -89,8 +72,10 @@ class Collected:
     problems: tuple[str, ...]
 
 
-def append_row(path: Path, row: Mapping[str, object], *, lock_timeout_s: float = 30.0) -> Appended:
+def append_row(path: Path, row: Mapping[str, object], *, lock_timeout_s: float = 30.0) -> None:
     """Writes one row to the results file; when this returns, the row is on the disk.
+
+    A finished run is recorded once: another row of it changes nothing. The row of an unfinished run is replaced.
 
     Args:
         path: the CSV file; made with its folder where absent.
@@ -100,7 +85,7 @@ def append_row(path: Path, row: Mapping[str, object], *, lock_timeout_s: float =
 
     Raises:
         ValueError: a column is missing, or a text cannot be written as CSV.
-        TypeError: a value is no str, int, float, bool or None.
+        TypeError: a value is not a str, int, float, bool or None.
         UserError: the file is not a results file, or stays locked.
         OSError: the file cannot be written, such as on a full disk; what it held is intact.
     """
@@ -111,58 +96,50 @@ def append_row(path: Path, row: Mapping[str, object], *, lock_timeout_s: float =
     file = path.resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     with _locked(file, lock_timeout_s):
-        _, table = _load(file)
-        widened = table.widen([*COLUMNS, *cells])
-        record = table.record(cells)
-        outcome = table.put(record)
-        _set_aside(file, table.damaged)
-        if outcome == "replaced" or table.damaged or (outcome == "appended" and widened):
-            write_atomic(file, table.render())
-        elif outcome == "appended":
-            _append_bytes(file, record.raw)
-    if outcome != "appended":
-        _log.info("run %s is already in '%s': %s", row["run_id"], path, outcome)
-    return Appended(outcome, len(table.damaged))
+        header, rows, damaged = _read(file)
+        _replace(file, header, _merged([*rows, cells]), damaged)
 
 
-def read_rows(path: Path) -> pd.DataFrame:
+def read_rows(path: Path, on_damage: Callable[[str], None] = _log.warning) -> pd.DataFrame:
     """Reads the results file: numbers as numbers, NaN for empty cells.
 
-    A damaged line, or one that is just being written, is left out with a warning; a file that is missing or empty has
-    no rows. Integers are exact up to 2^53 in a column that has empty cells.
+    A file that is missing or empty has no rows. Integers are exact up to 2^53 in a column that has empty cells.
+
+    Args:
+        path: the file.
+        on_damage: called with one sentence where damaged lines are left out.
 
     Raises:
         UserError: the file is not a results file.
     """
-    _, table = _load(path)
-    if table.damaged:
-        _log.warning("left %d unfinished or damaged lines of '%s' out", len(table.damaged), path)
-    header = table.header or COLUMNS
-    return pd.DataFrame({name: _typed(name, table.column(name) if table.header else []) for name in header})
+    header, rows, damaged = _read(path)
+    if damaged:
+        on_damage(f"{len(damaged)} unfinished or damaged lines of '{path}' are left out.")
+    header = header or list(COLUMNS)
+    return pd.read_csv(
+        io.BytesIO(_encode(header, rows)),
+        dtype=dict.fromkeys(_TEXT_COLUMNS.intersection(header), "str"),
+        keep_default_na=False,
+        na_values={name: [""] if name in _TEXT_COLUMNS else ["", "nan"] for name in header},
+        float_precision="round_trip",
+    )
 
 
 def check_writable(path: Path) -> list[UserError]:
     """Returns what would keep a row from being written to `path`; makes no folder and leaves every file as it is."""
-    hint = "choose another folder with output_dir=PATH"
     try:
         folder = _nearest_folder(path.absolute().parent)
-        # The superuser passes every permission bit, so only an attempt tells.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-") as probe:
-            probe.write(encode_row(COLUMNS))
-            probe.flush()
-            os.fsync(probe.fileno())
-        if path.exists():
-            with path.open("r+b"):
-                _load(path)
+        try_writing(path if folder == path.absolute().parent else folder / path.name)
+        _read(path)
     except UserError as error:
         return [error]
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        return [UserError(f"cannot write results to '{path}': {reason}", hint)]
+        return [UserError(f"cannot write results to '{path}': {reason}", "choose another folder with output_dir=PATH")]
     return []
 
 
-def collect(output_dir: Path, *, lock_timeout_s: float = 30.0) -> Collected:
+def collect(output_dir: Path) -> Collected:
     """Brings `results.csv` in line with the run directories below `output_dir`, copied there from any machine.
 
     Rows of the file whose run directory is gone stay. Each run has one row; rows are ordered by start. A second call
@@ -175,48 +152,65 @@ def collect(output_dir: Path, *, lock_timeout_s: float = 30.0) -> Collected:
     if not output_dir.is_dir():
         raise UserError(f"there is no folder '{output_dir}'", "give the folder that holds runs/")
     file = (output_dir / RESULTS_NAME).resolve()
-    with _locked(file, lock_timeout_s):
-        data, table = _load(file)
-        rows, problems = _rows_of_runs(output_dir)
-        if data or rows:
-            table.widen(COLUMNS)
-        changed = 0
-        for cells in rows:
-            table.widen(cells)
-            changed += table.put(table.record(cells)) != "kept"
-        merged = table.merged()
-        _set_aside(file, table.damaged)
-        if merged.header and merged.render() != data:
-            write_atomic(file, merged.render())
+    with _locked(file, 30.0):
+        header, rows, damaged = _read(file)
+        found, problems = _rows_of_runs(output_dir)
+        merged = sorted(_merged([*rows, *found]), key=lambda cells: (cells["started_at"], cells["run_id"]))
+        _replace(file, header, merged, damaged)
     for problem in problems:
         _log.warning("not collected: %s", problem)
-    return Collected(len(merged.records), changed, tuple(problems))
+    changed = sum(any(cells is new for new in found) for cells in merged)
+    return Collected(len(merged), changed, tuple(problems))
 
 
-def _cells(row: Mapping[str, object]) -> dict[str, str]:
-    """Checks a row and returns its values as text."""
-    for column in row:
-        check_text("a column's name", column)
-    cells = {column: format_value(column, value) for column, value in row.items()}
-    lacking = [column for column in IDENTITY if not isinstance(row.get(column), str) or not row[column]]
+def _cells(row: Mapping[str, object]) -> Cells:
+    """Checks a row and returns its values as text, from which they can be read back exactly; None is empty."""
+    cells = {}
+    for column, value in row.items():
+        if not isinstance(value, str | int | float | None):
+            raise TypeError(f"column '{column}' takes str, int, float, bool or None, not {type(value).__name__}")
+        # Of NumPy's floats and enumerations, too, which print themselves otherwise with repr.
+        cells[column] = "" if value is None else str(value)
+        for text in (column, cells[column]):
+            if "\0" in text or text.encode(errors="replace").decode() != text:
+                raise ValueError(f"'{column}' holds a NUL or other characters that cannot be written as UTF-8")
+    lacking = [column for column in _IDENTITY if not isinstance(row.get(column), str) or not row[column]]
     if lacking or "" in cells:
         raise ValueError(f"the row lacks {', '.join(lacking) or 'the name of a column'}")
     return cells
 
 
-def _rows_of_runs(output_dir: Path) -> tuple[list[dict[str, str]], list[str]]:
+def _rows_of_runs(output_dir: Path) -> tuple[list[Cells], list[str]]:
     """Reads the row of every run directory; a file with several rows holds a list of them."""
-    rows: list[dict[str, str]] = []
+    rows: list[Cells] = []
     problems: list[str] = []
     for file in row_files(output_dir):
         try:
             content = json.loads(file.read_bytes())
-            found = [_cells(row) for row in (content if isinstance(content, list) else [content])]
+            rows += [_cells(row) for row in (content if isinstance(content, list) else [content])]
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             problems.append(f"'{file}': {error}")
-        else:
-            rows += found
     return rows, problems
+
+
+def _merged(rows: Iterable[Cells]) -> list[Cells]:
+    """Returns one row for each run, at the place of its first.
+
+    Of two rows of a run a finished one stands before an unfinished one, and the one that started later before the
+    earlier one; an unfinished one is brought up to date.
+    """
+    standing: dict[str, Cells] = {}
+    for new in rows:
+        old = standing.setdefault(new["run_id"], new)
+        new_rank, old_rank = ((cells["status"] not in UNFINISHED, cells["started_at"]) for cells in (new, old))
+        updated = new_rank == old_rank and not new_rank[0] and _filled(new) != _filled(old)
+        if new_rank > old_rank or updated:
+            standing[new["run_id"]] = new
+    return list(standing.values())
+
+
+def _filled(cells: Cells) -> Cells:
+    return {column: text for column, text in cells.items() if text}
 
 
 @contextmanager
@@ -247,47 +241,61 @@ def _nearest_folder(folder: Path) -> Path:
     return folder
 
 
-def _load(file: Path) -> tuple[bytes, Table]:
-    data = file.read_bytes() if file.exists() else b""
+def _read(file: Path) -> tuple[list[str], list[Cells], list[bytes]]:
+    """Returns the header, the rows and the damaged lines of a results file, nothing where there is none.
+
+    A row that lacks its line end is damaged even if its fields are complete: its last value may have been cut.
+    """
+    data = file.read_bytes().removeprefix(codecs.BOM_UTF8) if file.exists() else b""
+    header: list[str] = []
+    rows: list[Cells] = []
+    damaged: list[bytes] = []
+    position = 0
+    while position < len(data):
+        record = _RECORD.match(data, position)
+        values = _fields(record.group()) if record else None
+        if not header:
+            if not values or not all(values) or len({*values}) < len(values) or not {*_IDENTITY} <= {*values}:
+                raise UserError(
+                    f"'{file}' is not a results file: the first line is not the header of a results file",
+                    "name a results.csv, or where a run is to write one, another output_dir",
+                )
+            header = values
+        elif values and len(values) == len(header) and values != header:
+            rows.append(dict(zip(header, values, strict=True)))
+        elif values != []:
+            # Only this line is given up: an unbalanced quote must not take all rows below it along.
+            record = re.compile(rb"[^\n]*\n?").match(data, position)
+            damaged.append(record.group() if record else b"")
+        position = record.end() if record else len(data)
+    return header, rows, damaged
+
+
+def _fields(record: bytes) -> list[str] | None:
+    """Returns the fields of one record, none of an empty line; None if it is malformed."""
     try:
-        return data, parse_table(data)
-    except ValueError as error:
-        raise UserError(
-            f"'{file}' is not a results file: {error}",
-            "name a results.csv, or where a run is to write one, another output_dir",
-        ) from error
+        return next(csv.reader([record.decode()], strict=True))
+    except (csv.Error, UnicodeDecodeError):
+        return None
 
 
-def _set_aside(file: Path, damaged: list[bytes]) -> None:
+def _replace(file: Path, header: Sequence[str], rows: Sequence[Cells], damaged: Sequence[bytes]) -> None:
+    """Replaces the file where that changes it; sets its damaged lines aside before."""
     if damaged:
         rejected = file.with_name(f"{file.name}.rejected")
-        _append_bytes(rejected, b"".join(line.removesuffix(b"\n") + b"\n" for line in damaged))
+        earlier = rejected.read_bytes() if rejected.exists() else b""
+        write_atomic(rejected, earlier + b"".join(line.removesuffix(b"\n") + b"\n" for line in damaged))
         _log.warning("moved %d damaged lines of '%s' to '%s'", len(damaged), file, rejected)
+    content = _encode(list(dict.fromkeys([*header, *COLUMNS, *(column for cells in rows for column in cells)])), rows)
+    if (header or rows) and (not file.exists() or file.read_bytes() != content):
+        write_atomic(file, content)
 
 
-def _append_bytes(file: Path, data: bytes) -> None:
-    """Appends all of `data` and flushes it to the disk, or leaves the file as it was."""
-    with file.open("ab", buffering=0) as out:
-        size_bytes = out.seek(0, os.SEEK_END)
-        try:
-            written_bytes = 0
-            while written_bytes < len(data):
-                written_bytes += out.write(data[written_bytes:])
-            os.fsync(out.fileno())
-        except BaseException:
-            out.truncate(size_bytes)
-            raise
-
-
-def _typed(name: str, texts: list[str]) -> pd.Series:
-    """Returns a column as the narrowest type that all of its texts have, NaN where empty."""
-    filled = [text for text in texts if text]
-    if name in _TEXT_COLUMNS:
-        return pd.Series([text or None for text in texts], dtype="str")
-    if all(_INTEGER.fullmatch(text) for text in filled):
-        return pd.Series([int(text) if text else None for text in texts], dtype=None if filled else "float64")
-    if all(_FLOAT.fullmatch(text) for text in filled):
-        return pd.Series([float(text or "nan") for text in texts], dtype="float64")
-    if all(text in _BOOLEANS for text in filled):
-        return pd.Series([_BOOLEANS.get(text) for text in texts])
-    return pd.Series([text or None for text in texts], dtype="str")
+def _encode(header: Sequence[str], rows: Iterable[Cells]) -> bytes:
+    lines = []
+    for values in (header, *([cells.get(column, "") for column in header] for cells in rows)):
+        line = io.StringIO()
+        # Before Python 3.13 the writer quotes a carriage return only where it belongs to the line end.
+        csv.writer(line, lineterminator="\r\n").writerow(values)
+        lines.append(line.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines).encode()

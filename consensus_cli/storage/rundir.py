@@ -1,4 +1,4 @@
-"""The run directory: the name of every file in it, and how to write them so that no killed run leaves half of one."""
+"""The run directory: the name of every file in it, and the hash that names it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import copy
 import hashlib
 import itertools
 import json
-import os
 import re
-import secrets
-import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from consensus_cli.errors import UserError
+from consensus_cli.storage.atomic import write_atomic
 
 RESULTS_NAME = "results.csv"
 _RUNS = "runs"
 _ROW = "row.json"
 _HASH = re.compile(r"[0-9a-f]{8,}")
-_PARTIAL_SUFFIX = ".part"
+
+
+class _Inside:
+    """The path of a file in a run directory."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run_dir: RunDir, _owner: type[RunDir]) -> Path:
+        return run_dir.path / self.name
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,33 @@ class RunDir:
 
     path: Path
 
+    #: which run this is (JSON): hashes of its configuration and of what it reads, where, when and how it began
+    identity = _Inside("identity.json")
+    #: the resolved configuration (YAML)
+    config = _Inside("config.yaml")
+    #: the scores of every removal (CSV: step, block, metric, distance, rank, sum)
+    scores = _Inside("scores.csv")
+    #: the log, plain text
+    log = _Inside("run.log")
+    #: the row of `results.csv` as JSON, from which `collect` rebuilds that file
+    row = _Inside(_ROW)
+    #: the final table original / pruned / change (Markdown)
+    summary = _Inside("summary.md")
+    #: held by the process that works on the run
+    lock = _Inside(".lock")
+    #: what an unfinished run needs to continue after its last finished removal (safetensors); deleted at the end
+    state = _Inside("checkpoints/state.safetensors")
+    #: the original network (safetensors)
+    baseline_checkpoint = _Inside("checkpoints/baseline.safetensors")
+    #: the pruned, fine-tuned network (safetensors)
+    pruned_checkpoint = _Inside("checkpoints/pruned.safetensors")
+    #: how to rebuild the pruned network that `pruned_checkpoint` fits (JSON)
+    pruned_structure = _Inside("checkpoints/pruned.json")
+    #: every measure of the pruned network in percent of the original's (SVG)
+    comparison_figure = _Inside("comparison.svg")
+    #: the order in which the blocks went (SVG)
+    removal_figure = _Inside("removal.svg")
+
     @classmethod
     def create(cls, output_dir: Path, run_hash: str, now: datetime) -> RunDir:
         """Makes a new run directory that no other process has, even one started in the same second.
@@ -49,7 +83,7 @@ class RunDir:
             now: the start of the run, with its time zone.
 
         Raises:
-            ValueError: `run_hash` is no hash, or `now` has no time zone.
+            ValueError: `run_hash` is not a hash, or `now` has no time zone.
             OSError: the directory cannot be made.
         """
         if not _HASH.fullmatch(run_hash):
@@ -67,7 +101,7 @@ class RunDir:
                 continue
             break
         run_dir = cls(path)
-        run_dir.checkpoints.mkdir()
+        run_dir.make()
         return run_dir
 
     @classmethod
@@ -89,81 +123,9 @@ class RunDir:
                 raise UserError(f"'{file}' leads out of its run directory", "replace the link by a copy of the file")
         return run_dir
 
-    def files(self) -> Iterator[Path]:
-        """Yields every path that a run may write in its directory, whether it exists or not."""
-        yield from (self.identity, self.config, self.scores, self.log, self.row, self.summary, self.lock)
-        yield from (self.state, self.baseline_checkpoint, self.pruned_checkpoint, self.pruned_structure)
-        yield from (self.comparison_figure, self.removal_figure)
-
-    @property
-    def identity(self) -> Path:
-        """Which run this is (JSON): hashes of its configuration and of what it reads, where, when and how it began."""
-        return self.path / "identity.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that works on the run."""
-        return self.path / ".lock"
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration (YAML)."""
-        return self.path / "config.yaml"
-
-    @property
-    def scores(self) -> Path:
-        """The scores of every step (CSV: step, block, metric, distance, rank, sum)."""
-        return self.path / "scores.csv"
-
-    @property
-    def log(self) -> Path:
-        """The log, plain text."""
-        return self.path / "run.log"
-
-    @property
-    def row(self) -> Path:
-        """The row of `results.csv` as JSON, from which `collect` rebuilds that file."""
-        return self.path / _ROW
-
-    @property
-    def state(self) -> Path:
-        """What an unfinished run needs to continue at its last finished step (safetensors); gone when it is done."""
-        return self.checkpoints / "state.safetensors"
-
-    @property
-    def summary(self) -> Path:
-        """The final table baseline / pruned / change (Markdown)."""
-        return self.path / "summary.md"
-
-    @property
-    def comparison_figure(self) -> Path:
-        """Every measure of the pruned network in percent of the baseline's (SVG)."""
-        return self.path / "comparison.svg"
-
-    @property
-    def removal_figure(self) -> Path:
-        """The order in which the blocks went (SVG)."""
-        return self.path / "removal.svg"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def baseline_checkpoint(self) -> Path:
-        """The network before pruning (safetensors)."""
-        return self.checkpoints / "baseline.safetensors"
-
-    @property
-    def pruned_checkpoint(self) -> Path:
-        """The pruned, fine-tuned network (safetensors)."""
-        return self.checkpoints / "pruned.safetensors"
-
-    @property
-    def pruned_structure(self) -> Path:
-        """How to rebuild the pruned network that `pruned_checkpoint` fits (JSON)."""
-        return self.checkpoints / "pruned.json"
+    def files(self) -> list[Path]:
+        """Returns every path that a run may write in its directory, whether it exists or not."""
+        return [self.path / file.name for file in vars(RunDir).values() if isinstance(file, _Inside)]
 
     def sibling(self, run_hash: str) -> RunDir:
         """Returns the directory beside this one for another row of the same run.
@@ -179,8 +141,8 @@ class RunDir:
         return RunDir(self.path.with_name(f"{stamp}-{run_hash[:8]}-of-{rest}"))
 
     def make(self) -> None:
-        """Makes the directory if it is not there."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        """Makes the directory, and in it that of the checkpoints, if they are not there."""
+        self.pruned_checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     def read_row(self) -> dict[str, Any] | None:
         """Returns the row of this run; None where there is none yet, or where the file holds something else."""
@@ -219,48 +181,13 @@ def output_dir_of(run_dir: RunDir) -> Path:
     return runs.parent
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Writes a whole file or nothing: readers see the earlier content or the new one, also after a power cut.
-
-    The data goes to a temporary file in the same folder, which is flushed to disk and renamed over `path`. An existing
-    file keeps its permissions.
-
-    Raises:
-        OSError: the file cannot be written, such as on a full disk; the earlier file is intact and no part is left.
-    """
-    content = data.encode() if isinstance(data, str) else data
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL_SUFFIX}")
-    try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            if path.exists():
-                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _fsync_directory(path.parent)
-
-
-def remove_partial_files(path: Path) -> None:
-    """Removes what killed calls of `write_atomic(path, ...)` left; the caller must be the only writer of `path`."""
-    for file in path.parent.iterdir():
-        if file.name.startswith(f".{path.name}.") and file.name.endswith(_PARTIAL_SUFFIX):
-            file.unlink(missing_ok=True)
-
-
 def config_hash(config: Mapping[str, Any], exclude: Iterable[str] = ()) -> str:
-    """Returns a hash of a configuration that is the same in every process and does not depend on the order of keys.
+    """Returns a hash (SHA-256, 64 hex digits) of a configuration, whatever the order of its keys.
 
     Args:
         config: a plain nested mapping of str, int, float, bool, None and lists. `1` and `1.0` differ, so let the
             schema set the types first.
         exclude: dotted keys that do not change the result, such as `output_dir` or `evaluate.threads`.
-
-    Returns:
-        64 lower-case hex digits (SHA-256).
 
     Raises:
         KeyError: an excluded key is not in `config`, which would change every hash unnoticed.
@@ -275,12 +202,3 @@ def config_hash(config: Mapping[str, Any], exclude: Iterable[str] = ()) -> str:
         del node[last]
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _fsync_directory(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -65,7 +65,7 @@ def test_unknown_metric_is_told_with_the_nearest():
 
 def requirements(names, samples_per_class, num_classes, features=None):
     problems = check_requirements(
-        names, samples_per_class=samples_per_class, num_classes=num_classes, features=features
+        names, samples=samples_per_class * num_classes, per_class=samples_per_class, features=features
     )
     assert all(problem.hint for problem in problems)
     return [problem.message for problem in problems]

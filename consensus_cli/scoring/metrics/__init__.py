@@ -35,6 +35,17 @@ METRICS: dict[str, Metric] = {
         BURES,
     )
 }
+#: those of the consensus paper (arXiv 2411.14345)
+PAPER = (
+    "cka",
+    "linear_alpha0",
+    "linear_alpha1",
+    "permutation",
+    "gaussian_alpha0",
+    "gaussian_alpha1",
+    "gaussian_alpha2",
+    "wasserstein",
+)
 FAMILIES: dict[str, str] = {name: metric.family for name, metric in METRICS.items()}
 
 
@@ -55,17 +66,17 @@ def statistics_needed(names: Sequence[str]) -> frozenset[str]:
     return frozenset().union(*(get(name).needs for name in names))
 
 
-def check_requirements(
-    names: Sequence[str], *, samples_per_class: int, num_classes: int, features: int | None
-) -> list[UserError]:
-    """Returns one error per metric that is not defined for so few samples; `features` is None where not yet known."""
-    samples = samples_per_class * num_classes
+def check_requirements(names: Sequence[str], *, samples: int, per_class: int, features: int | None) -> list[UserError]:
+    """Returns one error per metric that is not defined for so few samples, `per_class` in the smallest class.
+
+    `features` is None where they are not known yet.
+    """
     fit_rows = samples - samples // HOLDOUT_PERIOD
     problems = []
     for name in names:
         metric = get(name)
-        if samples_per_class < metric.min_samples_per_class:
-            needed, got = f"{metric.min_samples_per_class} samples per class", f"{samples_per_class}"
+        if per_class < metric.min_samples_per_class:
+            needed, got = f"{metric.min_samples_per_class} samples per class", f"{per_class}"
         elif samples < metric.min_samples:
             needed, got = f"{metric.min_samples} samples", f"{samples}"
         elif features is not None and metric.fit_rows_cover_features and fit_rows < features:

@@ -8,27 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from consensus_cli.scoring.metrics import FAMILIES, compute
-from consensus_cli.scoring.ranking.consensus import Ranking, decide
+from consensus_cli.scoring.ranking.consensus import Ranking, RankStability, decide
 from consensus_cli.scoring.statistics.moments import PairStatistics
 
 INTERVAL_PERCENT = (2.5, 97.5)
-
-
-@dataclass(frozen=True)
-class RankStability:
-    """Where resamples put each of c blocks in the order of removal; every array follows the blocks.
-
-    Attributes:
-        low: (c,) lower end of the 95 % percentile interval of the position, 1 = removed first.
-        high: (c,) its upper end.
-        least_share: (c,) share of the resamples, in [0, 1], in which the block is the least important; sums to 1.
-        resamples: number of resamples.
-    """
-
-    low: np.ndarray
-    high: np.ndarray
-    least_share: np.ndarray
-    resamples: int
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,25 @@ Aggregation = Callable[[Mapping[str, np.ndarray], Mapping[str, float], Mapping[s
 
 
 @dataclass(frozen=True)
+class RankStability:
+    """Where resamples put each of c blocks in the order of removal; every array follows the blocks.
+
+    Attributes:
+        low: (c,) lower end of the 95 % percentile interval of the position, 1 = removed first.
+        high: (c,) its upper end.
+        least_share: (c,) share of the resamples, in [0, 1], in which the block is the least important; sums to 1.
+        resamples: number of resamples.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    least_share: np.ndarray
+    resamples: int
+
+
+@dataclass(frozen=True)
 class Ranking:
-    """What the metrics said about c candidate blocks and the order that follows.
+    """What the metrics, or a criterion, measured of c candidate blocks and the order that follows; prints as a table.
 
     Every array follows `blocks`; only `order` holds positions in it.
 
@@ -32,6 +49,8 @@ class Ranking:
         ranks: metric -> (c,) rank of the distance, 1 = least important.
         importance: (c,) aggregate of the ranks; lower = less important.
         order: (c,) indices into `blocks`, least important first.
+        stability: where resamples of the images put each block; None without a bootstrap.
+        passes: passes over the images that it took.
     """
 
     blocks: tuple[str, ...]
@@ -39,11 +58,21 @@ class Ranking:
     ranks: dict[str, np.ndarray]
     importance: np.ndarray
     order: np.ndarray
+    stability: RankStability | None = None
+    passes: int = 0
 
     @property
     def least_important(self) -> str:
         """The block to remove first."""
         return self.blocks[self.order[0]]
+
+    def __str__(self) -> str:
+        """Returns a table, the least important block first: importance, its place in resamples, distances."""
+        columns = {"importance": self.importance}
+        if self.stability is not None:
+            columns |= {"place_low": self.stability.low, "place_high": self.stability.high}
+        table = pd.DataFrame(columns | self.distances, index=pd.Index(self.blocks, name="block"))
+        return table.iloc[self.order].to_string(float_format=lambda value: f"{value:.4g}")
 
 
 def rank(distances: np.ndarray) -> np.ndarray:
@@ -125,6 +154,13 @@ AGGREGATIONS: dict[str, Aggregation] = {
 }
 
 
+def aggregation_of(name: str) -> Aggregation:
+    """Returns the aggregation of a name. Raises UserError, with the valid names, where there is none."""
+    if name not in AGGREGATIONS:
+        raise unknown_name("aggregation", name, AGGREGATIONS)
+    return AGGREGATIONS[name]
+
+
 def decide(
     blocks: Sequence[str],
     distances: Mapping[str, np.ndarray],
@@ -149,14 +185,13 @@ def decide(
         UserError: unknown aggregation or metric, a negative weight, or weights that leave no metric.
         ValueError: distances that are not finite or not one per block.
     """
-    if aggregation not in AGGREGATIONS:
-        raise unknown_name("aggregation", aggregation, AGGREGATIONS)
+    combine = aggregation_of(aggregation)
     weights = _complete_weights(weights, distances)
     for name, values in distances.items():
         if np.shape(values) != (len(blocks),):
             raise ValueError(f"metric '{name}' has distances of shape {np.shape(values)} for {len(blocks)} blocks")
     ranks = {name: rank(values) for name, values in distances.items()}
-    importance = AGGREGATIONS[aggregation](ranks, weights, families)
+    importance = combine(ranks, weights, families)
     scaled = np.average([_scaled(distances[name]) for name in ranks], axis=0, weights=[weights[name] for name in ranks])
     # Rounded, because sums of the same ranks in another order of decimal weights differ in their last bits.
     order = np.lexsort((np.arange(len(blocks)), scaled, importance.round(9)))
