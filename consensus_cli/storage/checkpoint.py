@@ -22,12 +22,12 @@ FORMAT = 1
 
 
 def save_baseline(run_dir: RunDir, original: Classifier) -> None:
-    """Writes the unpruned network (safetensors) into a run directory."""
+    """Writes the original network (safetensors) into a run directory."""
     write_atomic(run_dir.baseline_checkpoint, serialize(original.network, {}))
 
 
 def load_baseline(run_dir: RunDir, fresh: Classifier) -> Classifier:
-    """Returns a copy of `fresh`, the unpruned network, with the weights that a run has saved.
+    """Returns a copy of `fresh`, the original network, with the weights that a run has saved.
 
     Raises:
         UserError: the file is missing, damaged, or of another network.
@@ -45,9 +45,9 @@ def save_pruned(
     Args:
         run_dir: where to.
         pruned: the network.
-        spec: how the unpruned one was built.
-        removed: names of the blocks that are gone.
-        classes: names of the classes; the position is the label, and the logit.
+        spec: how the original was built.
+        removed: names of the removed blocks.
+        classes: names of the classes in the order of the logits.
     """
     write_atomic(run_dir.pruned_checkpoint, serialize(pruned.network, {"removed_blocks": ";".join(removed)}))
     structure = {"format": FORMAT, "model": asdict(spec), "removed_blocks": list(removed), "classes": list(classes)}
@@ -93,5 +93,5 @@ def _read_structure(path: Path) -> tuple[zoo.ModelSpec, list[str], tuple[str, ..
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"'{path}' does not say how to rebuild the network: {error}",
-            "did the run come to its final fine-tuning? its log tells",
+            "the run may have stopped before its final fine-tuning; check run.log",
         ) from error
