@@ -17,7 +17,7 @@ from consensus_cli.experiment.measuring import IDLE_WINDOWS
 from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning.block import Block
-from consensus_cli.pruning.costs import block_costs
+from consensus_cli.pruning.schedule import block_costs
 from consensus_cli.report.measures import changes
 from consensus_cli.report.source import complete
 from consensus_cli.scoring.ranking.bootstrap import Scores

@@ -25,9 +25,8 @@ from consensus_cli.experiment.threads import ThreadWatch
 from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.macs import MacCount, count_macs
-from consensus_cli.pruning import schedule
 from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
-from consensus_cli.pruning.costs import block_costs
+from consensus_cli.pruning.schedule import Schedule
 from consensus_cli.scoring import metrics
 from consensus_cli.scoring.ranking.baselines import check_baseline
 from consensus_cli.scoring.representations import representation_size
@@ -97,7 +96,13 @@ class Prepared:
     @functools.cached_property
     def target_blocks(self) -> int:
         """How many blocks go in all where `prune.unit` is `blocks`."""
-        return schedule.blocks_to_remove(self.config.ratios[-1], self.candidates)
+        return self.schedule(self.config.ratios[-1]).target_blocks
+
+    def schedule(self, ratio: float) -> Schedule:
+        """Returns how the blocks go, until a ratio is reached."""
+        prune = self.config.prune
+        macs = self.macs if prune.unit == "macs" else None
+        return Schedule(self.blocks, ratio, prune.unit, prune.step, prune.min_blocks_per_stage, macs)
 
     def example(self) -> Tensor:
         """Returns two test images as the network takes them."""
@@ -292,12 +297,11 @@ def _check_fit(prepared: Prepared) -> None:
     network, candidates = prepared.fresh.network, [block for block in prepared.blocks if block.removable]
     problems = metrics.check_requirements(
         list(prepared.votes),
-        samples_per_class=config.metrics.samples_per_class,
-        num_classes=len(prepared.images.classes),
+        samples=config.metrics.samples_per_class * len(prepared.images.classes),
+        per_class=config.metrics.samples_per_class,
         features=representation_size(network, prepared.example(), candidates) if prepared.votes else 0,
     )
-    check_ratio: Callable[[Prepared], Any] = _check_blocks if config.prune.unit == "blocks" else _check_macs
-    checks = [functools.partial(check_ratio, prepared)]
+    checks: list[Callable[[], Any]] = [functools.partial(_check_schedules, prepared)]
     shape, classes = prepared.images.test.image_shape, len(prepared.images.classes)
     checks += [functools.partial(archive.check_fits, shape, classes) for archive in prepared.shift.values()]
     attacks = [Attack(**asdict(attack)) for attack in config.attacks.suite.values()]
@@ -312,25 +316,6 @@ def _check_fit(prepared: Prepared) -> None:
         raise ConfigError(problems)
 
 
-def _check_blocks(prepared: Prepared) -> None:
-    config = prepared.config
-    for ratio in config.ratios:
-        schedule.check_enough_blocks(ratio, prepared.blocks, config.prune.min_blocks_per_stage)
-
-
-def _check_macs(prepared: Prepared) -> None:
-    config = prepared.config
-    if prepared.macs_base == 0:
-        left_out = f" (they leave out {', '.join(prepared.macs.uncounted)})" if prepared.macs.uncounted else ""
-        raise UserError(
-            f"prune=macs needs MACs; {network_name(config)} has none that are counted{left_out}",
-            "remove a share of the blocks instead: prune=blocks",
-        )
-    costs = block_costs(prepared.macs, prepared.blocks)
-    most = schedule.most_macs_removable(prepared.blocks, costs, config.prune.min_blocks_per_stage) / prepared.macs_base
-    ratio = config.ratios[-1]
-    if ratio > most:
-        raise UserError(
-            f"ratio={ratio} asks for {ratio:.1%} fewer MACs; at most {most:.1%} can go",
-            f"lower the ratio to {most:.3f} or prune.min_blocks_per_stage",
-        )
+def _check_schedules(prepared: Prepared) -> None:
+    for ratio in prepared.config.ratios:
+        prepared.schedule(ratio).check(network_name(prepared.config))

@@ -36,7 +36,7 @@ from consensus_cli.models.copying import clone
 from consensus_cli.models.weights import serialize
 from consensus_cli.pruning import schedule
 from consensus_cli.pruning.block import Block
-from consensus_cli.pruning.surgery import remove_block
+from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring import metrics
 from consensus_cli.scoring.ranking.bootstrap import Scores, rank_stability
 from consensus_cli.scoring.ranking.consensus import Ranking, decide
@@ -184,7 +184,7 @@ class Steps:
                 break
             name = ranking.blocks[position]
             if name in {block.name for block in allowed}:
-                remove_block(network.network, name)
+                remove_blocks(network, [name])
                 self.removed.append(name)
                 gone += 1
                 self._show_removal(ranking, int(position))
