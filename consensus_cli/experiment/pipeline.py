@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from consensus_cli import data
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.experiment import announce, checks, inputs, limits
 from consensus_cli.experiment.prepare import build_model, few_images, prepare, try_out
@@ -133,7 +132,7 @@ def show_blocks(config: RunConfig, screen: Screen) -> None:
     """
     checks.check(config)
     device = checks.pick_device(config.device)
-    images = data.load(**checks.dataset_arguments(config), seed=config.seed)
+    images = inputs.read_images(config)
     built = build_model(config, images, device)
     _, blocks = try_out(config, images, built, device, screen, training_is="none", attacked=False)
     model = built.model
