@@ -101,7 +101,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet56", help="resnet20 … resnet110")
     parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--root", type=Path, help="folder of the dataset")
+    parser.add_argument("--root", help="folder of the dataset")
     parser.add_argument("--image-size", type=int, help="pixels; default: the dataset's own")
     parser.add_argument("--images", type=int, help="training images at most")
     parser.add_argument("--test-images", type=int, help="test images at most")
@@ -119,14 +119,14 @@ def main() -> None:
     asked = parse()
     device = torch.device(asked.device)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "consensus"
-    images = data.load(
+    request = data.Request(
         asked.dataset,
         root=asked.root,
-        cache_dir=cache,
         image_size=asked.image_size,
         limit_train=asked.images,
         limit_test=asked.test_images,
     )
+    images = data.load(request, cache)
     print(f"{asked.model}, {asked.dataset}: {len(images.train)} training and {len(images.test)} test images")
     print(f"{asked.epochs:g} epochs in batches of {asked.batch_size}, {device}, torch {torch.__version__}")
     accuracies: dict[str, list[float]] = {"plain loop": [], "ours": []}

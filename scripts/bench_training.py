@@ -35,7 +35,7 @@ from consensus_cli.data.split import Augmentation
 from consensus_cli.evaluation.cost.complexity import complexity
 from consensus_cli.models import zoo
 from consensus_cli.pruning.blocks import candidates, find_blocks
-from consensus_cli.pruning.surgery import remove_block
+from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.training import Recipe, recalibrate_batch_norm, resolve_precision, train
 
 CLASSES = 10
@@ -167,7 +167,7 @@ def memory_mib(device: torch.device) -> float:
 def prune_step(model: nn.Module, split: ImageTensors, asked: argparse.Namespace, device: torch.device) -> None:
     """Removes one block, measures batch norm anew and trains for one epoch."""
     example = model.normalize(next(split.batches(2, device))[0])
-    remove_block(model.network, candidates(find_blocks(model.network, example))[-1].name)
+    remove_blocks(model, candidates(find_blocks(model.network, example))[-1:])
     augmentation = Augmentation(pad=PAD, flip=True)
     recalibrate_batch_norm(
         model, split, images=1024, batch_size=asked.batch_size, device=device, augmentation=augmentation, seed=0

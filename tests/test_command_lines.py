@@ -219,8 +219,8 @@ MISTAKES = [
     ("run evaluate.country=bra", "unknown country 'bra'", "did you mean 'BRA'?"),
     ("run evaluate.country=Germany", "unknown country 'Germany'", "did you mean 'DEU'?"),
     ("run device=gpu", "unknown device 'gpu'", "valid:"),
-    ("run dataset.image_size=4", "dataset.image_size=4 is too small", "8"),
-    ("run dataset.image_size=1000000", "dataset.image_size=1000000 is too large", "16384"),
+    ("run dataset.image_size=4", "dataset.image_size=4 is out of range", "at least 8"),
+    ("run dataset.image_size=1000000", "dataset.image_size=1000000 is out of range", "at most 16384"),
     ("run dataset.val_fraction=0.999", "no training images", "lower it"),
     # references
     ("run 'ratio=${oc.env:NOT_SET}'", "ratio: the environment variable NOT_SET is not set", "${oc.env:NOT_SET,VALUE}"),

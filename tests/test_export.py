@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
+from consensus_cli import data
 from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
 from consensus_cli.experiment import export
@@ -21,7 +22,7 @@ def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(export.data, "load", fail)
+    monkeypatch.setattr(data, "load", fail)
     monkeypatch.setattr(export, "load_pruned", fail)
 
 
@@ -91,10 +92,10 @@ def test_a_missing_extra(
 def test_images_that_are_gone(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def gone(**_: object) -> None:
+    def gone(*_: object, **__: object) -> None:
         raise UserError("there is no folder 'images'", "set dataset.root")
 
-    monkeypatch.setattr(export.data, "load", gone)
+    monkeypatch.setattr(data, "load", gone)
     assert main(["export", str(finished_run), "--out", str(tmp_path / "net")]) == 2
     assert "no test images to check the file with: there is no folder 'images'" in told(capsys)
 

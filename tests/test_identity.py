@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -369,18 +370,18 @@ def test_a_file_with_a_class_is_found_again_and_counts_by_content(
 
 def test_the_last_value_is_kept_and_let_go_of_before_the_next_is_made() -> None:
     last: Last[str] = Last()
-    assert last.get({"root": "a"}, lambda: "first") == "first"
-    assert last.get({"root": "a"}, lambda: "second") == "first"
-    assert last.get({"root": "b"}, lambda: f"third instead of {last._value}") == "third instead of None"
-    assert last.get({"root": "a"}, lambda: "fourth") == "fourth"
+    assert last.get("a", lambda: "first") == "first"
+    assert last.get("a", lambda: "second") == "first"
+    assert last.get("b", lambda: f"third instead of {last._value}") == "third instead of None"
+    assert last.get("a", lambda: "fourth") == "fourth"
 
 
 def test_runs_of_a_sweep_load_the_same_images_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, load = [], data.load
 
-    def noted(*words: object, **more: object) -> data.ImageData:
-        loaded.append(more["limit_test"])
-        return load(*words, **more)  # type: ignore[arg-type]
+    def noted(request: data.Request, *words: Any, **more: Any) -> data.ImageData:
+        loaded.append(request.limit_test)
+        return load(request, *words, **more)
 
     monkeypatch.setattr(data, "load", noted)
     monkeypatch.setattr(pipeline, "_run", lambda *_: {})

@@ -12,12 +12,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from helpers.loaded_trees import load
 from helpers.quick import QUICK
 
 import consensus_cli
 from consensus_cli import training
 from consensus_cli.cli.main import main
-from consensus_cli.data import Augmentation, load
+from consensus_cli.data import Augmentation
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.cost.complexity import complexity
 from consensus_cli.experiment import record

@@ -19,7 +19,7 @@ from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.energy import Consumption
 from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.pruning.surgery import remove_block
+from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.bootstrap import RankStability, Scores
 from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.storage.state import State, copied, read, read_network
@@ -54,7 +54,7 @@ def some_state() -> State:
 
 def test_a_state_reads_back_exactly(tmp_path: Path, original: Classifier) -> None:
     path, state = tmp_path / "state.safetensors", some_state()
-    remove_block(original.network, "layer1.1")
+    remove_blocks(original.network, ["layer1.1"])
     state.write(path, original)
     again = read(path)
     assert repr(again) == repr(state)
@@ -97,7 +97,7 @@ def test_weights_go_into_a_network_that_has_never_run(tmp_path: Path) -> None:
 
 def test_a_copy_is_what_a_state_reads_back(tmp_path: Path, original: Classifier) -> None:
     pruned = copied(original, original, [])
-    remove_block(pruned.network, "layer2.1")
+    remove_blocks(pruned.network, ["layer2.1"])
     with torch.no_grad():
         pruned.network.fc.bias.fill_(7.0)  # type: ignore[operator, union-attr]
     State().write(tmp_path / "state.safetensors", pruned)

@@ -1,139 +1,29 @@
-"""Which values a configuration can take: every one out of range is found at once, without touching a file."""
+"""Which values a configuration can take: every one out of range is found at once, without touching a file.
+
+The rules stand beside the fields of the dataclasses, `field(metadata=...)`; null passes where the type allows it:
+`choices` (one of them), `range` (from the first number to the second), `above` and `below` (exclusive), `but` (the
+number that is left out), `order` (of a list: `increasing` or `distinct`, and not empty), `why` (a reason to show) and
+`own` (text of the user's own, such as a path: never empty). Those of a list or dictionary hold for each of its items.
+"""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models import normalization
 
-#: more than this is a slip of the pen: the machine would be busy or out of memory before a row is written
-_MOST_THREADS = 1024
-_MOST_CLASSES = 1_000_000
-_MOST_EPOCHS = 100_000
-_MOST_RESAMPLES = 1_000_000
-_LARGEST_BATCH = 65_536
-_LONGEST_S = 3600
-
-#: keys whose text names a file, a folder or code: an empty one would be the working folder
-NAMES = ("output_dir", "model.name", "model.weights", "model.target", "dataset.root")
-
-_SCHEDULES = ("constant", "cosine", "onecycle", "step")
-
-
-def _between(low: float, high: float) -> Callable[[float], bool]:
-    return lambda value: low < value < high
-
-
-def _at_least(low: float) -> Callable[[float], bool]:
-    return lambda value: low <= value < math.inf
-
-
-def _increasing(shares: list[float]) -> bool:
-    return bool(shares) and all(low < high for low, high in itertools.pairwise([0.0, *shares])) and shares[-1] <= 1
-
-
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
-
-
-def _from_to(low: float, high: float) -> tuple[Callable[[float], bool], str]:
-    return lambda value: low <= value <= high, f"from {low:g} to {high:.0f}"
-
-
-def _above(low: float, high: float) -> tuple[Callable[[float], bool], str]:
-    return lambda value: low < value <= high, f"above {low:g}, at most {high:.0f}"
-
-
-def _sizes(values: list[int]) -> bool:
-    return len(set(values)) == len(values) > 0 and min(values) >= 1 and max(values) <= _LARGEST_BATCH
-
-
-#: key -> values it can take; null passes where the type allows it
-CHOICES: dict[str, tuple[str, ...]] = {
-    "precision": ("auto", "fp32", "bf16"),
-    "baseline.schedule": _SCHEDULES,
-    "finetune.schedule": _SCHEDULES,
-    "finetune.span": ("step", "run"),
-    "scoring.against": ("current", "original"),
-    "scoring.precision": ("auto", "fp32", "bf16"),
-    "prune.unit": ("blocks", "macs"),
-    "prune.granularity": ("block", "branch"),
-    "if_done": ("skip", "rerun"),
-}
-
-#: key -> (what a value must satisfy, the same in words); null passes where the type allows it; those of `dataset` and
-#: sizes of images are checked by `data`
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "ratio": (
-        lambda value: _increasing(value if isinstance(value, list) else [value]),
-        "above 0 and at most 1, or a list of such shares in increasing order",
-    ),
-    "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
-    "compile": (lambda value: value in ("auto", True, False), "auto, true or false"),
-    "threads": (lambda value: 1 <= value <= _MOST_THREADS, f"from 1 to {_MOST_THREADS}, or null"),
-    "model.num_classes": (lambda value: 2 <= value <= _MOST_CLASSES, f"from 2 to {_MOST_CLASSES}, or null"),
-    "baseline.epochs": _above(0, _MOST_EPOCHS),
-    "finetune.epochs_per_step": _from_to(0, _MOST_EPOCHS),
-    "finetune.final_epochs": _from_to(0, _MOST_EPOCHS),
-    "finetune.recalibration_images": (lambda images: images == 0 or images >= 2, "0, or at least 2"),
-    "finetune.distill": (lambda share: 0 <= share <= 1, "from 0 to 1"),
-    "finetune.ema_decay": (lambda decay: 0 <= decay < 1, "at least 0 and below 1"),
-    "metrics.samples_per_class": (_at_least(2), "at least 2"),
-    "scoring.memory_gb": (_positive, "above 0"),
-    "scoring.bootstrap": _from_to(0, _MOST_RESAMPLES),
-    "prune.step": (_at_least(1), "at least 1"),
-    "prune.min_blocks_per_stage": (_at_least(1), "at least 1"),
-    "attacks.images": (_at_least(1), "at least 1"),
-    "evaluate.energy_window_s": _above(0, _LONGEST_S),
-    "evaluate.energy_repeats": (_at_least(1), "at least 1"),
-    "evaluate.batch_sizes": (_sizes, f"one or more sizes from 1 to {_LARGEST_BATCH}, each once"),
-    "evaluate.latency_min_run_s": _above(0, _LONGEST_S),
-    "evaluate.corruption_images": (_at_least(1), "at least 1"),
-    "evaluate.shift_images": (_at_least(1), "at least 1, or null"),
-}
-_RECIPE_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "learning_rate": (_positive, "above 0"),
-    "momentum": (_between(0, 1), "between 0 and 1 (Nesterov needs momentum)"),
-    "weight_decay": (_at_least(0), "at least 0"),
-    "batch_size": (_at_least(2), "at least 2 (batch norm needs two images)"),
-    "accumulate_batches": (_at_least(1), "at least 1"),
-    "label_smoothing": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "milestones": (lambda shares: all(_between(0, 1)(share) for share in shares), "shares between 0 and 1"),
-}
-RANGES |= {f"{node}.{key}": rule for node in ("baseline", "finetune") for key, rule in _RECIPE_RANGES.items()}
+_EVERYWHERE = (-math.inf, math.inf)
 
 
 def problems(config: RunConfig) -> list[UserError]:
     """Returns every value that is out of range, without touching a file, the data or a device."""
-    found = [
-        unknown_name(key, value, valid)
-        for key, valid in CHOICES.items()
-        if (value := _value(config, key)) is not None and value not in valid
-    ]
-    for key, (allowed, in_words) in RANGES.items():
-        value = _value(config, key)
-        if value is not None and not allowed(value):
-            found.append(UserError(f"{key}={value} is out of range", f"{key} must be {in_words}"))
-    for key in NAMES:
-        if _value(config, key) == "":
-            found.append(UserError(f"{key} is empty", f"write {key}=NAME, or leave it out"))
-    found += [
-        UserError(f"evaluate.shift.{name} is empty", "give the file or folder of the images")
-        for name, path in config.evaluate.shift.items()
-        if not path
-    ]
-    for name, weight in config.metrics.weights.items():
-        if not _at_least(0)(weight):
-            found.append(
-                UserError(f"metrics.weights.{name}={weight} is out of range", "a weight is 0 or a positive number")
-            )
-    found += normalization.problems(config.model.mean, config.model.std)
+    found = [*_out_of_range(config), *normalization.problems(config.model.mean, config.model.std)]
     if config.criterion.name == "consensus" and not any(config.metrics.weights.values()):
         found.append(UserError("metrics.weights leaves no metric to vote", "give at least one metric a weight above 0"))
     if config.finetune.span == "run" and config.prune.unit != "blocks":
@@ -150,8 +40,7 @@ def problems(config: RunConfig) -> list[UserError]:
                 "sweep over the ratios instead (-m ratio=0.25,0.5), or use finetune.span=step",
             )
         )
-    for node in ("baseline", "finetune"):
-        recipe = getattr(config, node)
+    for node, recipe in (("baseline", config.baseline), ("finetune", config.finetune)):
         if 2 <= recipe.batch_size < 2 * recipe.accumulate_batches:
             found.append(
                 UserError(
@@ -162,5 +51,54 @@ def problems(config: RunConfig) -> list[UserError]:
     return found
 
 
-def _value(config: RunConfig, key: str) -> Any:
-    return functools.reduce(getattr, key.split("."), config)
+def _out_of_range(node: Any, prefix: str = "") -> Iterator[UserError]:
+    for item in fields(node):
+        yield from _value_problems(f"{prefix}{item.name}", getattr(node, item.name), item.metadata)
+
+
+def _value_problems(key: str, value: Any, rules: Mapping[str, Any]) -> Iterator[UserError]:
+    if is_dataclass(value):
+        yield from _out_of_range(value, f"{key}.")
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _value_problems(f"{key}.{name}", entry, rules)
+    elif value is None:
+        return
+    elif value == "" and "own" in rules:
+        yield UserError(f"{key} is empty", f"write {key}=NAME, or leave it out")
+    elif "choices" in rules:
+        # As YAML writes true and false.
+        if (said := str(value).lower() if isinstance(value, bool) else value) not in rules["choices"]:
+            yield unknown_name(key, said, rules["choices"])
+    elif not _fits(value, rules):
+        yield UserError(f"{key}={value} is out of range", f"{key} must be {_in_words(rules)}")
+
+
+def _fits(value: Any, rules: Mapping[str, Any]) -> bool:
+    if isinstance(value, list):
+        if "order" in rules and not value:
+            return False
+        if rules.get("order") == "increasing" and any(low >= high for low, high in itertools.pairwise(value)):
+            return False
+        if rules.get("order") == "distinct" and len(set(value)) < len(value):
+            return False
+        return all(_fits(item, rules) for item in value)
+    if not {"range", "above", "below"} & rules.keys():
+        return True
+    low, high = rules.get("range", _EVERYWHERE)
+    above, below = rules.get("above", -math.inf), rules.get("below", math.inf)
+    return bool(low <= value <= high and above < value < below and value != rules.get("but"))
+
+
+def _in_words(rules: Mapping[str, Any]) -> str:
+    """Returns the rules of a number, as in `above 0 and at most 100`."""
+    low, high = rules.get("range", _EVERYWHERE)
+    if {"above", "below"} & rules.keys() or math.inf in (-low, high):
+        words = [f"above {rules['above']}"] if "above" in rules else [f"at least {low}"] if low > -math.inf else []
+        words += [f"below {rules['below']}"] if "below" in rules else [f"at most {high}"] if high < math.inf else []
+    else:
+        words = [f"from {low} to {high}"]
+    if "but" in rules:
+        words.append(f"not {rules['but']}")
+    each = ", in increasing order" if rules.get("order") == "increasing" else ", each once" if "order" in rules else ""
+    return " and ".join(words) + each + (f" ({rules['why']})" if "why" in rules else "")

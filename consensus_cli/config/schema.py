@@ -12,6 +12,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from consensus_cli.data.request import LARGEST_SIZE, SMALLEST_SIZE, Request
+
 #: config groups, in the order in which `conf/config.yaml` lists them
 GROUPS = (
     "model",
@@ -52,56 +54,9 @@ class ModelConfig:
     target: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     num_classes: int | None = None
-    image_size: int | None = None
+    image_size: int | None = field(default=None, metadata={"range": (SMALLEST_SIZE, LARGEST_SIZE)})
     mean: list[float] | None = None
     std: list[float] | None = None
-
-
-@dataclass
-class CueConfig:
-    """A class-specific mark planted in training images, to measure shortcut learning.
-
-    Attributes:
-        kind: `patch`, `tint` or `watermark`; null: none is planted.
-        correlation: share of the training images that get the mark of their class.
-        size_pct: side of the patch in percent of the image's, or share of the mark in the mix.
-    """
-
-    kind: str | None = None
-    correlation: float = 1.0
-    size_pct: float = 25.0
-
-
-@dataclass
-class DatasetConfig:
-    """Which images, where they lie, and how many of them are used.
-
-    Attributes:
-        source: registry name of the loader.
-        name: what the results call it; for `dataset=hf` the name on the hub.
-        root: folder of the data; null where none is needed.
-        download: fetch missing archives.
-        image_size: side of the square images in pixels; null: the dataset's own.
-        val_fraction: share of the training images set aside for validation.
-        limit_train, limit_test: use at most so many images, stratified; null: all.
-        streaming: read from disk batch by batch; null: by size.
-        on_corrupt: `error` or `skip` for files that cannot be read.
-        workers: processes that decode streamed images; 0: the run itself; null: as many as processors, at most 8.
-        cue: a mark planted in the training images.
-    """
-
-    source: str = MISSING
-    name: str = MISSING
-    root: str | None = None
-    download: bool = False
-    image_size: int | None = None
-    val_fraction: float = 0.1
-    limit_train: int | None = None
-    limit_test: int | None = None
-    streaming: bool | None = None
-    on_corrupt: str = "error"
-    workers: int | None = None
-    cue: CueConfig = field(default_factory=CueConfig)
 
 
 @dataclass
@@ -310,7 +265,7 @@ class RunConfig:
     output_dir: str = MISSING
     if_done: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    dataset: Request = field(default_factory=Request)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     criterion: CriterionConfig = field(default_factory=CriterionConfig)

@@ -15,7 +15,8 @@ from torchvision.datasets.utils import check_integrity, extract_archive
 from torchvision.transforms.v2 import functional as tvf
 
 from consensus_cli.data.memory import ImageTensors
-from consensus_cli.data.source import Parts, Request, hold_out
+from consensus_cli.data.request import Request
+from consensus_cli.data.source import Parts, hold_out
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
 
@@ -48,21 +49,20 @@ class Archive:
     augmentation: Augmentation
 
     streams = False
-    uses_hf_name = False
 
-    def check(self, request: Request) -> list[UserError]:
+    def check(self, request: Request, cache_dir: Path) -> list[UserError]:
         """Finds out whether files are there at all, without opening them."""
-        root = self._root(request)
+        root = request.folder or cache_dir / self.name
         present = (root / self.unpacked).exists() or self._packed(root) is not None
         return [] if present or request.download else [self._missing(root)]
 
-    def read(self, request: Request) -> Parts:
+    def read(self, request: Request, cache_dir: Path) -> Parts:
         """Returns torchvision's training and test images, some of the former held out for validation.
 
         Raises:
             UserError: if the files are missing or broken and cannot be fetched.
         """
-        root = self._root(request)
+        root = request.folder or cache_dir / self.name
         train_set, test_set = self._open(root, request.download)
         every = _in_memory(train_set, request.image_size)
         train, val = hold_out(every.labels, request.val_fraction)
@@ -75,9 +75,6 @@ class Archive:
             mean=self.mean,
             std=self.std,
         )
-
-    def _root(self, request: Request) -> Path:
-        return request.root if request.root is not None else request.cache_dir / self.name
 
     def _packed(self, root: Path) -> Path | None:
         if not hasattr(self.dataset_class, "tgz_md5"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch.nn import functional
 
 from consensus_cli.data.memory import ImageTensors
+from consensus_cli.data.request import Request
 from consensus_cli.data.sampling import stratified_split
-from consensus_cli.data.source import SPLIT_SEED, Parts, Request, hold_out
+from consensus_cli.data.source import SPLIT_SEED, Parts, hold_out
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
 
@@ -20,13 +23,12 @@ class Digits:
     """The UCI optical digits as shipped by scikit-learn, one channel, enlarged bilinearly (a `Source`)."""
 
     streams = False
-    uses_hf_name = False
 
-    def check(self, request: Request) -> list[UserError]:
+    def check(self, request: Request, cache_dir: Path) -> list[UserError]:
         """Finds nothing wrong: the images are part of an installed package."""
         return []
 
-    def read(self, request: Request) -> Parts:
+    def read(self, request: Request, cache_dir: Path) -> Parts:
         """Returns a fixed stratified split; a fifth of the images is for testing."""
         from sklearn.datasets import load_digits
 

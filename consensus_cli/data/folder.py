@@ -16,8 +16,9 @@ from consensus_cli.data.decoding import UnreadableImageError, read_file, side_le
 from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geometry, ImageFiles, because
 from consensus_cli.data.layout import LAYOUT_HINT, Layout, check_classes, class_names, find_layout
 from consensus_cli.data.listing import Listing, counted, enumerated, shown
+from consensus_cli.data.request import SMALLEST_SIZE, Request
 from consensus_cli.data.sampling import stratified_split
-from consensus_cli.data.source import SMALLEST_SIZE, SPLIT_SEED, Parts, Request, hold_out
+from consensus_cli.data.source import SPLIT_SEED, Parts, hold_out
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
 
@@ -87,31 +88,30 @@ class Folder:
     std: tuple[float, ...] | None = None
 
     streams = True
-    uses_hf_name = False
 
-    def check(self, request: Request) -> list[UserError]:
+    def check(self, request: Request, cache_dir: Path) -> list[UserError]:
         """Looks at the folders, not at the files in them."""
-        if request.root is None:
+        if request.folder is None:
             return [UserError(f"dataset '{self.name}' needs a folder", "set dataset.root=DIR")]
-        if not request.root.is_dir():
-            if request.root.exists():
+        if not request.folder.is_dir():
+            if request.folder.exists():
                 hint = "unpack it, if it is an archive, and give the folder that it holds"
-                return [UserError(f"dataset.root: {shown(request.root)} is a file, no folder", hint)]
-            return [UserError(f"dataset.root: no such folder: {shown(request.root)}", LAYOUT_HINT)]
+                return [UserError(f"dataset.root: {shown(request.folder)} is a file, no folder", hint)]
+            return [UserError(f"dataset.root: no such folder: {shown(request.folder)}", LAYOUT_HINT)]
         try:
-            _layout(request.root)
+            _layout(request.folder)
         except UserError as problem:
             return [problem]
         return []
 
-    def read(self, request: Request) -> Parts:
+    def read(self, request: Request, cache_dir: Path) -> Parts:
         """Lists the files of each split; of a few it reads the size.
 
         Raises:
             UserError: a class without training images, a split without images, or a folder that cannot be opened.
         """
-        assert request.root is not None
-        layout = _layout(request.root)
+        assert request.folder is not None
+        layout = _layout(request.folder)
         classes = class_names(layout.parts["train"])
         listed = {}
         notes = list(layout.notes)

@@ -6,16 +6,19 @@ import hashlib
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import MISSING
 from torch import Tensor
 
 from consensus_cli.data.decoding import UnreadableImageError, read_file
 from consensus_cli.data.files import Geometry, ImageFiles
 from consensus_cli.data.folder import divide, usual_augmentation, usual_size
-from consensus_cli.data.source import Parts, Request
+from consensus_cli.data.request import Request
+from consensus_cli.data.source import Parts
 from consensus_cli.errors import UserError
 
 # The hub's names for the splits, by ours, in order of preference.
@@ -64,12 +67,11 @@ class HuggingFace:
     """Datasets with an image column and a class-label column (a `Source`)."""
 
     streams = True
-    uses_hf_name = True
 
-    def check(self, request: Request) -> list[UserError]:
+    def check(self, request: Request, cache_dir: Path) -> list[UserError]:
         """Finds out whether the library is installed and a dataset is named."""
         problems = []
-        if request.hf_name is None:
+        if request.name == MISSING:
             problems.append(
                 UserError("dataset 'hf' needs the name of a dataset", "set dataset.name=OWNER/NAME or a folder")
             )
@@ -79,18 +81,17 @@ class HuggingFace:
             )
         return problems
 
-    def read(self, request: Request) -> Parts:
+    def read(self, request: Request, cache_dir: Path) -> Parts:
         """Fetches the tables, or finds them on disk, and reads their labels; images stay encoded.
 
         Raises:
             UserError: if the dataset cannot be fetched, or is no image classification dataset with `train` images.
         """
-        assert request.hf_name is not None
-        tables, notes = _load_tables(request)
-        image_column, label_column = _columns(tables["train"], request.hf_name)
+        tables, notes = _load_tables(request.name, cache_dir)
+        image_column, label_column = _columns(tables["train"], request.name)
         listed = {}
         for part, table in tables.items():
-            images, labels = _labelled(table, image_column, label_column, f"{request.hf_name} {part}")
+            images, labels = _labelled(table, image_column, label_column, f"{request.name} {part}")
             known = (labels >= 0).nonzero().flatten()
             if len(known) < len(labels):
                 notes.append(
@@ -99,7 +100,7 @@ class HuggingFace:
             if len(known):
                 listed[part] = images, known, labels[known]
         if "train" not in listed:
-            raise UserError(f"{request.hf_name} has no labelled training images", "choose a dataset with labels")
+            raise UserError(f"{request.name} has no labelled training images", "choose a dataset with labels")
         images, _, _ = listed["train"]
         size = request.image_size or usual_size(images, len(tables["train"]))
         geometry = Geometry.for_size(size)
@@ -116,30 +117,30 @@ def _library() -> Any:
     return importlib.import_module("datasets")
 
 
-def _load_tables(request: Request) -> tuple[dict[str, Any], list[str]]:
+def _load_tables(name: str, cache_dir: Path) -> tuple[dict[str, Any], list[str]]:
     """Returns the table of each split, and what is to be said about others."""
     library = _library()
     try:
-        loaded = library.load_dataset(request.hf_name, cache_dir=str(request.cache_dir / "hf"))
+        loaded = library.load_dataset(name, cache_dir=str(cache_dir / "hf"))
     # What the library and the hub's client raise for names, files and hosts; the client's errors are OSErrors.
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"Hugging Face dataset '{request.hf_name}' cannot be loaded: {reason}",
+            f"Hugging Face dataset '{name}' cannot be loaded: {reason}",
             "check dataset.name and the connection, or give a folder that holds the dataset",
         ) from error
     tables = {}
     for part, names in SPLIT_NAMES.items():
-        present = [name for name in names if name in loaded]
+        present = [split for split in names if split in loaded]
         if present:
             tables[part] = loaded[present[0]]
     if "train" not in tables:
         raise UserError(
-            f"Hugging Face dataset '{request.hf_name}' has no split train: {', '.join(loaded)}",
+            f"Hugging Face dataset '{name}' has no split train: {', '.join(loaded)}",
             "choose a dataset with training images",
         )
-    others = sorted(set(loaded) - {name for names in SPLIT_NAMES.values() for name in names})
-    return tables, [f"{request.hf_name}: left out of its splits: {', '.join(others)}"] if others else []
+    others = sorted(set(loaded).difference(*SPLIT_NAMES.values()))
+    return tables, [f"{name}: left out of its splits: {', '.join(others)}"] if others else []
 
 
 def _columns(table: Any, name: str) -> tuple[str, str]:

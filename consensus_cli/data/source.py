@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from consensus_cli.data.memory import ImageTensors
+from consensus_cli.data.request import Request
 from consensus_cli.data.sampling import stratified_split
 from consensus_cli.data.split import Augmentation, Split
 from consensus_cli.errors import UserError
 
 # Train, validation and test images are the same in every run, whatever its seed.
 SPLIT_SEED = 0
-
-# In pixels: below, the last stages of a network see nothing.
-SMALLEST_SIZE = 8
 
 # Reports slow work: what is being done, how much of it is done, how much there is.
 Progress = Callable[[str, int, int], None]
@@ -64,34 +62,6 @@ class ImageData:
 
 
 @dataclass(frozen=True)
-class Request:
-    """Where a source finds its images and in which form they are wanted.
-
-    Attributes:
-        root: folder of the dataset; None where it needs none or has a place of its own.
-        download: fetch missing files.
-        image_size: height and width in pixels; None for the dataset's usual size.
-        val_fraction: share of the training images that becomes the validation split, in [0, 1), where the
-            dataset brings none.
-        on_corrupt: `error` or `skip`, for image files that cannot be read.
-        cache_dir: folder of downloads and decoded images.
-        hf_name: name or folder of a Hugging Face dataset.
-        workers: processes or threads that decode; None for as many as there are processors, at most 8.
-        progress: told about slow work.
-    """
-
-    root: Path | None
-    download: bool
-    image_size: int | None
-    val_fraction: float
-    on_corrupt: str
-    cache_dir: Path
-    hf_name: str | None
-    workers: int | None
-    progress: Progress | None
-
-
-@dataclass(frozen=True)
 class Parts:
     """What a source found; mean and std are None where only the training images can tell. `notes` as in `ImageData`."""
 
@@ -111,13 +81,10 @@ class Source(Protocol):
     streams: bool
     """Whether images can be read from disk batch by batch."""
 
-    uses_hf_name: bool
-    """Whether the dataset is picked by `Request.hf_name`."""
-
-    def check(self, request: Request) -> list[UserError]:
+    def check(self, request: Request, cache_dir: Path) -> list[UserError]:
         """Returns what is wrong with the request without reading images."""
 
-    def read(self, request: Request) -> Parts:
+    def read(self, request: Request, cache_dir: Path) -> Parts:
         """Returns the splits; raises `UserError` for files that are missing or broken."""
 
 

@@ -15,21 +15,19 @@ from consensus_cli.config.schema import EvaluateConfig
 from consensus_cli.evaluation.cost.cost_comparison import DISTURBING_PCT, EVERYTHING_COUNTED
 from consensus_cli.experiment.measuring import IDLE_WINDOWS
 from consensus_cli.experiment.prepare import Prepared
+from consensus_cli.experiment.session import Session
 from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning.block import Block
-from consensus_cli.pruning.costs import block_costs
+from consensus_cli.pruning.schedule import block_costs
 from consensus_cli.report.measures import changes
 from consensus_cli.report.source import complete
-from consensus_cli.scoring.ranking.bootstrap import Scores
-from consensus_cli.scoring.ranking.consensus import kendall_tau
+from consensus_cli.scoring.ranking.consensus import Ranking, kendall_tau
 from consensus_cli.screen import Screen, events
 
 
-def show_header(
-    screen: Screen, prepared: Prepared, run_dir: Path, removed: Sequence[str], *, resumed: bool = False
-) -> None:
-    """Shows what will run, and how often each stage will; `removed` went in an earlier sitting."""
-    config = prepared.config
+def show_header(screen: Screen, prepared: Prepared, session: Session) -> None:
+    """Shows what will run, and how often each phase will."""
+    config, removed = prepared.config, session.state.removed
     by_blocks = config.prune.unit == "blocks"
     goal = (
         f"{prepared.target_blocks} of {prepared.candidates} candidate blocks"
@@ -38,13 +36,13 @@ def show_header(
     )
     stops = f", a row at each of {', '.join(f'{ratio:g}' for ratio in config.ratios)}" if len(config.ratios) > 1 else ""
     goal = f"{goal}, {config.prune.step} per step{stops}"
-    planned = _planned(prepared, removed, resumed=resumed) if by_blocks else {}
-    screen.show(_started(prepared, run_dir, goal=goal, removed=removed, planned=planned))
+    planned = _planned(prepared, removed, resumed=session.saved is not None) if by_blocks else {}
+    screen.show(_started(prepared, session.files.path, goal=goal, removed=removed, planned=planned))
 
 
 def show_score_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
     """Shows what will be scored."""
-    screen.show(_started(prepared, run_dir, goal="", removed=(), planned=_baseline_stage(prepared) | {"score": 1}))
+    screen.show(_started(prepared, session.files.path, goal="", removed=(), planned=_baseline_stage(prepared) | {"score": 1}))
 
 
 def _started(
@@ -122,9 +120,9 @@ def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
     screen.result(f"run {row['run_id']} took {row['duration_s']:.0f} s; its files: {row['run_dir']}")
 
 
-def show_scores(screen: Screen, scores: Scores, path: Path) -> None:
+def show_scores(screen: Screen, ranking: Ranking, path: Path) -> None:
     """Shows one scoring: blocks × metrics (distance and rank), the sum, intervals, and how far the metrics agree."""
-    ranking, stability = scores.ranking, scores.stability
+    stability = ranking.stability
     columns = ["block", *ranking.distances, "sum"]
     if stability is not None:
         columns += ["place, 95 %", "first in"]

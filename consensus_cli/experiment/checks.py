@@ -16,14 +16,13 @@ import torch
 
 from consensus_cli import data, training
 from consensus_cli.config import ranges
-from consensus_cli.config.schema import CueConfig, DatasetConfig, ModelConfig, RecipeConfig, RunConfig
+from consensus_cli.config.schema import ModelConfig, RecipeConfig, RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.evaluation.cost.energy import check_country
 from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, check_attacks
 from consensus_cli.evaluation.robustness.corruption import SEVERITIES, check_corruptions
 from consensus_cli.evaluation.robustness.shift import Archive, open_archive
-from consensus_cli.evaluation.robustness.shortcut import check_cue
-from consensus_cli.experiment.parallel import team
+from consensus_cli.experiment import distributed
 from consensus_cli.experiment.tracking import check_tracker
 from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.paths import expanded
@@ -45,8 +44,7 @@ def check(config: RunConfig) -> None:
         # An empty name is the working folder: what lies there is not what was meant.
         raise ConfigError(problems)
     problems += _name_problems(config)
-    problems += data.check_image_size("model.image_size", config.model.image_size)
-    problems += data.check(**dataset_arguments(config) | {"image_size": config.dataset.image_size})
+    problems += data.check(config.dataset, cache_dir(config))
     if config.output_dir.startswith("~"):
         problems.append(UserError(f"there is no home folder for '{config.output_dir}'", "write out the path"))
     problems += check_writable(Path(config.output_dir) / RESULTS_NAME)
@@ -56,7 +54,6 @@ def check(config: RunConfig) -> None:
         lambda: _check_model(config.model),
         lambda: check_tracker(config.tracker),
         lambda: _check_processes(config),
-        lambda: _check_cue(config.dataset.cue),
         lambda: check_corruptions(config.evaluate.corruptions, SEVERITIES),
     ):
         problems += _told_by(attempt)
@@ -66,23 +63,9 @@ def check(config: RunConfig) -> None:
         raise ConfigError(problems)
 
 
-def dataset_arguments(config: RunConfig) -> dict[str, Any]:
-    """Returns the arguments of `data.check` and `data.load` for a configuration."""
-    dataset: DatasetConfig = config.dataset
-    return {
-        "name": dataset.source,
-        "root": None if dataset.root is None else expanded(dataset.root),
-        "download": dataset.download,
-        "image_size": dataset.image_size if config.model.image_size is None else config.model.image_size,
-        "limit_train": dataset.limit_train,
-        "limit_test": dataset.limit_test,
-        "streaming": dataset.streaming,
-        "on_corrupt": dataset.on_corrupt,
-        "val_fraction": dataset.val_fraction,
-        "workers": dataset.workers,
-        "hf_name": dataset.name if dataset.source == "hf" else None,
-        "cache_dir": Path(config.output_dir) / "cache",
-    }
+def cache_dir(config: RunConfig) -> Path:
+    """Returns the folder of downloads and decoded images."""
+    return Path(config.output_dir) / "cache"
 
 
 def shift_archives(paths: Mapping[str, str]) -> dict[str, Archive]:
@@ -102,7 +85,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         # One process per GPU: each takes the one of its number.
-        return torch.device("cuda", team.local_rank()) if team.launched() else torch.device("cuda")
+        return torch.device("cuda", distributed.local_rank()) if distributed.world() > 1 else torch.device("cuda")
     if name == "auto":
         return torch.device("cpu")
     try:
@@ -155,7 +138,7 @@ def _check_model(model: ModelConfig) -> None:
 
 
 def _check_processes(config: RunConfig) -> None:
-    world = team.world()
+    world = distributed.world()
     for node in ("baseline", "finetune"):
         recipe: RecipeConfig = getattr(config, node)
         if recipe.batch_size < 2 * recipe.accumulate_batches * world > 2 * recipe.accumulate_batches:
@@ -163,11 +146,6 @@ def _check_processes(config: RunConfig) -> None:
                 f"{node}.batch_size={recipe.batch_size} leaves fewer than 2 images for each of {world} processes",
                 f"set {node}.batch_size to at least {2 * recipe.accumulate_batches * world}, or start fewer processes",
             )
-
-
-def _check_cue(cue: CueConfig) -> None:
-    if cue.kind is not None:
-        check_cue(cue.kind, cue.correlation, cue.size_pct)
 
 
 def _told_by(attempt: Callable[[], Any]) -> list[UserError]:

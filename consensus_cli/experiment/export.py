@@ -16,11 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from consensus_cli import data
 from consensus_cli.config.composition import read_config
 from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.errors import UserError, foreign_code, unknown_name
-from consensus_cli.experiment import checks
+from consensus_cli.experiment import inputs
 from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.storage.atomic import write_atomic
 from consensus_cli.storage.checkpoint import load_pruned
@@ -127,7 +126,7 @@ def _check_target(path: Path, form: Format, files: RunDir) -> None:
 def _test_images(run_dir: RunDir) -> Tensor:
     config = read_config(run_dir.config)
     try:
-        images = data.load(**checks.dataset_arguments(config), seed=config.seed)
+        images = inputs.read_images(config)
     except UserError as error:
         raise UserError(f"no test images to check the file with: {error.message}", error.hint) from error
     chosen = images.test.subset(stratified_subset(images.test.labels, CHECKED_IMAGES, config.seed))

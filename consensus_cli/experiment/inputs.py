@@ -51,7 +51,21 @@ def load_images(config: RunConfig, screen: Screen) -> ImageData:
     """
     checks.check(config)
     with screen.progress("loading images") as report:
-        return data.load(**checks.dataset_arguments(config), seed=config.seed, progress=report)
+        return read_images(config, report)
+
+
+def read_images(config: RunConfig, progress: data.Progress | None = None) -> ImageData:
+    """Loads the images of a configuration that was checked, as large as the network takes them.
+
+    Raises:
+        UserError: files that are missing or broken.
+    """
+    return data.load(_request(config), checks.cache_dir(config), seed=config.seed, progress=progress)
+
+
+def _request(config: RunConfig) -> data.Request:
+    size = config.model.image_size
+    return config.dataset if size is None else replace(config.dataset, image_size=size)
 
 
 def load(config: RunConfig, screen: Screen, kept: KeptImages | None = None) -> Inputs:
@@ -70,7 +84,7 @@ def load(config: RunConfig, screen: Screen, kept: KeptImages | None = None) -> I
         images = load_images(config, screen)
         return images, images.fingerprint()
 
-    request = {**checks.dataset_arguments(config), "seed": config.seed}
+    request = (replace(_request(config), cue=data.PlantedCue()), config.output_dir, config.seed)
     images, fingerprint = read() if kept is None else kept.get(request, read)
     hashes = {"dataset": fingerprint}
     if config.model.target is not None:

@@ -25,9 +25,8 @@ from consensus_cli.experiment.threads import ThreadWatch
 from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.macs import MacCount, count_macs
-from consensus_cli.pruning import schedule
 from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
-from consensus_cli.pruning.costs import block_costs
+from consensus_cli.pruning.schedule import Schedule
 from consensus_cli.scoring import metrics
 from consensus_cli.scoring.ranking.baselines import check_baseline
 from consensus_cli.scoring.representations import representation_size
@@ -49,16 +48,16 @@ class Prepared:
         scoring_precision: `fp32` or `bf16`, of the forward pass of scoring; None where the criterion reads no metric.
         compiled: whether training compiles the network.
         images: the dataset.
-        spec: how to build the unpruned network.
-        fresh: the unpruned network, with its weights if they are given and not to be trained.
-        blocks: every residual block of the unpruned network.
+        spec: how to build the original network.
+        original: the original network, which never runs itself, with its weights if they are given.
+        blocks: every residual block of the original network.
         votes: metric -> weight, for the metrics that the criterion reads.
         samples: the training images that the metrics see, the same in every step, class after class.
         shift: name -> published test images that the networks are tested on besides.
         threads: how many threads compute; `tick` is to be called from all long work.
         outputs: number of logits that the network answers with.
         trains: whether the network can be trained; where it cannot, nothing of the run needs it to.
-        is_trained: whether `fresh` has all of its weights; else it is trained first, from those that it has.
+        is_trained: whether `original` has all of its weights; else it is trained first, from those that it has.
     """
 
     config: RunConfig
@@ -68,7 +67,7 @@ class Prepared:
     compiled: bool
     images: ImageData
     spec: zoo.ModelSpec
-    fresh: Classifier
+    original: Classifier
     blocks: list[Block]
     votes: dict[str, float]
     samples: data.Split
@@ -80,29 +79,35 @@ class Prepared:
 
     @property
     def candidates(self) -> int:
-        """Number of blocks of the unpruned network that can go."""
+        """Number of blocks of the original network that can go."""
         return sum(block.removable for block in self.blocks)
 
     @functools.cached_property
     def macs(self) -> MacCount:
-        """MACs of the unpruned network for one image, in all and per module."""
+        """MACs of the original network for one image, in all and per module."""
         image = torch.zeros(1, *self.images.test.image_shape, device=self.device)
-        return count_macs(self.fresh.network, self.fresh.inputs(image))
+        return count_macs(self.original.network, self.original.inputs(image))
 
     @property
     def macs_base(self) -> int:
-        """MACs of the unpruned network for one image."""
+        """MACs of the original network for one image."""
         return self.macs.total
 
     @functools.cached_property
     def target_blocks(self) -> int:
         """How many blocks go in all where `prune.unit` is `blocks`."""
-        return schedule.blocks_to_remove(self.config.ratios[-1], self.candidates)
+        return self.schedule(self.config.ratios[-1]).target_blocks
+
+    def schedule(self, ratio: float) -> Schedule:
+        """Returns how the blocks go, until a ratio is reached."""
+        prune = self.config.prune
+        macs = self.macs if prune.unit == "macs" else None
+        return Schedule(self.blocks, ratio, prune.unit, prune.step, prune.min_blocks_per_stage, macs)
 
     def example(self) -> Tensor:
         """Returns two test images as the network takes them."""
         with torch.no_grad():
-            return self.fresh.inputs(few_images(self.images, self.device)[0])
+            return self.original.inputs(few_images(self.images, self.device)[0])
 
 
 def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, *, finetunes: bool = True) -> Prepared:
@@ -136,7 +141,7 @@ def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, 
         compiled=training.resolve_compile(config.compile, device),
         images=images,
         spec=spec,
-        fresh=model,
+        original=model,
         blocks=blocks,
         votes=votes,
         samples=images.train.subset(
@@ -160,7 +165,7 @@ def planted_cue(config: RunConfig, classes: int) -> Cue | None:
 
 @dataclass(frozen=True)
 class Built:
-    """The unpruned network as it was built.
+    """The original network as it was built.
 
     Attributes:
         spec: how.
@@ -176,7 +181,7 @@ class Built:
 
 
 def build_model(config: RunConfig, images: ImageData, device: torch.device) -> Built:
-    """Builds the unpruned network for the images, with the configured weights or fresh ones from the seed.
+    """Builds the original network for the images, with the configured weights or fresh ones from the seed.
 
     Raises:
         UserError: a network that cannot be built, or weights that do not fit.
@@ -202,12 +207,12 @@ def try_out(
     training_is: TrainingDemand,
     attacked: bool,
 ) -> tuple[DryRun, list[Block]]:
-    """Runs copies of the unpruned network on a few images, and finds its blocks.
+    """Runs copies of the original network on a few images, and finds its blocks.
 
     Args:
         config: everything that determines the run.
         images: the dataset.
-        built: the unpruned network.
+        built: the original network.
         device: where it is.
         screen: where what the user should know of the network is shown.
         training_is: whether the run trains the network.
@@ -289,15 +294,14 @@ def _model_spec(config: RunConfig, images: ImageData) -> zoo.ModelSpec:
 def _check_fit(prepared: Prepared) -> None:
     config = prepared.config
     check_candidates(prepared.blocks)
-    network, candidates = prepared.fresh.network, [block for block in prepared.blocks if block.removable]
+    network, candidates = prepared.original.network, [block for block in prepared.blocks if block.removable]
     problems = metrics.check_requirements(
         list(prepared.votes),
-        samples_per_class=config.metrics.samples_per_class,
-        num_classes=len(prepared.images.classes),
+        samples=config.metrics.samples_per_class * len(prepared.images.classes),
+        per_class=config.metrics.samples_per_class,
         features=representation_size(network, prepared.example(), candidates) if prepared.votes else 0,
     )
-    check_ratio: Callable[[Prepared], Any] = _check_blocks if config.prune.unit == "blocks" else _check_macs
-    checks = [functools.partial(check_ratio, prepared)]
+    checks: list[Callable[[], Any]] = [functools.partial(_check_schedules, prepared)]
     shape, classes = prepared.images.test.image_shape, len(prepared.images.classes)
     checks += [functools.partial(archive.check_fits, shape, classes) for archive in prepared.shift.values()]
     attacks = [Attack(**asdict(attack)) for attack in config.attacks.suite.values()]
@@ -312,25 +316,6 @@ def _check_fit(prepared: Prepared) -> None:
         raise ConfigError(problems)
 
 
-def _check_blocks(prepared: Prepared) -> None:
-    config = prepared.config
-    for ratio in config.ratios:
-        schedule.check_enough_blocks(ratio, prepared.blocks, config.prune.min_blocks_per_stage)
-
-
-def _check_macs(prepared: Prepared) -> None:
-    config = prepared.config
-    if prepared.macs_base == 0:
-        left_out = f" (they leave out {', '.join(prepared.macs.uncounted)})" if prepared.macs.uncounted else ""
-        raise UserError(
-            f"prune=macs needs MACs; {network_name(config)} has none that are counted{left_out}",
-            "remove a share of the blocks instead: prune=blocks",
-        )
-    costs = block_costs(prepared.macs, prepared.blocks)
-    most = schedule.most_macs_removable(prepared.blocks, costs, config.prune.min_blocks_per_stage) / prepared.macs_base
-    ratio = config.ratios[-1]
-    if ratio > most:
-        raise UserError(
-            f"ratio={ratio} asks for {ratio:.1%} fewer MACs; at most {most:.1%} can go",
-            f"lower the ratio to {most:.3f} or prune.min_blocks_per_stage",
-        )
+def _check_schedules(prepared: Prepared) -> None:
+    for ratio in prepared.config.ratios:
+        prepared.schedule(ratio).check(network_name(prepared.config))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError
+from consensus_cli.models.normalization import problems
 
 
 class Normalize(nn.Module):
@@ -56,6 +57,40 @@ class Classifier(nn.Module):
         """Maps images (n, c, h, w) in [0, 1] to what the network takes: normalised, in its memory format."""
         normalized: Tensor = self.normalize(x)
         return normalized if self.memory_format is None else normalized.contiguous(memory_format=self.memory_format)
+
+
+def normalized(model: nn.Module, mean: float | Sequence[float], std: float | Sequence[float]) -> Classifier:
+    """Wraps a network that takes normalised images, so that it takes images in [0, 1].
+
+        model = normalized(my_resnet, mean=[0.4914, 0.4822, 0.4465], std=[0.2470, 0.2435, 0.2616])
+        logits = model(images)    # images (n, 3, 32, 32) in [0, 1]
+
+    The network itself stays reachable as `.network`: it is what is pruned, and names of blocks are relative to it.
+
+    Args:
+        model: maps normalised images (n, c, h, w) to logits (n, classes); neither copied nor changed.
+        mean: of the images in [0, 1] that it was trained on: one number per channel, or one for all.
+        std: their standard deviation, likewise.
+
+    Raises:
+        UserError: numbers that cannot be those of images in [0, 1], or a model that normalises already.
+    """
+    if isinstance(model, Classifier):
+        raise UserError("the model normalises its images already", "wrap the network itself: model.network")
+    means, stds = ([float(v)] if isinstance(v, int | float) else [float(x) for x in v] for v in (mean, std))
+    for problem in problems(means, stds):
+        raise problem
+    wrapped = Classifier(Normalize(means, stds), model)
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+    wrapped.normalize.to(device)
+    # Not `train(mode)`: that would set the mode of the network's own modules.
+    wrapped.training = wrapped.normalize.training = model.training
+    return wrapped
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """Returns the network in a `Classifier`, to which names of blocks are relative; any other model as it is."""
+    return model.network if isinstance(model, Classifier) else model
 
 
 def logits_of(answer: Any) -> Tensor:

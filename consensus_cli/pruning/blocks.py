@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.discovery import Found, discover
@@ -21,8 +23,11 @@ GRANULARITIES = ("block", "branch")
 _WHAT_CAN_GO = "consensus removes residual blocks with an identity shortcut, as in ResNet, MobileNetV2, ConvNeXt, ViT"
 
 
-def find_blocks(network: nn.Module, example: Tensor, granularity: str = "block") -> list[Block]:
+def find_blocks(model: nn.Module, example: Tensor, granularity: str = "block") -> list[Block]:
     """Finds every residual block of a network, in order of execution, removable or not.
+
+        blocks = find_blocks(resnet, torch.rand(2, 3, 32, 32))
+        remove_blocks(resnet, [block for block in blocks if block.removable and block.stage == 2])
 
     A block is the smallest module whose output is its input plus a branch (or several in sequence: the attention and
     the MLP of an encoder layer), possibly followed by an activation. Where no module is that, as in
@@ -35,8 +40,9 @@ def find_blocks(network: nn.Module, example: Tensor, granularity: str = "block")
     another form, the block stays, with the reason.
 
     Args:
-        network: module that maps (n, ...) to an output; never run itself, a copy is, in eval mode.
-        example: (n, ...) a few samples on the network's device.
+        model: any module that maps (n, ...) to an output, in train or eval mode; it is left as it is, for a copy runs.
+            Of a `Classifier` (see `normalized`), the blocks are those of the network in it.
+        example: (n, ...) a few inputs on the model's device; random ones will do.
         granularity: `block`, or `branch` to list the branches of a block with several additions one by one.
 
     Raises:
@@ -44,11 +50,14 @@ def find_blocks(network: nn.Module, example: Tensor, granularity: str = "block")
     """
     if granularity not in GRANULARITIES:
         raise unknown_name("granularity", granularity, GRANULARITIES)
+    if isinstance(model, Classifier):
+        with torch.no_grad():
+            model, example = model.network, model.inputs(example)
     # A network may keep what its first forward pass computes, from weights that it does not have for long.
-    copied = clone(network)
+    copied = clone(model)
     found = discover(copied, example, trace(copied, example), granularity == "branch")
     if not found:
-        raise UserError(f"{type(network).__name__} has no residual blocks", _WHAT_CAN_GO)
+        raise UserError(f"{type(model).__name__} has no residual blocks", _WHAT_CAN_GO)
     return tried(copied, example, _number_stages(found))
 
 

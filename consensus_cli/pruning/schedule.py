@@ -1,13 +1,146 @@
-"""How many blocks go, and which may go next."""
+"""How many blocks go, which may go next, and what each costs."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from consensus_cli.errors import UserError
+from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning.block import Block
+from consensus_cli.pruning.surgery import parts_of
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How far a network is pruned, and by how much at once. It changes nothing and keeps no state.
+
+        schedule, removed = Schedule(find_blocks(model, images), ratio=0.5), []
+        while not schedule.reached(removed):
+            names = [block.name for block in schedule.allowed(removed)]
+            going = schedule.next(rank(names), removed)    # the least important first
+            remove_blocks(model, going)
+            removed += going
+
+    Attributes:
+        blocks: every block of the original network, as `find_blocks` returns them.
+        ratio: share that goes in all, in (0, 1]: of the candidates (halves rounded up), or of the MACs.
+        unit: what the ratio is a share of: `blocks` or `macs`.
+        step: how many blocks go in one removal, at least 1; the last removal may be smaller.
+        min_blocks_per_stage: blocks that each stage keeps, its first block included.
+        macs: `count_macs` of the original network; needed where the unit is `macs`.
+    """
+
+    blocks: Sequence[Block]
+    ratio: float
+    unit: str = "blocks"
+    step: int = 1
+    min_blocks_per_stage: int = 1
+    macs: MacCount | None = None
+
+    @property
+    def candidates(self) -> list[Block]:
+        """The blocks of the original network that can go, in order of execution."""
+        return [block for block in self.blocks if block.removable]
+
+    @property
+    def target_blocks(self) -> int:
+        """How many blocks go in all, where the unit is `blocks`."""
+        return blocks_to_remove(self.ratio, len(self.candidates))
+
+    def check(self, name: str = "the network") -> None:
+        """Checks that as much as asked for can go.
+
+        Args:
+            name: what the message calls the network.
+
+        Raises:
+            UserError: the ratio lies outside (0, 1], asks for no block or for more than the stages can lose, or is a
+                share of the MACs of a network without any.
+        """
+        asked = self.target_blocks
+        if self.unit == "blocks":
+            self._check_blocks(asked)
+        else:
+            self._check_macs(name)
+
+    def reached(self, removed: Iterable[str]) -> bool:
+        """Returns whether enough is gone, given the names of the blocks that are gone."""
+        gone = sum(self._costs[name] for name in removed)
+        if self.unit == "blocks":
+            return gone >= self.target_blocks
+        return self._total_macs - gone <= (1 - self.ratio) * self._total_macs
+
+    def allowed(self, removed: Collection[str]) -> list[Block]:
+        """Returns the candidates that may go now, in order of execution, given the names of those that are gone."""
+        return allowed(self.blocks, removed, self.min_blocks_per_stage)
+
+    def next(self, order: Iterable[str], removed: Sequence[str]) -> list[str]:
+        """Returns the names of the blocks that go in the next removal: `step` of them, fewer where that is enough.
+
+        Args:
+            order: names of blocks, the least important first; those that may not go are passed over.
+            removed: names of the blocks that are gone.
+        """
+        going: list[str] = []
+        for name in order:
+            gone = [*removed, *going]
+            if len(going) == self.step or self.reached(gone):
+                break
+            if name in {block.name for block in self.allowed(gone)}:
+                going.append(name)
+        return going
+
+    @cached_property
+    def _costs(self) -> dict[str, int]:
+        """By how much of the unit the network shrinks without each block."""
+        return {b.name: 1 for b in self.blocks} if self.unit == "blocks" else block_costs(self._counted, self.blocks)
+
+    @property
+    def _counted(self) -> MacCount:
+        if self.macs is None:
+            raise UserError("a share of the MACs needs their count", "give macs=count_macs(model, example)")
+        return self.macs
+
+    @property
+    def _total_macs(self) -> int:
+        return self._counted.total
+
+    def _most(self) -> int:
+        """Returns how many blocks, or MACs, can go in all before every stage is at its minimum."""
+        most = 0
+        for stage, size in Counter(block.stage for block in self.blocks).items():
+            costs = sorted((self._costs[block.name] for block in self.candidates if block.stage == stage), reverse=True)
+            most += sum(costs[: max(0, size - self.min_blocks_per_stage)])
+        return most
+
+    def _check_blocks(self, asked: int) -> None:
+        total, possible = len(self.candidates), self._most()
+        if asked > possible:
+            raise UserError(
+                f"ratio {self.ratio:g} asks for {asked} of {total} blocks; "
+                f"min_blocks_per_stage={self.min_blocks_per_stage} lets {possible} go",
+                f"lower the ratio to {possible / total:.3f} or prune.min_blocks_per_stage",
+            )
+        if asked == 0:
+            raise UserError(f"ratio {self.ratio:g} of {total} blocks removes none", f"use at least {0.5 / total:.3f}")
+
+    def _check_macs(self, name: str) -> None:
+        if self._total_macs == 0:
+            left_out = f" (they leave out {', '.join(self._counted.uncounted)})" if self._counted.uncounted else ""
+            raise UserError(
+                f"prune=macs needs MACs; {name} has none that are counted{left_out}",
+                "remove a share of the blocks instead: prune=blocks",
+            )
+        most = self._most() / self._total_macs
+        if self.ratio > most:
+            raise UserError(
+                f"ratio={self.ratio} asks for {self.ratio:.1%} fewer MACs; at most {most:.1%} can go",
+                f"lower the ratio to {most:.3f} or prune.min_blocks_per_stage",
+            )
 
 
 def blocks_to_remove(ratio: float, candidates: int) -> int:
@@ -26,63 +159,17 @@ def blocks_to_remove(ratio: float, candidates: int) -> int:
 
 
 def allowed(blocks: Iterable[Block], removed: Collection[str], min_blocks_per_stage: int) -> list[Block]:
-    """Returns the candidates that may go now, in order of execution.
-
-    Args:
-        blocks: every block of the unpruned network, as `find_blocks` returns them.
-        removed: names of those that are gone.
-        min_blocks_per_stage: blocks that a stage keeps, its first block included.
-    """
+    """Returns the candidates that may go now, in order of execution; arguments as in `Schedule`."""
     left = [block for block in blocks if block.name not in removed]
     in_stage = Counter(block.stage for block in left)
     return [block for block in left if block.removable and in_stage[block.stage] > min_blocks_per_stage]
 
 
-def most_removable(blocks: Iterable[Block], min_blocks_per_stage: int) -> int:
-    """Returns how many candidates can go in all before every stage is at its minimum."""
-    blocks = list(blocks)
-    in_stage = Counter(block.stage for block in blocks)
-    movable = Counter(block.stage for block in blocks if block.removable)
-    return sum(min(movable[stage], max(0, in_stage[stage] - min_blocks_per_stage)) for stage in movable)
-
-
-def check_enough_blocks(ratio: float, blocks: Iterable[Block], min_blocks_per_stage: int) -> int:
-    """Returns the number of blocks that a ratio asks for, having made sure that they can go.
+def block_costs(count: MacCount, blocks: Iterable[Block]) -> dict[str, int]:
+    """Returns the MACs of each block, by name; the cost of a branch is that of its modules.
 
     Args:
-        ratio: share of the candidates, in (0, 1].
-        blocks: every block of the unpruned network.
-        min_blocks_per_stage: blocks that a stage keeps, its first block included.
-
-    Raises:
-        UserError: the ratio asks for no block, or for more than the stages can lose.
+        count: the MACs of the network that the blocks were found in.
+        blocks: blocks of `find_blocks`.
     """
-    blocks = list(blocks)
-    total = sum(block.removable for block in blocks)
-    asked, possible = blocks_to_remove(ratio, total), most_removable(blocks, min_blocks_per_stage)
-    if asked > possible:
-        raise UserError(
-            f"ratio {ratio:g} asks for {asked} of {total} blocks; min_blocks_per_stage={min_blocks_per_stage} "
-            f"lets {possible} go",
-            f"lower the ratio to {possible / total:.3f} or prune.min_blocks_per_stage",
-        )
-    if asked == 0:
-        raise UserError(f"ratio {ratio:g} of {total} blocks removes none", f"use at least {0.5 / total:.3f}")
-    return asked
-
-
-def most_macs_removable(blocks: Iterable[Block], costs: Mapping[str, int], min_blocks_per_stage: int) -> int:
-    """Returns the most MACs that can go before every stage is at its minimum.
-
-    Args:
-        blocks: every block of the unpruned network.
-        costs: MACs of each block, by name.
-        min_blocks_per_stage: blocks that a stage keeps, its first block included.
-    """
-    blocks = list(blocks)
-    in_stage = Counter(block.stage for block in blocks)
-    most = 0
-    for stage, size in in_stage.items():
-        movable = sorted((costs[b.name] for b in blocks if b.stage == stage and b.removable), reverse=True)
-        most += sum(movable[: max(0, size - min_blocks_per_stage)])
-    return most
+    return {block.name: sum(count.by_module.get(path, 0) for path in parts_of(block.name)) for block in blocks}

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from consensus_cli.errors import unknown_name
+from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.models.classifier import network_of
 from consensus_cli.models.modes import evaluating, tensors_in
 from consensus_cli.pruning.block import Block
 
@@ -81,71 +82,76 @@ class OneOf(nn.Module):
         return tuple(output if i == self.element else None for i in range(1, self.count + 1))
 
 
-def remove_block(network: nn.Module, block: Block | str, example: Tensor | None = None) -> None:
-    """Removes one block from a network, in place.
+def remove_blocks(model: nn.Module, blocks: Iterable[Block | str], example: Tensor | None = None) -> None:
+    """Removes residual blocks from a network, in place and for good.
 
-    A `Shortcut` without parameters takes its place, so that the others keep their names and places, by which a network
-    may call them (`self.blocks[3]`, `zip(self.blocks, self.gains)`). The modules of a branch are replaced by ones
-    without parameters.
+        blocks = find_blocks(resnet, images)
+        remove_blocks(resnet, [blocks[4], "layer3.2"])
+        optimizer = torch.optim.SGD(resnet.parameters(), lr=0.01)    # a new one: the old one holds what is gone
 
-    Postconditions, asserted: the network has fewer parameters, by as many as the block had; given an example, it
-    returns for it what it returned with the block bypassed.
+    A `Shortcut` without parameters takes the place of each, so that the others keep their names and places, by which a
+    network may call them (`self.blocks[3]`, `zip(self.blocks, self.gains)`). The modules of a branch are replaced by
+    ones without parameters. All other modules stay the very same objects, in train or eval mode as they were. Given
+    recorded names, the original network becomes one that a pruned state dict fits.
+
+    Postconditions, asserted: the network has fewer parameters, by as many as the blocks had; given an example, it
+    returns for it what it returned with the blocks bypassed.
 
     Args:
-        network: the network the block's name is relative to.
-        block: a block of `find_blocks`, or its name.
-        example: (n, ...) a batch on the network's device.
+        model: the network that the blocks were found in, or a copy of it.
+        blocks: blocks of `find_blocks`, or their names; one that is given twice goes once.
+        example: (n, ...) inputs on the model's device, to check the result with.
 
     Raises:
-        UserError: the network has no such block.
+        UserError: the network has no such block, it is gone already, or it cannot be removed. Nothing has changed then.
     """
+    blocks, network = list(blocks), network_of(model)
+    names = list(dict.fromkeys(map(_name, blocks)))
+    replacements = {name: _replacements(network, name) for name in names}
+    for block in blocks:
+        if isinstance(block, Block) and not block.removable:
+            raise UserError(f"block {block.name} cannot be removed: {block.reason}", "choose blocks that are removable")
+    for name, pairs in replacements.items():
+        if not any(_count_parameters(module) for module, _ in pairs):
+            raise UserError(f"{name} has no parameters to remove", "it is gone already, or not a residual block")
     expected: list[Tensor] = []
     if example is not None:
-        with bypassed(network, block):
-            expected = _outputs(network, example)
-    parameters, going = _count_parameters(network), 0
-    for module, replacement in _replacements(network, block):
-        going += _count_parameters(module)
+        with bypassed(model, *names):
+            expected = _outputs(model, example)
+    exchanged = [pair for pairs in replacements.values() for pair in pairs]
+    before, going = _count_parameters(network), sum(_count_parameters(module) for module, _ in exchanged)
+    for module, replacement in exchanged:
         for container, key in _places(network, module):
             container._modules[key] = replacement
     left = _count_parameters(network)
-    assert left == parameters - going < parameters, f"{_name(block)}: {going} of {parameters} parameters, {left} left"
+    assert left == before - going, f"{', '.join(names)}: {going} of {before} parameters, {left} left"
     if example is not None:
-        pairs = zip(_outputs(network, example), expected, strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs), f"{_name(block)}: removed is not the same as bypassed"
-
-
-def remove_blocks(network: nn.Module, blocks: Iterable[Block | str]) -> None:
-    """Removes several blocks, in place, in the order given: rebuilds a pruned network from recorded names.
-
-    Raises:
-        UserError: the network has no such block.
-    """
-    for block in blocks:
-        remove_block(network, block)
+        pairs_of_outputs = zip(_outputs(model, example), expected, strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs_of_outputs), f"{', '.join(names)}: removed differs from bypassed"
 
 
 @contextmanager
-def bypassed(network: nn.Module, *blocks: Block | str) -> Iterator[nn.Module]:
+def bypassed(model: nn.Module, *blocks: Block | str) -> Iterator[nn.Module]:
     """Runs the body with blocks replaced by their shortcuts; the very same modules are back afterwards.
 
     Args:
-        network: the network the blocks' names are relative to.
+        model: the network that the blocks were found in.
         blocks: blocks of `find_blocks`, or their names.
 
     Yields:
-        The network.
+        The model.
 
     Raises:
         UserError: the network has no such block.
     """
-    replacements = [pair for block in blocks for pair in _replacements(network, block)]
+    network = network_of(model)
+    replacements = [pair for block in blocks for pair in _replacements(network, _name(block))]
     with ExitStack() as stack:
         for module, replacement in replacements:
             for container, key in _places(network, module):
                 stack.callback(container._modules.__setitem__, key, module)
                 container._modules[key] = replacement
-        yield network
+        yield model
 
 
 def parts_of(name: str) -> tuple[str, ...]:
@@ -157,23 +163,22 @@ def parts_of(name: str) -> tuple[str, ...]:
     return tuple(prefix + _parse(part)["path"] for part in parts)
 
 
-def _replacements(network: nn.Module, block: Block | str) -> list[tuple[nn.Module, nn.Module]]:
-    """Returns each module that goes and what takes its place."""
-    name = _name(block)
+def _replacements(network: nn.Module, name: str) -> list[tuple[nn.Module, nn.Module]]:
+    """Returns each module that goes with a block and what takes its place."""
     present = dict(network.named_modules(remove_duplicate=False))
     if not name or any(path == "" or path not in present for path in parts_of(name)):
         raise unknown_name("block", name, (path for path in present if path))
     going = [present[path] for path in parts_of(name)]
     parts = [_parse(part) for part in name.split("+")[1:]]
-    if not parts:
-        count = _parse(name)["count"]
-        return [(going[0], (ShortcutInTuple(int(count)) if count else Shortcut()).train(network.training))]
     # The first hands on zeros, not the shortcut itself: code between them may overwrite it (`nn.ReLU(inplace=True)`).
     modules: list[nn.Module] = [Nothing() if i in (0, len(parts) - 1) else Shortcut() for i in range(len(parts))]
     for i, part in enumerate(parts):
         if part["element"]:
             modules[i] = OneOf(modules[i], int(part["element"]), int(part["count"]))
-    return [(module, new.train(network.training)) for module, new in zip(going, modules, strict=True)]
+    if not parts:
+        count = _parse(name)["count"]
+        modules = [ShortcutInTuple(int(count)) if count else Shortcut()]
+    return [(module, new.train(module.training)) for module, new in zip(going, modules, strict=True)]
 
 
 def _parse(part: str) -> re.Match[str]:

@@ -6,6 +6,7 @@ import os
 import secrets
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 _PARTIAL_SUFFIX = ".part"
@@ -48,14 +49,18 @@ def remove_partial_files(path: Path) -> None:
 
 
 def try_writing(path: Path) -> None:
-    """Tries to write in the folder of `path`, and to `path` itself where it exists; changes nothing.
+    """Tries whether a file can be written, or where its folder is missing, the folder be made; changes nothing.
 
     Raises:
         OSError: it cannot be done. The superuser passes every permission bit, so only an attempt shows it.
+        ValueError: no file can have this name.
     """
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writable-") as probe:
+    folder = path.absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-") as probe:
         probe.write(b"something")
         probe.flush()
         os.fsync(probe.fileno())
-    if path.exists():
+    with suppress(FileNotFoundError):
         path.open("r+b").close()

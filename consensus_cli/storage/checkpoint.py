@@ -21,7 +21,7 @@ FORMAT = 1
 
 
 def save_baseline(run_dir: RunDir, original: Classifier) -> None:
-    """Writes the unpruned network (safetensors) into a run directory."""
+    """Writes the original network (safetensors) into a run directory."""
     write_atomic(run_dir.baseline_checkpoint, serialize(original.network, {}))
 
 
@@ -42,9 +42,9 @@ def save_pruned(
     Args:
         run_dir: where to.
         pruned: the network.
-        spec: how the unpruned one was built.
-        removed: names of the blocks that are gone.
-        classes: names of the classes; the position is the label, and the logit.
+        spec: how the original was built.
+        removed: names of the removed blocks.
+        classes: names of the classes in the order of the logits.
     """
     write_atomic(run_dir.pruned_checkpoint, serialize(pruned.network, {"removed_blocks": ";".join(removed)}))
     structure = {"format": FORMAT, "model": asdict(spec), "removed_blocks": list(removed), "classes": list(classes)}
@@ -90,5 +90,5 @@ def _read_structure(path: Path) -> tuple[zoo.ModelSpec, list[str], tuple[str, ..
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"'{path}' does not say how to rebuild the network: {error}",
-            "did the run come to its final fine-tuning? its log tells",
+            "the run may have stopped before its final fine-tuning; check run.log",
         ) from error

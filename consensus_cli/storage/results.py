@@ -128,8 +128,7 @@ def read_rows(path: Path, on_damage: Callable[[str], None] = _log.warning) -> pd
 def check_writable(path: Path) -> list[UserError]:
     """Returns what would keep a row from being written to `path`; makes no folder and leaves every file as it is."""
     try:
-        folder = _nearest_folder(path.absolute().parent)
-        try_writing(path if folder == path.absolute().parent else folder / path.name)
+        try_writing(path)
         _read(path)
     except UserError as error:
         return [error]
@@ -203,14 +202,10 @@ def _merged(rows: Iterable[Cells]) -> list[Cells]:
     for new in rows:
         old = standing.setdefault(new["run_id"], new)
         new_rank, old_rank = ((cells["status"] not in UNFINISHED, cells["started_at"]) for cells in (new, old))
-        updated = new_rank == old_rank and not new_rank[0] and _filled(new) != _filled(old)
-        if new_rank > old_rank or updated:
+        updated = not new_rank[0] and any(text != old.get(column, "") for column, text in new.items())
+        if new_rank > old_rank or (new_rank == old_rank and updated):
             standing[new["run_id"]] = new
     return list(standing.values())
-
-
-def _filled(cells: Cells) -> Cells:
-    return {column: text for column, text in cells.items() if text}
 
 
 @contextmanager
@@ -230,17 +225,6 @@ def _locked(file: Path, timeout_s: float) -> Iterator[None]:
         lock.release()
 
 
-def _nearest_folder(folder: Path) -> Path:
-    """Returns `folder`, or the nearest one above it that exists, in which the rest can be made."""
-    try:
-        folder.stat()
-    except FileNotFoundError:
-        if folder.is_symlink():
-            raise
-        return _nearest_folder(folder.parent)
-    return folder
-
-
 def _read(file: Path) -> tuple[list[str], list[Cells], list[bytes]]:
     """Returns the header, the rows and the damaged lines of a results file, nothing where there is none.
 
@@ -252,8 +236,9 @@ def _read(file: Path) -> tuple[list[str], list[Cells], list[bytes]]:
     damaged: list[bytes] = []
     position = 0
     while position < len(data):
-        record = _RECORD.match(data, position)
-        values = _fields(record.group()) if record else None
+        match = _RECORD.match(data, position)
+        raw = match.group() if match else b""
+        values = _fields(raw) if raw else None
         if not header:
             if not values or not all(values) or len({*values}) < len(values) or not {*_IDENTITY} <= {*values}:
                 raise UserError(
@@ -265,9 +250,11 @@ def _read(file: Path) -> tuple[list[str], list[Cells], list[bytes]]:
             rows.append(dict(zip(header, values, strict=True)))
         elif values != []:
             # Only this line is given up: an unbalanced quote must not take all rows below it along.
-            record = re.compile(rb"[^\n]*\n?").match(data, position)
-            damaged.append(record.group() if record else b"")
-        position = record.end() if record else len(data)
+            end = data.find(b"\n", position) + 1 or len(data)
+            damaged.append(data[position:end])
+            position = end
+            continue
+        position += len(raw)
     return header, rows, damaged
 
 
@@ -286,7 +273,8 @@ def _replace(file: Path, header: Sequence[str], rows: Sequence[Cells], damaged: 
         earlier = rejected.read_bytes() if rejected.exists() else b""
         write_atomic(rejected, earlier + b"".join(line.removesuffix(b"\n") + b"\n" for line in damaged))
         _log.warning("moved %d damaged lines of '%s' to '%s'", len(damaged), file, rejected)
-    content = _encode(list(dict.fromkeys([*header, *COLUMNS, *(column for cells in rows for column in cells)])), rows)
+    columns = dict.fromkeys([*header, *COLUMNS, *(column for cells in rows for column in cells)])
+    content = _encode([*columns], rows)
     if (header or rows) and (not file.exists() or file.read_bytes() != content):
         write_atomic(file, content)
 

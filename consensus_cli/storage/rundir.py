@@ -6,8 +6,8 @@ import copy
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,6 @@ from consensus_cli.storage.atomic import write_atomic
 RESULTS_NAME = "results.csv"
 _RUNS = "runs"
 _ROW = "row.json"
-_HASH = re.compile(r"[0-9a-f]{8,}")
 
 
 class _Inside:
@@ -38,10 +37,6 @@ class RunDir:
 
     The directory is self-contained: with it alone the row can be rebuilt, the pruned network loaded and the run
     reported on.
-
-    Example:
-        >>> RunDir(Path("outputs/runs/20250131T120000Z-0123abcd")).row.name
-        'row.json'
     """
 
     path: Path
@@ -79,28 +74,17 @@ class RunDir:
 
         Args:
             output_dir: the folder of `results.csv`; made where absent.
-            run_hash: lower-case hex digits, at least 8, of `config_hash`.
-            now: the start of the run, with its time zone.
-
-        Raises:
-            ValueError: `run_hash` is not a hash, or `now` has no time zone.
-            OSError: the directory cannot be made.
+            run_hash: as of `config_hash`.
+            now: the start of the run.
         """
-        if not _HASH.fullmatch(run_hash):
-            raise ValueError(f"run_hash must be at least 8 lower-case hex digits, not {run_hash!r}")
-        if now.tzinfo is None:
-            raise ValueError("now must have a time zone")
         name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{run_hash[:8]}"
         runs = output_dir / _RUNS
         runs.mkdir(parents=True, exist_ok=True)
         for count in itertools.count(1):
-            path = runs / (name if count == 1 else f"{name}-{count}")
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            break
-        run_dir = cls(path)
+            run_dir = cls(runs / (name if count == 1 else f"{name}-{count}"))
+            with suppress(FileExistsError):
+                run_dir.path.mkdir()
+                break
         run_dir.make()
         return run_dir
 
@@ -130,10 +114,8 @@ class RunDir:
     def sibling(self, run_hash: str) -> RunDir:
         """Returns the directory beside this one for another row of the same run.
 
-        Args:
-            run_hash: of the configuration that would give that row alone; the directory is named after it, too.
+        It is named after the hash of the configuration that would give that row alone, too:
 
-        Example:
             >>> RunDir(Path("runs/20250131T120000Z-0123abcd")).sibling("89abcdef0000").path.name
             '20250131T120000Z-89abcdef-of-0123abcd'
         """
@@ -185,13 +167,12 @@ def config_hash(config: Mapping[str, Any], exclude: Iterable[str] = ()) -> str:
     """Returns a hash (SHA-256, 64 hex digits) of a configuration, whatever the order of its keys.
 
     Args:
-        config: a plain nested mapping of str, int, float, bool, None and lists. `1` and `1.0` differ, so let the
-            schema set the types first.
+        config: nested; `1` and `1.0` differ, so let the schema set the types first.
         exclude: dotted keys that do not change the result, such as `output_dir` or `evaluate.threads`.
 
     Raises:
         KeyError: an excluded key is not in `config`, which would change every hash unnoticed.
-        TypeError: a value is of another type.
+        TypeError: a value is not a str, int, float, bool, None or list.
     """
     kept = copy.deepcopy(dict(config))
     for key in exclude:

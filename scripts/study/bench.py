@@ -90,7 +90,7 @@ def load_bench(root: Path, weights: Path, cache_dir: Path, plan: Plan, device: s
         UserError: the images or weights are missing or broken.
     """
     name = "imagefolder" if (root / "train").is_dir() else "cifar10"
-    images = data.load(name, root=root, cache_dir=cache_dir)
+    images = data.load(data.Request(name, root=str(root)), cache_dir)
     network = resnet(56)
     load_into(network, read_state_dict(weights), str(weights))
     return Bench.of(Classifier(Normalize(MEAN, STD), network), images, plan, pick_device(device))

@@ -14,17 +14,17 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from helpers.loaded_trees import asked, check, load
 from scipy.io import savemat
 from torchvision import datasets as tv
 
+from consensus_cli.data import Request
 from consensus_cli.data.archives import ARCHIVES, Archive
-from consensus_cli.data.datasets import check, load
-from consensus_cli.data.source import Request
 from consensus_cli.errors import UserError
 
 
-def request(root: Path | None, cache_dir: Path, download: bool = False, image_size: int | None = None) -> Request:
-    return Request(root, download, image_size, 0.25, "error", cache_dir, None, 0, None)
+def request_for(root: Path, download: bool = False) -> Request:
+    return asked("cifar10", root=root, download=download, val_fraction=0.25)
 
 
 def md5(path: Path) -> str:
@@ -80,7 +80,7 @@ def tiny_cifar(tmp_path: Path, address: str) -> tuple[Archive, Path]:
 def test_download_unpack_and_read(tiny_cifar: tuple[Archive, Path], tmp_path: Path) -> None:
     archive, packed = tiny_cifar
     root = tmp_path / "new" / "folder"
-    parts = archive.read(request(root, tmp_path, download=True))
+    parts = archive.read(request_for(root, download=True), tmp_path)
     assert (len(parts.train), len(parts.val), len(parts.test)) == (16, 4, 10)
     assert sorted(parts.val.labels.tolist()) == [0, 0, 1, 1]
     assert parts.classes == ("cat", "dog")
@@ -95,11 +95,11 @@ def test_download_unpack_and_read(tiny_cifar: tuple[Archive, Path], tmp_path: Pa
 def test_second_read_needs_no_download(tiny_cifar: tuple[Archive, Path], tmp_path: Path) -> None:
     archive, packed = tiny_cifar
     root = tmp_path / "root"
-    archive.read(request(root, tmp_path, download=True))
+    archive.read(request_for(root, download=True), tmp_path)
     packed.unlink()
     (root / packed.name).unlink()
-    assert archive.check(request(root, tmp_path)) == []
-    assert len(archive.read(request(root, tmp_path)).test) == 10
+    assert archive.check(request_for(root), tmp_path) == []
+    assert len(archive.read(request_for(root), tmp_path).test) == 10
 
 
 def test_archive_that_lies_there_is_unpacked_without_download(tiny_cifar: tuple[Archive, Path], tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_archive_that_lies_there_is_unpacked_without_download(tiny_cifar: tuple[
     root = tmp_path / "root"
     root.mkdir()
     packed.replace(root / packed.name)
-    assert archive.check(request(root, tmp_path)) == []
-    assert len(archive.read(request(root, tmp_path)).test) == 10
+    assert archive.check(request_for(root), tmp_path) == []
+    assert len(archive.read(request_for(root), tmp_path).test) == 10
 
 
 def test_truncated_archive_is_reported(tiny_cifar: tuple[Archive, Path], tmp_path: Path) -> None:
@@ -117,20 +117,20 @@ def test_truncated_archive_is_reported(tiny_cifar: tuple[Archive, Path], tmp_pat
     root.mkdir()
     (root / packed.name).write_bytes(packed.read_bytes()[:100])
     with pytest.raises(UserError, match="incomplete or damaged") as raised:
-        archive.read(request(root, tmp_path))
+        archive.read(request_for(root), tmp_path)
     assert "dataset.download=true" in raised.value.hint
 
 
 def test_damaged_files_are_reported_and_a_download_mends_them(tiny_cifar: tuple[Archive, Path], tmp_path: Path) -> None:
     archive, packed = tiny_cifar
     root = tmp_path / "root"
-    archive.read(request(root, tmp_path, download=True))
+    archive.read(request_for(root, download=True), tmp_path)
     (root / packed.name).unlink()
     damaged = root / "cifar-10-batches-py" / "test_batch"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(UserError, match="incomplete or damaged"):
-        archive.read(request(root, tmp_path))
-    assert len(archive.read(request(root, tmp_path, download=True)).test) == 10
+        archive.read(request_for(root), tmp_path)
+    assert len(archive.read(request_for(root, download=True), tmp_path).test) == 10
 
 
 def test_failed_download_is_reported_and_leaves_nothing(tiny_cifar: tuple[Archive, Path], tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_failed_download_is_reported_and_leaves_nothing(tiny_cifar: tuple[Archiv
     packed.unlink()
     root = tmp_path / "root"
     with pytest.raises(UserError, match="could not be fetched into") as raised:
-        archive.read(request(root, tmp_path, download=True))
+        archive.read(request_for(root, download=True), tmp_path)
     assert "check the connection" in raised.value.hint
     assert [path.name for path in root.rglob("*")] in ([], [".fetch.lock"])
 
@@ -205,7 +205,7 @@ def test_matlab_files_are_read_with_ten_as_zero(tmp_path: Path) -> None:
             part: ["", f"{part}_32x32.mat", md5(tmp_path / f"{part}_32x32.mat")] for part in ("train", "test")
         }
 
-    parts = replace(ARCHIVES["svhn"], dataset_class=TinySvhn).read(request(tmp_path, tmp_path))
+    parts = replace(ARCHIVES["svhn"], dataset_class=TinySvhn).read(request_for(tmp_path), tmp_path)
     assert parts.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
     assert parts.classes == tuple("0123456789")
     images = next(parts.test.batches(20))[0]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.loaded_trees import load
 
-from consensus_cli.data.datasets import load
 from consensus_cli.data.memory import ImageTensors
 
 ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "cifar10-jpeg.tar.xz"
@@ -22,7 +22,7 @@ import torch
 from consensus_cli import data, training
 from consensus_cli.models.resnet import resnet
 
-images = data.load("imagefolder", root=Path(sys.argv[1]), cache_dir=Path(sys.argv[2]), val_fraction=0.01)
+images = data.load(data.Request("imagefolder", root=sys.argv[1], val_fraction=0.01), Path(sys.argv[2]))
 recipe = training.Recipe(epochs=0.02, learning_rate=0.1, schedule="constant", milestones=(), momentum=0.9,
                          weight_decay=5e-4, batch_size=128, accumulate_batches=1, label_smoothing=0.0)
 training.train(resnet(56), images.train, recipe, device=torch.device("cpu"), augmentation=images.augmentation, seed=0,

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import pytest
+from helpers.loaded_trees import check, load
 
+from consensus_cli.config import ranges
 from consensus_cli.config.composition import compose_run
-from consensus_cli.data.datasets import DATASETS, check, load
+from consensus_cli.data import DATASETS, PlantedCue
 from consensus_cli.errors import ConfigError, UserError
+from consensus_cli.evaluation.robustness.shortcut import CueKind
 from consensus_cli.experiment import checks
 
 
@@ -32,38 +38,45 @@ def test_unknown_name_suggests_the_nearest(cache_dir: Path) -> None:
         load("cifar-10", cache_dir=cache_dir)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message", "hint"),
-    [
-        ({"image_size": 4}, "dataset.image_size=4 is too small", "at least 8 pixels"),
-        ({"limit_train": 0}, "dataset.limit_train=0 is too small", "at least 1 images"),
-        ({"limit_test": -3}, "dataset.limit_test=-3 is too small", "at least 1 images"),
-        ({"workers": -1}, "dataset.workers=-1 is too small", "at least 0 workers"),
-        ({"val_fraction": 1.0}, "dataset.val_fraction=1.0 is not a share of the training images", "less than 1"),
-        ({"val_fraction": -0.1}, "dataset.val_fraction=-0.1 is not a share of the training images", "at least 0"),
-        ({"on_corrupt": "skp"}, "unknown value of dataset.on_corrupt 'skp'", "did you mean 'skip'?"),
-        ({"streaming": True}, "dataset 'digits' lives in memory and cannot be streamed", "dataset.streaming=null"),
-        ({"hf_name": "mnist"}, "dataset 'digits' takes no dataset.name", "dataset=hf"),
-    ],
-)
-def test_wrong_argument_is_named_with_a_hint(
-    arguments: dict[str, Any], message: str, hint: str, cache_dir: Path
-) -> None:
-    [found] = check("digits", cache_dir=cache_dir, **arguments)
-    assert found.message == message
-    assert hint in found.hint
-    with pytest.raises(UserError, match=message.split("=", maxsplit=1)[0]):
-        load("digits", cache_dir=cache_dir, **arguments)
+def test_what_lies_in_memory_cannot_be_streamed(cache_dir: Path) -> None:
+    [found] = check("digits", cache_dir=cache_dir, streaming=True)
+    assert found.message == "dataset 'digits' lives in memory and cannot be streamed"
+    assert "dataset.streaming=null" in found.hint
+    with pytest.raises(UserError, match="cannot be streamed"):
+        load("digits", cache_dir=cache_dir, streaming=True)
 
 
 def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
+    words = ["dataset=imagefolder", f"dataset.root={tmp_path / 'nowhere'}", f"output_dir={tmp_path / 'out'}"]
     with pytest.raises(ConfigError) as raised:
-        load("imagefolder", cache_dir=tmp_path, root=tmp_path / "nowhere", limit_train=0, val_fraction=2)
+        checks.check(compose_run([*words, "dataset.limit_train=0", "dataset.val_fraction=2"]))
     assert [problem.message.split(" ")[0] for problem in raised.value.problems] == [
+        "dataset.val_fraction=2.0",
         "dataset.limit_train=0",
-        "dataset.val_fraction=2",
         "dataset.root:",
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "hint"),
+    [
+        ("image_size=4", "dataset.image_size=4 is out of range", "at least 8 and at most 16384, or null"),
+        ("image_size=16385", "dataset.image_size=16385 is out of range", "at most 16384"),
+        ("limit_train=0", "dataset.limit_train=0 is out of range", "at least 1, or null"),
+        ("limit_test=-3", "dataset.limit_test=-3 is out of range", "at least 1, or null"),
+        ("workers=-1", "dataset.workers=-1 is out of range", "at least 0, or null"),
+        ("val_fraction=1", "dataset.val_fraction=1.0 is out of range", "at least 0 and below 1"),
+        ("val_fraction=-0.1", "dataset.val_fraction=-0.1 is out of range", "at least 0 and below 1"),
+        ("on_corrupt=skp", "unknown dataset.on_corrupt 'skp'", "did you mean 'skip'?"),
+        ("cue.kind=patsch", "unknown dataset.cue.kind 'patsch'", "did you mean 'patch'?"),
+        ("cue.correlation=1.5", "dataset.cue.correlation=1.5 is out of range", "at least 0 and at most 1"),
+        ("cue.size_pct=0", "dataset.cue.size_pct=0.0 is out of range", "above 0 and at most 100"),
+    ],
+)
+def test_a_wrong_value_is_named_with_a_hint(override: str, message: str, hint: str) -> None:
+    [found] = ranges.problems(compose_run([f"dataset.{override}"]))
+    assert found.message == message
+    assert hint in found.hint
 
 
 def test_nothing_is_wrong_with_the_default(cache_dir: Path) -> None:
@@ -101,3 +114,13 @@ def test_a_value_out_of_range_is_told_once_before_a_run(override: str, tmp_path:
 )
 def test_the_smallest_values_are_allowed(override: str, tmp_path: Path) -> None:
     checks.check(compose_run([override, f"output_dir={tmp_path}"]))
+
+
+def test_the_request_is_known_without_pytorch() -> None:
+    code = "import sys, consensus_cli.config.schema; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_kinds_of_cue_are_those_that_can_be_planted() -> None:
+    [kind] = [field for field in fields(PlantedCue) if field.name == "kind"]
+    assert set(kind.metadata["choices"]) == set(get_args(CueKind))

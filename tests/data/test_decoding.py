@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.image_trees import animation, encoded, png16, tiff
+from helpers.loaded_trees import load
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from consensus_cli.data import decoding
-from consensus_cli.data.datasets import load
 from consensus_cli.data.decoding import UnreadableImageError, decode, is_suspect, side_lengths
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.loaded_trees import load
 from sklearn.datasets import load_digits
 
-from consensus_cli.data.datasets import load
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.source import ImageData
 

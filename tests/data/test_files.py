@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.image_trees import MakeTree, random_images, write_tree
+from helpers.loaded_trees import load
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from consensus_cli.data.datasets import load
 from consensus_cli.data.files import Geometry, ImageFiles
 from consensus_cli.data.share import Share
 from consensus_cli.data.source import ImageData

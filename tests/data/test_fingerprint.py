@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.image_trees import MakeTree, random_images, write_tree
+from helpers.loaded_trees import load
 from PIL import Image
 from torchvision.io import write_png
 
 from consensus_cli.data import memory
-from consensus_cli.data.datasets import load
 from consensus_cli.data.hf import TableImages
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.source import ImageData

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.image_trees import MakeTree, random_images, write_tree
+from helpers.loaded_trees import check, load
 from torchvision.io import decode_image, write_png
 
 from consensus_cli.data import datasets, decoded
-from consensus_cli.data.datasets import check, load
 from consensus_cli.data.files import ImageFiles
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation, Split

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.image_trees import encoded, png16, random_images, write_tree
+from helpers.loaded_trees import check, load
 from PIL import Image
 from torchvision.io import encode_png
 
 from consensus_cli.data import hf
-from consensus_cli.data.datasets import check, load
 from consensus_cli.data.files import ImageFiles
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.errors import UserError
@@ -27,7 +27,7 @@ KIND = {"names": ["ant", "bee"], "_type": "ClassLabel"}
 
 def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    [found] = check("hf", hf_name="owner/name", cache_dir=cache_dir)
+    [found] = check("hf", name="owner/name", cache_dir=cache_dir)
     assert found.message == "dataset 'hf' needs the package datasets"
     assert "consensus-cli[hf]" in found.hint
 
@@ -68,7 +68,7 @@ def table_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("offline")
 def test_tables_are_read_and_kept(table_folder: Path, cache_dir: Path) -> None:
-    data = load("hf", hf_name=str(table_folder), cache_dir=cache_dir, val_fraction=0.2)
+    data = load("hf", name=str(table_folder), cache_dir=cache_dir, val_fraction=0.2)
     assert (len(data.train), len(data.val), len(data.test)) == (16, 4, 6)
     assert data.classes == ("ant", "bee")
     assert data.test.labels.tolist() == [0, 1, 0, 1, 0, 1]
@@ -77,7 +77,7 @@ def test_tables_are_read_and_kept(table_folder: Path, cache_dir: Path) -> None:
     seen: list[int] = []
     load(
         "hf",
-        hf_name=str(table_folder),
+        name=str(table_folder),
         cache_dir=cache_dir,
         val_fraction=0.2,
         progress=lambda what, done, total: seen.append(done),
@@ -87,7 +87,7 @@ def test_tables_are_read_and_kept(table_folder: Path, cache_dir: Path) -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_tables_can_be_streamed(table_folder: Path, cache_dir: Path) -> None:
-    data = load("hf", hf_name=str(table_folder), cache_dir=cache_dir, streaming=True, workers=2)
+    data = load("hf", name=str(table_folder), cache_dir=cache_dir, streaming=True, workers=2)
     assert isinstance(data.test, ImageFiles)
     images = torch.cat([images for images, _ in data.test.batches(4)])
     assert torch.equal(images, random_images(6, 12, 12, seed=1).float() / 255)
@@ -96,7 +96,7 @@ def test_tables_can_be_streamed(table_folder: Path, cache_dir: Path) -> None:
 @pytest.mark.usefixtures("offline")
 def test_folders_of_images_are_read_through_their_paths(tmp_path: Path, cache_dir: Path) -> None:
     root = write_tree(tmp_path / "images", {"train": 5, "test": 2}, ("ant", "bee"), (12, 12))
-    data = load("hf", hf_name=str(root), cache_dir=cache_dir, val_fraction=0)
+    data = load("hf", name=str(root), cache_dir=cache_dir, val_fraction=0)
     assert data.train.labels.bincount().tolist() == [5, 5]
     assert data.classes == ("ant", "bee")
 
@@ -104,7 +104,7 @@ def test_folders_of_images_are_read_through_their_paths(tmp_path: Path, cache_di
 @pytest.mark.usefixtures("offline")
 def test_dataset_that_cannot_be_found_is_reported(tmp_path: Path, cache_dir: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded"):
-        load("hf", hf_name=str(tmp_path / "nowhere"), cache_dir=cache_dir)
+        load("hf", name=str(tmp_path / "nowhere"), cache_dir=cache_dir)
 
 
 @pytest.mark.usefixtures("offline")
@@ -112,7 +112,7 @@ def test_dataset_without_labels_is_reported(tmp_path: Path, cache_dir: Path) -> 
     features = {"picture": PICTURE, "kind": {"dtype": "int64", "_type": "Value"}}
     write_table(tmp_path / "tables" / "train.parquet", random_images(4, 8, 8, seed=0), features)
     with pytest.raises(UserError, match="no class-label column: picture, kind"):
-        load("hf", hf_name=str(tmp_path / "tables"), cache_dir=cache_dir)
+        load("hf", name=str(tmp_path / "tables"), cache_dir=cache_dir)
 
 
 @pytest.mark.usefixtures("offline")
@@ -121,7 +121,7 @@ def test_dataset_without_training_images_is_reported(tmp_path: Path, cache_dir: 
         tmp_path / "tables" / "test.parquet", random_images(4, 8, 8, seed=0), {"picture": PICTURE, "kind": KIND}
     )
     with pytest.raises(UserError, match="has no split train: test"):
-        load("hf", hf_name=str(tmp_path / "tables"), cache_dir=cache_dir)
+        load("hf", name=str(tmp_path / "tables"), cache_dir=cache_dir)
 
 
 class FakeTable:
@@ -194,7 +194,7 @@ def test_cells_are_decoded_as_files_are(
     test.cells.append({"bytes": None, "path": str(odd)})
     test.labels.append(1)
     offer({"train": table_of(png_files(8), [0, 1] * 4), "test": test})
-    data = load("hf", hf_name="owner/name", cache_dir=cache_dir, streaming=streaming, workers=0)
+    data = load("hf", name="owner/name", cache_dir=cache_dir, streaming=streaming, workers=0)
     images = torch.cat([images for images, _ in data.test.batches(2)])
     assert torch.equal(images, (torch.from_numpy(pixels).float() / 255).expand(3, 3, -1, -1))
     assert data.notes == ()
@@ -209,7 +209,7 @@ def test_cells_that_cannot_be_read_are_named_by_their_rows(
     offer({"train": train, "test": table_of(png_files(2), [0, 1])})
 
     def read_all() -> None:
-        data = load("hf", hf_name="o/n", cache_dir=cache_dir, streaming=streaming, workers=0, val_fraction=0)
+        data = load("hf", name="o/n", cache_dir=cache_dir, streaming=streaming, workers=0, val_fraction=0)
         list(data.train.batches(6))
 
     with pytest.raises(UserError, match="2 of 6 image files cannot be read") as raised:
@@ -229,7 +229,7 @@ def test_images_without_labels_are_left_out_and_said(
             "extra": table_of(files[:2], [0, 1]),
         }
     )
-    data = load("hf", hf_name="o/n", cache_dir=cache_dir, val_fraction=0)
+    data = load("hf", name="o/n", cache_dir=cache_dir, val_fraction=0)
     assert data.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert torch.equal(
         next(data.train.batches(6))[0], random_images(8, 12, 12, seed=0)[[0, 1, 3, 5, 6, 7]].float() / 255
@@ -242,4 +242,4 @@ def test_images_without_labels_are_left_out_and_said(
     )
     offer({"train": table_of(files[:2], [-1, None])})
     with pytest.raises(UserError, match="no labelled training images"):
-        load("hf", hf_name="o/n", cache_dir=cache_dir)
+        load("hf", name="o/n", cache_dir=cache_dir)

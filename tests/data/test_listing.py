@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.image_trees import random_images, write_tree
-from helpers.loaded_trees import flat, loaded, refused, sizes, tree
+from helpers.loaded_trees import flat, load, loaded, refused, sizes, tree
 from torchvision.io import write_png
 
 from consensus_cli.data import listing
-from consensus_cli.data.datasets import load
 from consensus_cli.errors import UserError
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.image_trees import MakeTree
+from helpers.loaded_trees import load
 
 from consensus_cli.data import loading
-from consensus_cli.data.datasets import load
 from consensus_cli.data.files import ImageFiles
 
 # Streams without end, as a training does, and says how that ended. PyTorch is loaded once: for each line of its input,
@@ -28,7 +28,7 @@ from consensus_cli.errors import InterruptedRunError
 from consensus_cli.experiment.signals import Stopper
 
 def stream():
-    images = data.load("imagefolder", root=Path(sys.argv[1]), cache_dir=Path(sys.argv[2]), streaming=True, workers=2)
+    images = data.load(data.Request("imagefolder", root=sys.argv[1], streaming=True, workers=2), Path(sys.argv[2]))
     batches = (batch for _ in iter(int, 1) for batch in images.train.batches(2))
     if whom == "fork":
         os.register_at_fork(before=lambda: os.kill(os.getpid(), number))

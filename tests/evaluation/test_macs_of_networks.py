@@ -19,7 +19,7 @@ from torchvision.models import VisionTransformer, efficientnet_b0, mobilenet_v3_
 from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning.block import Block
-from consensus_cli.pruning.costs import block_costs
+from consensus_cli.pruning.schedule import block_costs
 
 
 class Squared(torch.autograd.Function):

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory) -> Bench:
-    images = data.load("digits", cache_dir=tmp_path_factory.mktemp("cache"), limit_train=600, limit_test=110)
+    images = data.load(data.Request("digits", limit_train=600, limit_test=110), tmp_path_factory.mktemp("cache"))
     torch.manual_seed(0)
     model = Classifier(Normalize(images.mean, images.std), resnet(20, in_channels=1))
     # fp32 whatever the machine: the tests compare with exact answers.

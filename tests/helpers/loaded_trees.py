@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torchvision.io import write_png
 
-from consensus_cli.data.datasets import check, load
-from consensus_cli.data.source import ImageData
+from consensus_cli import data
+from consensus_cli.data import ImageData, Progress, Request
 from consensus_cli.errors import UserError
 from helpers.image_trees import random_images, write_tree
 
 PNG = random_images(1, 12, 12, seed=5)[0]
+
+
+def load(source: str, *, cache_dir: Path, seed: int = 0, progress: Progress | None = None, **options: Any) -> ImageData:
+    """Loads what a request with these options asks for."""
+    return data.load(asked(source, **options), cache_dir, seed=seed, progress=progress)
+
+
+def check(source: str, *, cache_dir: Path, **options: Any) -> list[UserError]:
+    """Returns what `load` would refuse before it reads an image."""
+    return data.check(asked(source, **options), cache_dir)
+
+
+def asked(source: str, *, root: Path | None = None, **options: Any) -> Request:
+    """Returns a request for the images below a folder."""
+    return Request(source, root=None if root is None else str(root), **options)
 
 
 def loaded(root: Path, on_corrupt: str = "error", streaming: bool = False) -> ImageData:

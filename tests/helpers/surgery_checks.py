@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from consensus_cli.models.modes import evaluating, unfused_attention
 from consensus_cli.pruning.blocks import Block
-from consensus_cli.pruning.surgery import bypassed, remove_block, remove_blocks
+from consensus_cli.pruning.surgery import bypassed, remove_blocks
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def check_removal(network: nn.Module, block: Block, images: Tensor) -> None:
     before = parameters(network), flops(network, images)
     names = set(network.state_dict())
     with put_back(network):
-        remove_block(network, block, images)
+        remove_blocks(network, [block], images)
         with torch.no_grad():
             assert torch.equal(network(images), expected)
         assert parameters(network) < before[0]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from torch import nn
 
 from consensus_cli.errors import UserError
+from consensus_cli.models.classifier import normalized
 from consensus_cli.models.normalization import check_channels, problems
 
 BYTES, ONES = [123.675, 116.28, 103.53], [1.0, 1.0, 1.0]
@@ -65,3 +68,23 @@ def test_numbers_that_do_not_fit_the_channels_are_refused(numbers: int, channels
 @pytest.mark.parametrize(("numbers", "channels"), [(1, 1), (3, 1), (1, 3), (3, 3)])
 def test_one_number_or_one_per_channel_fits_and_grey_images_take_three(numbers: int, channels: int) -> None:
     check_channels([0.5] * numbers, [0.5], channels)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_wrapped_network_gets_normalised_images_and_keeps_its_mode(training: bool) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).train(training)
+    model = normalized(network, mean=[0.5, 0.4, 0.3], std=[0.2, 0.25, 0.5])
+    images = torch.rand(2, 3, 2, 2)
+    by_hand = torch.stack([(images[:, 0] - 0.5) / 0.2, (images[:, 1] - 0.4) / 0.25, (images[:, 2] - 0.3) / 0.5], dim=1)
+    torch.testing.assert_close(model(images), network(by_hand))
+    assert model.network is network
+    assert {module.training for module in model.modules()} == {training}
+    with pytest.raises(UserError, match="normalises its images already"):
+        normalized(model, mean=0.5, std=0.5)
+
+
+def test_one_number_normalises_all_channels() -> None:
+    model = normalized(nn.Flatten(), mean=0.5, std=0.25)
+    assert torch.equal(model(torch.ones(1, 3, 1, 1)), torch.full((1, 3), 2.0))
+    with pytest.raises(UserError, match="scale from 0 to 255"):
+        normalized(nn.Flatten(), mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4])

@@ -11,7 +11,7 @@ from torch import nn
 from consensus_cli.errors import UserError
 from consensus_cli.models.macs import count_macs
 from consensus_cli.pruning.blocks import candidates, check_candidates, find_blocks
-from consensus_cli.pruning.costs import block_costs
+from consensus_cli.pruning.schedule import block_costs
 from consensus_cli.pruning.surgery import remove_blocks
 
 TORCHVISION = {

@@ -54,8 +54,8 @@ from consensus_cli.errors import UserError
 from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning.blocks import Block, candidates, check_candidates, find_blocks
-from consensus_cli.pruning.costs import block_costs
-from consensus_cli.pruning.surgery import remove_block
+from consensus_cli.pruning.schedule import block_costs
+from consensus_cli.pruning.surgery import remove_blocks
 
 IMAGE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -128,7 +128,7 @@ def test_without_a_block_of_a_pair_the_gains_stay_with_their_blocks() -> None:
     silent = copy.deepcopy(network)
     for parameter in silent.blocks[1].branch[1].parameters():
         nn.init.zeros_(parameter)
-    remove_block(network, "blocks.1")
+    remove_blocks(network, ["blocks.1"])
     with torch.no_grad():
         torch.testing.assert_close(network(IMAGES), silent(IMAGES))
 
@@ -181,7 +181,7 @@ def test_the_network_itself_never_runs() -> None:
 def test_a_block_that_overwrites_its_input(block: type[nn.Module]) -> None:
     network = Net(block(), block(), Residual())
     assert reasons(network) == {"blocks.0": "first block of stage 1", "blocks.1": "", "blocks.2": ""}
-    remove_block(network, "blocks.1", IMAGES)
+    remove_blocks(network, ["blocks.1"], IMAGES)
 
 
 @pytest.mark.parametrize(

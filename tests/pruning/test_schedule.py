@@ -5,14 +5,9 @@ from __future__ import annotations
 import pytest
 
 from consensus_cli.errors import UserError
-from consensus_cli.pruning.blocks import Block
-from consensus_cli.pruning.schedule import (
-    allowed,
-    blocks_to_remove,
-    check_enough_blocks,
-    most_macs_removable,
-    most_removable,
-)
+from consensus_cli.models.macs import MacCount
+from consensus_cli.pruning import Block, Schedule
+from consensus_cli.pruning.schedule import allowed, blocks_to_remove
 
 
 def three_stages(per_stage: int = 9) -> list[Block]:
@@ -33,9 +28,10 @@ def test_halves_round_up(ratio: float, candidates: int, expected: int) -> None:
 
 @pytest.mark.parametrize("ratio", [0, -1, 1.5, float("nan")])
 def test_ratio_out_of_range(ratio: float) -> None:
-    with pytest.raises(UserError, match=f"ratio is {ratio:g}") as error:
-        blocks_to_remove(ratio, 24)
-    assert "(0, 1]" in error.value.hint
+    for unit in ("blocks", "macs"):
+        with pytest.raises(UserError, match=f"ratio is {ratio:g}") as error:
+            Schedule(three_stages(), ratio, unit).check()
+        assert "(0, 1]" in error.value.hint
 
 
 def test_all_candidates_may_go_at_first() -> None:
@@ -50,37 +46,85 @@ def test_a_stage_at_its_minimum_is_closed() -> None:
     assert [block.name for block in allowed(blocks, gone, 2)] == ["layer3.1", "layer3.2"]
 
 
-@pytest.mark.parametrize(("minimum", "expected"), [(0, 24), (1, 24), (2, 21), (9, 0), (20, 0)])
-def test_most_removable(minimum: int, expected: int) -> None:
-    assert most_removable(three_stages(), minimum) == expected
+@pytest.mark.parametrize(("minimum", "possible"), [(0, 24), (1, 24), (2, 21), (9, 0), (20, 0)])
+def test_stages_at_their_minimum_bound_the_blocks(minimum: int, possible: int) -> None:
+    """As many as the stages can lose may be asked for, not one more."""
+    for asked in {max(1, possible), min(24, possible + 1)}:
+        schedule = Schedule(three_stages(), asked / 24, min_blocks_per_stage=minimum)
+        if asked <= possible:
+            schedule.check()
+        else:
+            with pytest.raises(UserError, match=f"asks for {asked} of 24 .* lets {possible} go"):
+                schedule.check()
 
 
-@pytest.mark.parametrize(("minimum", "expected"), [(1, 1 + 2 + 4 + 5 + 7 + 8), (2, 2 + 5 + 8), (3, 0)])
-def test_the_dearest_blocks_of_each_stage_bound_the_macs(minimum: int, expected: int) -> None:
+def counted(blocks: list[Block], total: int) -> MacCount:
+    """Block number i costs i MACs."""
+    return MacCount({block.name: macs for macs, block in enumerate(blocks)} | {"": total}, ())
+
+
+@pytest.mark.parametrize(("minimum", "most"), [(1, 1 + 2 + 4 + 5 + 7 + 8), (2, 2 + 5 + 8), (3, 0)])
+def test_the_dearest_blocks_of_each_stage_bound_the_macs(minimum: int, most: int) -> None:
     blocks = three_stages(3)
-    costs = {block.name: macs for macs, block in enumerate(blocks)}
-    assert most_macs_removable(blocks, costs, minimum) == expected
+    macs = counted(blocks, 100)
+    Schedule(blocks, max(most, 1) / 100, "macs", min_blocks_per_stage=minimum - (most == 0), macs=macs).check()
+    with pytest.raises(UserError, match=f"at most {most}.0% can go") as error:
+        Schedule(blocks, (most + 1) / 100, "macs", min_blocks_per_stage=minimum, macs=macs).check()
+    assert error.value.hint == f"lower the ratio to {most / 100:.3f} or prune.min_blocks_per_stage"
 
 
 def test_removing_one_by_one_ends_where_promised() -> None:
     blocks, gone = three_stages(4), list[str]()
-    while may_go := allowed(blocks, gone, 2):
-        gone.append(may_go[0].name)
-    assert len(gone) == most_removable(blocks, 2) == 6
+    schedule = Schedule(blocks, 6 / 9, min_blocks_per_stage=2)
+    schedule.check()
+    while not schedule.reached(gone):
+        gone += schedule.next([block.name for block in blocks], gone)
+    assert gone == ["layer1.1", "layer1.2", "layer2.1", "layer2.2", "layer3.1", "layer3.2"]
+    assert not schedule.allowed(gone)
+    assert not schedule.next([block.name for block in blocks], gone)
+
+
+def test_several_go_at_once_and_no_more_than_the_ratio_asks_for() -> None:
+    blocks = three_stages(4)
+    schedule = Schedule(blocks, 5 / 9, step=3, min_blocks_per_stage=2)
+    order = ["layer3.3", "layer3.0", "layer3.2", "layer3.1", "layer1.1", "layer2.1", "layer2.2"]
+    first = schedule.next(order, [])
+    assert first == ["layer3.3", "layer3.2", "layer1.1"]
+    assert schedule.next(order, first) == ["layer2.1", "layer2.2"]
+    assert schedule.reached([*first, "layer2.1", "layer2.2"])
+    assert schedule.target_blocks == 5
+
+
+def test_a_share_of_the_macs_is_reached_when_they_are_gone() -> None:
+    blocks = three_stages(3)
+    schedule = Schedule(blocks, 0.15, "macs", step=4, macs=counted(blocks, 100))
+    assert schedule.next(["layer3.2", "layer1.1", "layer3.1", "layer2.1"], []) == ["layer3.2", "layer1.1", "layer3.1"]
+    assert not schedule.reached(["layer3.2", "layer1.1", "layer2.2"])
+    assert schedule.reached(["layer3.2", "layer3.1"])
+
+
+def test_macs_that_nobody_counted() -> None:
+    blocks = three_stages(3)
+    with pytest.raises(UserError, match="needs their count"):
+        Schedule(blocks, 0.5, "macs").check()
+    with pytest.raises(UserError, match=r"Own has none that are counted \(they leave out aten::_fft_r2c × 4\)"):
+        Schedule(blocks, 0.5, "macs", macs=MacCount({"": 0}, ("aten::_fft_r2c × 4",))).check("Own")
 
 
 def test_a_ratio_that_fits() -> None:
-    assert check_enough_blocks(0.875, three_stages(), min_blocks_per_stage=2) == 21
+    schedule = Schedule(three_stages(), 0.875, min_blocks_per_stage=2)
+    schedule.check()
+    assert schedule.target_blocks == 21
 
 
 def test_a_ratio_that_asks_for_too_many() -> None:
     message = r"ratio 0\.9 asks for 22 of 24 blocks; min_blocks_per_stage=2 lets 21 go"
     with pytest.raises(UserError, match=message) as error:
-        check_enough_blocks(0.9, three_stages(), min_blocks_per_stage=2)
+        Schedule(three_stages(), 0.9, min_blocks_per_stage=2).check()
     assert error.value.hint == "lower the ratio to 0.875 or prune.min_blocks_per_stage"
 
 
 def test_a_ratio_that_asks_for_none() -> None:
     with pytest.raises(UserError, match=r"ratio 0\.01 of 24 blocks removes none") as error:
-        check_enough_blocks(0.01, three_stages(), min_blocks_per_stage=1)
+        Schedule(three_stages(), 0.01).check()
     assert error.value.hint == "use at least 0.021"

@@ -13,11 +13,12 @@ from helpers.surgery_checks import check_round_trip, flops
 from torch import nn
 
 from consensus_cli.errors import UserError
+from consensus_cli.models.classifier import normalized
 from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import BasicBlock, resnet
 from consensus_cli.pruning.blocks import candidates, find_blocks
-from consensus_cli.pruning.costs import block_costs
-from consensus_cli.pruning.surgery import Shortcut, ShortcutInTuple, bypassed, parts_of, remove_block, remove_blocks
+from consensus_cli.pruning.schedule import block_costs
+from consensus_cli.pruning.surgery import Shortcut, ShortcutInTuple, bypassed, parts_of, remove_blocks
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -49,7 +50,7 @@ def test_macs_of_resnet56() -> None:
 def test_a_block_is_gone_and_the_others_keep_their_names_and_places() -> None:
     network = resnet(20)
     names = [name for name in network.state_dict() if not name.startswith("layer2.1.")]
-    remove_block(network, "layer2.1", IMAGES)
+    remove_blocks(network, ["layer2.1"], IMAGES)
     assert list(network.state_dict()) == names
     assert [type(block) for block in network.layer2] == [BasicBlock, Shortcut, BasicBlock]
     assert not list(network.layer2[1].state_dict())
@@ -96,16 +97,48 @@ def test_bypassing_restores_the_very_modules(name: str) -> None:
 def test_a_name_that_the_network_does_not_have(name: str) -> None:
     network = resnet(20)
     before = list(network.state_dict())
-    for take_out in (remove_block, lambda n, b: bypassed(n, b).__enter__()):
+    for take_out in (lambda n, b: remove_blocks(n, ["layer1.1", b]), lambda n, b: bypassed(n, b).__enter__()):
         with pytest.raises(UserError, match="unknown block") as error:
             take_out(network, name)
         assert "layer1.1" in error.value.hint
     assert list(network.state_dict()) == before
 
 
-def test_a_removal_that_removes_nothing_is_caught() -> None:
-    with pytest.raises(AssertionError, match="0 of"):
-        remove_block(resnet(20), "relu")
+def test_a_removal_that_removes_nothing_is_refused() -> None:
+    network = resnet(20)
+    with pytest.raises(UserError, match="relu has no parameters to remove"):
+        remove_blocks(network, ["relu"])
+    remove_blocks(network, ["layer1.1"])
+    with pytest.raises(UserError, match=r"layer1\.1 has no parameters") as error:
+        remove_blocks(network, ["layer1.2", "layer1.1"])
+    assert "gone already" in error.value.hint
+    assert isinstance(network.layer1[2], BasicBlock)
+
+
+def test_a_block_that_cannot_go_is_refused_with_its_reason() -> None:
+    network = resnet(20)
+    first = find_blocks(network, IMAGES)[3]
+    with pytest.raises(
+        UserError, match=r"block layer2\.0 cannot be removed: changes the shape: first block of stage 2"
+    ):
+        remove_blocks(network, [first])
+
+
+def test_a_wrapped_network_is_pruned_by_the_names_of_the_network_in_it() -> None:
+    network = resnet(20).train()
+    network.layer1.eval()
+    model = normalized(network, mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2])
+    modes = [module.training for module in model.modules()]
+    assert modes[:2] == [True, True]
+    assert modes.count(False) == len(list(network.layer1.modules()))
+    blocks = find_blocks(model, IMAGES)
+    assert blocks == find_blocks(network, IMAGES)
+    assert [module.training for module in model.modules()] == modes
+    remove_blocks(model, [*candidates(blocks)[:2], "layer1.1", "layer3.2"], IMAGES)
+    assert [name for name in ("layer1.1", "layer1.2", "layer3.2") if network.get_submodule(name).training] == [
+        "layer3.2"
+    ]
+    assert all(isinstance(network.get_submodule(name), Shortcut) for name in ("layer1.1", "layer1.2", "layer3.2"))
 
 
 def test_names_of_branches() -> None:
