@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from consensus_cli.experiment.record import run_hash
 from helpers.folders import ON_FOLDER, OWN_NETWORK, make_folder
 from helpers.quick import QUICK
 from PIL import Image
@@ -26,7 +27,6 @@ from consensus_cli.config.composition import compose_run, read_config
 from consensus_cli.errors import UserError
 from consensus_cli.experiment import inputs, pipeline, steps
 from consensus_cli.experiment.last import Last
-from consensus_cli.experiment.record import run_hash
 from consensus_cli.experiment.session import find_earlier
 from consensus_cli.models.resnet import resnet
 from consensus_cli.screen import Screen

@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from consensus_cli.experiment.parallel.team import Message, Team, _classes, _packed, _unpacked, team
 from helpers.quick import QUICK
 
 from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.accuracy import Predictions
-from consensus_cli.experiment.parallel.team import Message, Team, _classes, _packed, _unpacked, team
 
 REPOSITORY = Path(__file__).parents[1]
 SHORT = (*QUICK, "baseline.epochs=4", "baseline.learning_rate=0.05", "precision=fp32", "attacks=none", "ratio=0.34")

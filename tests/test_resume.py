@@ -14,6 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from consensus_cli.experiment.parallel import shards
+from consensus_cli.experiment.record import Record
 from filelock import FileLock
 from helpers.quick import QUICK
 from safetensors.torch import load_file
@@ -23,8 +25,6 @@ from consensus_cli import training
 from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
 from consensus_cli.experiment import steps
-from consensus_cli.experiment.parallel import shards
-from consensus_cli.experiment.record import Record
 from consensus_cli.experiment.session import reopen
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.storage import state

@@ -10,9 +10,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from consensus_cli import __version__
 from consensus_cli.cli.fast_imports import fit_environment, lasting_imports
@@ -29,6 +29,9 @@ from consensus_cli.errors import (
 )
 from consensus_cli.models.paths import expanded
 
+if TYPE_CHECKING:
+    from consensus_cli.data.share import Share
+
 
 @dataclass(frozen=True)
 class Call:
@@ -37,10 +40,12 @@ class Call:
     Attributes:
         words: what stands behind its name, without the options that every command has.
         debug: whether tracebacks behind errors are shown.
+        share: this process among those of a job; None where there is no job.
     """
 
     words: list[str]
     debug: bool
+    share: Share | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,10 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (UserError, RunFailedError) as error:
-        tell(error, debug=debug)
+        if not (error.shared and _follows()):
+            tell(error, debug=debug)
         return 2 if isinstance(error, UserError) else 1
     except InterruptedRunError as stop:
-        sys.stderr.write(f"interrupted by {stop}; continue with: consensus resume {stop.run_dir}\n")
+        if not _follows():
+            sys.stderr.write(f"interrupted by {stop}; continue with: consensus resume {stop.run_dir}\n")
         return 128 + stop.signal_number
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -68,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has closed it (`consensus list models | head -1`): nobody is left to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def _follows() -> bool:
+    """Returns whether this is one of a job's processes and not the first, which speaks for all."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _answer(words: list[str], debug: bool) -> int:
@@ -105,9 +117,27 @@ def _start(command: Callable[[Call], int], call: Call) -> int:
         raise UserError(f"WORLD_SIZE={world} in the environment is not a number", "unset it: torchrun sets it itself")
     if int(world) <= 1:
         return command(call)
-    from consensus_cli.experiment.parallel import jobs
+    return _in_job(command, call)
 
-    return jobs.lead(lambda: command(call))
+
+def _in_job(command: Callable[[Call], int], call: Call) -> int:
+    """Runs a command in a job of several processes: runs and scorings in all of them, anything else in the first."""
+    from torch import distributed
+
+    from consensus_cli.experiment.distributed import join
+
+    share = join()
+    if command in (_run, _resume, _score):
+        code = command(replace(call, share=share))
+    else:
+        code = share.lead(lambda: command(call))
+    distributed.destroy_process_group()
+    return code
+
+
+def _screen_kind(kind: str, call: Call) -> str:
+    """Returns the kind of screen for this process: of a job's processes the first alone speaks."""
+    return kind if call.share is None or call.share.leads else "none"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -145,7 +175,7 @@ def _run(call: Call) -> int:
     words, kind = take_kind(call.words)
     from consensus_cli.cli.sweep import launch
 
-    return launch(words, kind, debug=call.debug)
+    return launch(words, kind, debug=call.debug, share=call.share)
 
 
 def _resume(call: Call) -> int:
@@ -158,7 +188,7 @@ def _resume(call: Call) -> int:
     with lasting_imports():
         from consensus_cli.experiment import pipeline
 
-    with open_screen(kind) as screen, memory_told(NEEDS_LESS_MEMORY):
+    with open_screen(_screen_kind(kind, call)) as screen, memory_told(NEEDS_LESS_MEMORY):
         pipeline.resume(asked.run, screen)
     return 0
 
@@ -171,10 +201,10 @@ def _score(call: Call) -> int:
     words, kind = take_kind(call.words)
     config = compose_run(settings_only("score", words))
     with lasting_imports():
-        from consensus_cli.experiment import pipeline
+        from consensus_cli.experiment import looking
 
-    with open_screen(kind) as screen, memory_told(NEEDS_LESS_MEMORY):
-        pipeline.score(config, screen)
+    with open_screen(_screen_kind(kind, call)) as screen, memory_told(NEEDS_LESS_MEMORY):
+        looking.score(config, screen)
     return 0
 
 
@@ -183,11 +213,11 @@ def _list(call: Call) -> int:
     if what == "blocks":
         from consensus_cli.cli.flags import settings_only
         from consensus_cli.config.composition import compose_run
-        from consensus_cli.experiment import pipeline
+        from consensus_cli.experiment import looking
         from consensus_cli.screen import Screen
 
         with memory_told(NEEDS_LESS_MEMORY):
-            pipeline.show_blocks(compose_run(settings_only("list blocks", words)), Screen())
+            looking.show_blocks(compose_run(settings_only("list blocks", words)), Screen())
         return 0
     from consensus_cli.cli.catalogue import show
 

@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.hydra import Hydra
@@ -32,17 +32,21 @@ from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, foreign_code, memory_told, tell
 from consensus_cli.experiment.last import Last
 
+if TYPE_CHECKING:
+    from consensus_cli.data.share import Share
+
 #: packages whose exceptions, in a sweep, say that they lost a run's process
 _LAUNCHING = ("joblib", "submitit", "ray")
 
 
-def launch(words: list[str], screen_kind: str, *, debug: bool = False) -> int:
+def launch(words: list[str], screen_kind: str, *, debug: bool = False, share: Share | None = None) -> int:
     """Runs what the words of `consensus run` ask for, Hydra's own flags included, on a screen of this kind.
 
     Args:
         words: settings and flags.
         screen_kind: `auto`, `quiet` or `json`.
         debug: whether the runs show tracebacks behind their errors.
+        share: this process among those of a job, of which the first has Hydra start the runs; None without one.
 
     Raises:
         UserError: a mistake in any of the runs, before the first one starts.
@@ -50,16 +54,46 @@ def launch(words: list[str], screen_kind: str, *, debug: bool = False) -> int:
     flags = read_flags(words)
     origin = _origin(flags)
     if flags.cfg or flags.info or flags.hydra_help:
-        _show(flags, origin)
+        if share is None or share.leads:
+            _show(flags, origin)
         return 0
+    if share is None:
+        runs = _checked_runs(flags, origin)
+    else:
+        runs = share.agree(lambda: _checked_runs(flags, origin, in_job=True))
+    if share is not None and not share.leads:
+        return _follow(runs, sweeping=flags.multirun)
+    job = _Job(screen_kind, debug)
+    return _sweep(flags, origin, runs, job) if flags.multirun else _run(flags, origin, job)
+
+
+def _checked_runs(flags: Namespace, origin: Origin, *, in_job: bool = False) -> list[RunConfig]:
+    if in_job and any(word.startswith("hydra/launcher=") for word in flags.overrides):
+        raise UserError("a job of several processes cannot start others", "leave out hydra/launcher, or torchrun")
     runs = compose_runs(flags.overrides, multirun=flags.multirun, origin=origin)
     with lasting_imports():
         from consensus_cli.experiment import checks
 
     for run in runs:
         checks.check(run)
-    job = _Job(screen_kind, debug)
-    return _sweep(flags, origin, runs, job) if flags.multirun else _run(flags, origin, job)
+    return runs
+
+
+def _follow(runs: list[RunConfig], *, sweeping: bool) -> int:
+    """Does this process's part of the runs that Hydra starts in the first process of the job."""
+    from consensus_cli.experiment import pipeline
+    from consensus_cli.screen import open_screen
+
+    kept: Last[Any] = Last()
+    for config in runs:
+        config.if_done = config.if_done or ("skip" if sweeping else "rerun")
+        try:
+            with open_screen("none") as screen:
+                pipeline.run(config, (), screen, kept)
+        except (UserError, RunFailedError) as error:
+            if not (sweeping and error.shared):
+                raise
+    return 0
 
 
 def _origin(flags: Namespace) -> Origin:
@@ -193,6 +227,7 @@ def run_job(
     """
     with lasting_imports():
         from consensus_cli.experiment import pipeline
+        from consensus_cli.experiment.distributed import world
         from consensus_cli.screen import open_screen
 
     hydra_config = HydraConfig.get()
@@ -207,7 +242,8 @@ def run_job(
     except (UserError, RunFailedError) as error:
         # Told here: Hydra would put a text of its own before it.
         tell(error, debug=debug)
-        if not sweeping:
+        # In a job the others can go on with the next run only if they have all left this one.
+        if not sweeping or (world() > 1 and not error.shared):
             raise SystemExit(2 if isinstance(error, UserError) else 1) from error
         return _one_line(error)
     except Exception as error:

@@ -6,7 +6,8 @@ and speaks. With one process its share is everything, and nothing here costs any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -62,9 +63,12 @@ class Share:
         if self.world == 1:
             return combine([make()])
         parts: list[Any] | None = [None] * self.world if self.leads else None
-        distributed.gather_object(_attempt(make), parts, group=self.group)
+        own = _attempt(make)
+        with others_may_end():
+            distributed.gather_object(own, parts, group=self.group)
         result: list[Any] = [_attempt(lambda: combine(_values(parts))) if parts is not None else None]
-        distributed.broadcast_object_list(result, group=self.group)
+        with others_may_end():
+            distributed.broadcast_object_list(result, group=self.group)
         return _values(result)[0]
 
     def lead(self, make: Callable[[], T]) -> T:
@@ -86,7 +90,7 @@ class Share:
         """Overwrites tensors in place, in every process, by those of rank 0."""
         if self.world == 1:
             return
-        with torch.no_grad():
+        with torch.no_grad(), others_may_end():
             for tensor in tensors:
                 sent = tensor.detach().contiguous()
                 distributed.broadcast(sent, 0)
@@ -94,6 +98,30 @@ class Share:
 
 
 ALL = Share()
+
+
+@contextmanager
+def others_may_end() -> Iterator[None]:
+    """Reports in one line that another process of the job has ended while the body waited for it.
+
+    Raises:
+        RunFailedError: instead of what gloo or NCCL raise.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _ENDED):
+            raise
+        ended = RunFailedError(
+            "another process of this job has ended", "its own message says why; consensus resume continues the run"
+        )
+        # The process that ended speaks for all.
+        ended.shared = True
+        raise ended from error
+
+
+#: what gloo and NCCL say when the other end is gone
+_ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
 
 
 def _attempt(make: Callable[[], T]) -> tuple[T | None, tuple[type[Exception], str, str] | None]:
@@ -106,9 +134,9 @@ def _attempt(make: Callable[[], T]) -> tuple[T | None, tuple[type[Exception], st
 
 
 def _values(parts: list[Any]) -> list[Any]:
-    for _, error in parts:
-        if error is not None:
-            kind, message, hint = error
+    for _, failure in parts:
+        if failure is not None:
+            kind, message, hint = failure
             error = kind(message, hint)
             error.shared = True
             raise error

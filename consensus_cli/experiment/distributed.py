@@ -40,20 +40,14 @@ def join() -> Share:
         return ALL
     for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
         if os.environ.get(variable, "false").lower() == "true":
-            raise UserError(
+            refused = UserError(
                 f"{variable.removeprefix('ACCELERATE_USE_')} is not supported: surgery needs the whole network",
                 "launch with data parallelism alone: torchrun, or accelerate launch --multi_gpu",
             )
+            refused.shared = True
+            raise refused
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=_TRAINING_TIMEOUT)
     group = distributed.new_group(backend="gloo", timeout=_WAITING_TIMEOUT)
     return Share(distributed.get_rank(), distributed.get_world_size(), group)
 
-
-def is_broken_off(error: BaseException) -> bool:
-    """Returns whether an exception means that another process of the job has ended."""
-    return world() > 1 and isinstance(error, RuntimeError) and any(words in str(error) for words in _BROKEN_OFF)
-
-
-#: what gloo and NCCL say when the other end is gone
-_BROKEN_OFF = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from consensus_cli import training
-from consensus_cli.data.share import Share
+from consensus_cli.data.share import Share, others_may_end
 from consensus_cli.experiment import recipes
 from consensus_cli.experiment.batch_sizes import Fitting
 from consensus_cli.experiment.measuring import Training
@@ -94,7 +94,7 @@ class Trainer:
                 tick=self.prepared.threads.tick,
             )
 
-        with self.screen.progress(description) as report:
+        with self.screen.progress(description) as report, others_may_end():
             try:
                 result = self.fitting.attempt("training", recipe.batch_size, attempt)
             except training.TrainingDivergedError as error:

@@ -78,11 +78,14 @@ def explained(run_dir: Path, *, resumable: bool = True) -> Iterator[None]:
     except (UserError, RunFailedError):
         raise
     except TrainingDivergedError as error:
-        raise RunFailedError(
+        diverged = RunFailedError(
             f"training diverged: {error}",
             "lower finetune.learning_rate (for a baseline, baseline.learning_rate)"
             + (f"; the last good network is kept in {run_dir}" if resumable else ""),
-        ) from error
+        )
+        # All processes of a job see the same loss.
+        diverged.shared = True
+        raise diverged from error
     except Exception as error:
         if is_disk_full(error):
             what = error.strerror if isinstance(error, OSError) else error

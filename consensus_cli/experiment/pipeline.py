@@ -47,10 +47,9 @@ def run(config: RunConfig, overrides: Sequence[str], screen: Screen, kept: input
 def resume(run_dir: Path, screen: Screen) -> Row:
     """Continues a run after its last finished phase, from its directory and what it reads; otherwise as `run`."""
     share = distributed.join()
-    files, done = share.lead(lambda: _with_state(RunDir.open(run_dir)))
-    assert files is not None
-    if done:
-        return share.lead(lambda: _done_already(files, output_dir_of(files), screen))
+    known, done = share.lead(lambda: _with_state(RunDir.open(run_dir)))
+    if known is not None and done:
+        return share.lead(lambda: _done_already(known, output_dir_of(known), screen))
     config, files = share.lead(lambda: reopen(run_dir))
     read = share.agree(lambda: inputs.load(config, screen))
     share.lead(lambda: Identity.read(files).check_inputs(read.hashes, files))

@@ -125,9 +125,7 @@ class Session:
                 files.make()
                 write_atomic(files.config, _yaml(replace(self.config, ratio=ratio)))
                 checkpoint.save_baseline(files, original)
-            checkpoint.save_pruned(
-                files, pruned, prepared.spec, self.state.removed, classes=prepared.images.classes
-            )
+            checkpoint.save_pruned(files, pruned, prepared.spec, self.state.removed, classes=prepared.images.classes)
             self._write_state(network)
 
     def recorded(self, ratio: float, screen: Screen) -> row.Row | None:

@@ -31,9 +31,9 @@ from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.weights import serialize
 from consensus_cli.pruning.surgery import remove_blocks
+from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.scoring.samples import Samples
 from consensus_cli.scoring.score import rank_blocks
-from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.screen import Screen, events
 from consensus_cli.storage.scores import score_table
 from consensus_cli.storage.state import Phases, RunState

@@ -31,11 +31,13 @@ def open_screen(kind: str = "auto", *, alone: bool = True) -> Screen:
     """Returns a screen on standard output.
 
     Args:
-        kind: `quiet`, `json`, or `auto`: live on a terminal, plain lines elsewhere.
+        kind: `none`, `quiet`, `json`, or `auto`: live on a terminal, plain lines elsewhere.
         alone: whether no other process writes there at the same time; a live view must be alone.
     """
     if kind == "json":
         return JsonScreen()
+    if kind == "none":
+        return QuietScreen(Console(quiet=True))
     console = Console(soft_wrap=True, highlight=False)
     if kind == "quiet":
         return QuietScreen(console)

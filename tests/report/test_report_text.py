@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from consensus_cli.report.finish import write_summary
 from helpers.report_runs import finished_row, scores, sweep, write_results, write_scores
 from matplotlib.container import ErrorbarContainer
 
@@ -14,7 +15,6 @@ from consensus_cli.errors import UserError
 from consensus_cli.report import palette, tradeoff
 from consensus_cli.report.compare import compare_runs
 from consensus_cli.report.figures import FORMATS, removal_figure, save, slug, tradeoff_figure
-from consensus_cli.report.finish import write_summary
 from consensus_cli.report.removal import removal
 from consensus_cli.report.source import complete
 from consensus_cli.report.text import latex, markdown, markdown_table
