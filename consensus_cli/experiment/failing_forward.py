@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +13,15 @@ from consensus_cli.models.modes import evaluating
 #: sizes in pixels that networks are usually made for, tried where the given one does not work
 _USUAL_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
 
+#: what mends a network whose copy does not compute with its own modules
+ANOTHER_MODULE = "a hook or closure refers to the original; let it use the module that it is given"
+
 
 def answer(model: Classifier, images: Tensor, name: str) -> Tensor:
-    """Returns the logits (n, k) of a network in eval mode; what its code raises names it.
+    """Returns the logits (n, k) of a network in eval mode.
 
     Raises:
-        UserError: its code raises, or it answers with something else.
+        UserError: names the network, whose code raises, or answers with something else.
     """
     with evaluating(model), foreign_code(name, "its forward must take a batch of images alone"):
         return model(images)
@@ -37,51 +38,37 @@ def explained(model: Classifier, images: Tensor, name: str, failure: ForeignCode
     """
     if _answers(model, images):
         return UserError(
-            f"a deep copy of {name} fails where the network itself runs: {said(failure, name)}",
-            "a hook or closure refers to the original; let it use the module that it is given",
+            f"a deep copy of {name} fails where the network itself runs: {said(failure, name)}", ANOTHER_MODULE
         )
     with torch.no_grad():
         _, channels, height, width = model.normalize(images).shape
-    taken = f"{name} does not take images of {channels}×{height}×{width}: {said(failure, name)}"
-    for size, count in _other_shapes(channels, height):
-        other = torch.rand(len(images), count, size, size, device=images.device)
+    message = f"{name} does not take images of {channels}×{height}×{width}: {said(failure, name)}"
+    counts = [channels, *(count for count in (3, 1) if count != channels)]
+    # Those that change less come first.
+    for size, count in ((size, count) for size in (height, *_USUAL_SIZES) for count in counts):
         copied = clone(model)
         # Straight into the network: the normalisation has the given number of channels.
         copied.normalize = nn.Identity()
-        if _answers(copied, other):
-            spread = channels > images.shape[1]
-            return UserError(taken, _hint((count, size), (channels, height), spread=spread))
-    return UserError(taken, failure.hint)
+        if not _answers(copied, torch.rand(len(images), count, size, size, device=images.device)):
+            continue
+        if (count, size) == (channels, height):
+            zeros, ones = (",".join([number] * count) for number in "01")
+            normalised = f"'model.mean=[{zeros}]' 'model.std=[{ones}]'"
+            return UserError(message, f"it takes images in [0, 1] and normalises them itself: {normalised}")
+        settings = [f"dataset.image_size={size}"] if size != height else []
+        if (count, channels) == (3, 1):
+            settings.append("'model.mean=[0.5,0.5,0.5]' 'model.std=[0.5,0.5,0.5]' (spreads grey over three channels)")
+        elif count == 1 and channels > images.shape[1]:
+            settings.append("one number in model.mean and model.std")
+        elif (count, channels) == (1, 3):
+            settings.append("a dataset of grey images, or arguments that make it take three channels in model.kwargs")
+        return UserError(message, f"it takes {count}×{size}×{size}: give it {' and '.join(settings)}")
+    return UserError(message, failure.hint)
 
 
 def said(failure: ForeignCodeError, name: str) -> str:
     """Returns what the network's code raised, without the network's name."""
     return failure.message.removeprefix(f"{name} raised ")
-
-
-def _other_shapes(channels: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yields sizes and numbers of channels, those that change less first."""
-    counts = [channels, *(count for count in (3, 1) if count != channels)]
-    for usual in (size, *_USUAL_SIZES):
-        yield from ((usual, count) for count in counts)
-
-
-def _hint(taken: tuple[int, int], given: tuple[int, int], *, spread: bool) -> str:
-    """Returns what gives a network the channels and size that it takes; `spread`: model.mean makes three of one."""
-    (count, size), (given_count, given_size) = taken, given
-    words = []
-    if taken == given:
-        zeros, ones = (",".join([number] * count) for number in "01")
-        return f"it takes images in [0, 1] and normalises them itself: 'model.mean=[{zeros}]' 'model.std=[{ones}]'"
-    if size != given_size:
-        words.append(f"dataset.image_size={size}")
-    if count == 3 and given_count == 1:
-        words.append("'model.mean=[0.5,0.5,0.5]' 'model.std=[0.5,0.5,0.5]' (spreads grey over three channels)")
-    if count == 1 and spread:
-        words.append("one number in model.mean and model.std")
-    elif count == 1 and given_count == 3:
-        words.append("a dataset of grey images, or arguments that make it take three channels in model.kwargs")
-    return f"it takes {count}×{size}×{size}: give it {' and '.join(words)}"
 
 
 def _answers(model: Classifier, images: Tensor) -> bool:

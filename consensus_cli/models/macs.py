@@ -2,14 +2,15 @@
 
 The network runs under a `TorchDispatchMode`, which sees what PyTorch really computes: an LSTM, an einsum, attention or
 a convolution of any kind arrives as one of the few operators that multiply and add. Nothing is traced or scripted, so
-that whatever runs can be counted. Convolutions and matrix products are counted by fvcore's formulas, whose "flops" are
-MACs; fused attention by PyTorch's, which count a MAC as two flops; what neither knows by our own. An operator without
-a formula has no MACs if it is elementwise, a reduction, a view or one of `_WITHOUT_MACS`; any other is named.
+that whatever runs can be counted. Convolutions are counted by fvcore's formula, whose "flops" are MACs; matrix products
+and fused attention by PyTorch's, which count a MAC as two flops; what neither knows by our own. An operator without a
+formula has no MACs if it is elementwise, a reduction, a view or one of `_WITHOUT_MACS`; any other is named.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,44 +29,29 @@ from consensus_cli.models.modes import evaluating, tensors_in, unfused_attention
 #: (arguments, result) of an operator -> its MACs
 Formula = Callable[[Sequence[Any], Any], int]
 
-#: operators that move, choose, pool, normalise, interpolate or draw numbers; without the underscores around the names
-_NAMES = """
-    abs adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d add_relu aminmax arange
-    as_strided assert_async assert_scalar assert_tensor_metadata avg_pool2d avg_pool3d bartlett_window
-    batch_norm_elemt batch_norm_gather_stats batch_norm_gather_stats_with_counts batch_norm_no_update batch_norm_stats
-    batch_norm_update_stats batch_norm_with_update bernoulli binary_cross_entropy binary_cross_entropy_with_logits
-    bincount binomial blackman_window block_diag bucketize cat cauchy channel_shuffle chunk_cat col2im complex
-    constant_pad_nd copy copysign cuda_version cudnn_batch_norm cudnn_grid_sampler cummax cummax_helper cummin
-    cummin_helper cumprod cumsum dequantize dim dist efficientzerotensor embedding embedding_bag
-    embedding_bag_forward_only embedding_renorm empty empty_like empty_permuted empty_strided eq exponential eye
-    fake_quantize_per_channel_affine_cachemask fake_quantize_per_tensor_affine_cachemask
-    fake_quantize_per_tensor_affine_cachemask_tensor_qparams fill flip floor_divide fractional_max_pool2d
-    fractional_max_pool3d full full_like functional_assert_async functional_assert_scalar fused_rms_norm gather ge
-    gelu geometric glu grid_sampler_2d grid_sampler_2d_cpu_fallback grid_sampler_3d gt hamming_window hann_window
-    hardswish has_same_storage_numel heaviside histc huber_loss im2col index index_add index_copy index_fill index_put
-    index_put_impl index_reduce index_select is_all_true is_any_true is_contiguous is_pinned is_same_size isin
-    jagged_to_padded_dense_forward kaiser_window kthvalue layout lazy_clone le lift linalg_check_errors linalg_cross
-    linspace local_scalar_dense log_normal log_sigmoid_forward log_softmax logcumsumexp logspace lt masked_fill
-    masked_scatter masked_select masked_softmax max_pool2d_with_indices max_pool3d_with_indices max_unpool2d
-    max_unpool3d median miopen_batch_norm mish mode mse_loss multinomial nanmedian narrow_copy native_batch_norm
-    native_batch_norm_legit native_batch_norm_legit_no_training native_dropout native_group_norm native_layer_norm ne
-    nested_tensor_from_tensor_list new_empty new_empty_strided new_full new_ones new_zeros nll_loss_forward nms
-    nonzero nonzero_static normal normal_functional numel ones ones_like pack_padded_sequence
-    padded_dense_to_jagged_forward pin_memory pixel_shuffle pixel_unshuffle poisson polar prelu_kernel ps_roi_align
-    ps_roi_pool put quantize_per_channel quantize_per_tensor rand rand_like randint randint_like randn randn_like
-    random randperm range record_stream reflection_pad1d reflection_pad2d reflection_pad3d renorm repeat
-    repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape_copy resize resize_as roi_align
-    roi_pool roll rot90 rrelu_with_noise rsub safe_softmax scalar_tensor scatter scatter_add scatter_reduce
-    searchsorted segment_reduce set size smooth_l1_loss softmax sort stack stride sym_is_contiguous sym_numel sym_size
-    sym_storage_offset sym_stride take thnn_fused_gru_cell thnn_fused_lstm_cell threshold to_copy to_padded_tensor
-    to_sparse topk trace transform_bias_rescale_qkv tril tril_indices triu triu_indices uniform unique unique2
-    unique_consecutive unique_dim unique_dim_consecutive unsafe_index unsafe_index_put unsafe_masked_index
-    unsafe_split unsafe_split_with_sizes unsafe_view upsample_bicubic2d upsample_bicubic2d_aa upsample_bilinear2d
-    upsample_bilinear2d_aa upsample_lanczos2d_aa upsample_linear1d upsample_nearest1d upsample_nearest2d
-    upsample_nearest3d upsample_nearest_exact1d upsample_nearest_exact2d upsample_nearest_exact3d upsample_trilinear3d
-    weight_norm_interface where xlogy zero zeros zeros_like
-"""
-_WITHOUT_MACS = frozenset(_NAMES.split())
+#: PyTorch's operators that move, choose, pool, normalise, interpolate or draw numbers; without underscores around names
+_WITHOUT_MACS = re.compile(
+    r"""
+      (adaptive_|fractional_)?(avg|max)_(un)?pool[23]d\w* | \w*(batch|group|layer|rms)_norm\w* | weight_norm\w*
+    | \w*_pad(_nd|[123]d) | upsample_\w* | (ps_)?roi_\w+ | (cudnn_)?grid_sampler\w* | (pixel|channel)_\w*shuffle
+    | \w+_window | (new_)?(empty|full|ones|zeros)\w* | \w*range | \w*space | rand\w* | (log_)?normal\w* | uniform
+    | (as_)?strided | sort | unique\w* | repeat\w* | resize\w* | cat | chunk_cat | stack | flip | roll | rot90
+    | (unsafe_)?(masked_)?(index|scatter|gather|select|fill|softmax)\w* | \w*_softmax | put | set | take | where
+    | sym_\w+ | is_\w+ | has_\w+ | \w*assert\w* | embedding\w* | fake_quantize_\w+cachemask\w* | quantize_\w+
+    | cum(max|min|prod|sum)\w* | logcumsumexp | tril\w* | triu\w* | \w*loss\w* | binary_cross_entropy\w* | \w*median
+    | eq | ne | ge | gt | le | lt | abs | add_relu | aminmax | bernoulli | bincount | binomial | block_diag | bucketize
+    | cauchy | col2im | complex | copy | copysign | cuda_version | dequantize | dim | dist | efficientzerotensor
+    | exponential | eye | floor_divide | gelu | geometric | glu | hardswish | heaviside | histc | im2col | isin
+    | jagged_to_padded_dense_forward | kthvalue | layout | lazy_clone | lift | linalg_check_errors | linalg_cross
+    | local_scalar_dense | log_sigmoid_forward | mish | mode | multinomial | narrow_copy | native_dropout
+    | nested_tensor_from_tensor_list | nms | nonzero\w* | numel | pack_padded_sequence | padded_dense_to_jagged_forward
+    | pin_memory | poisson | polar | prelu_kernel | randperm | record_stream | renorm | reshape_copy | rrelu_with_noise
+    | rsub | scalar_tensor | searchsorted | segment_reduce | size | stride | thnn_fused_(gru|lstm)_cell | threshold
+    | to_(copy|padded_tensor|sparse) | topk | trace | transform_bias_rescale_qkv | unsafe_split\w* | unsafe_view | xlogy
+    | zero
+    """,
+    re.VERBOSE,
+)
 
 
 @dataclass(frozen=True)
@@ -159,22 +145,6 @@ class _Recorder(TorchDispatchMode):
             self.macs[path] += macs
 
 
-class _Shaped:
-    """A tensor as fvcore's formulas see one: they were written for the values of a traced graph."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-
-    def isCompleteTensor(self) -> bool:  # noqa: N802
-        return True
-
-    def type(self) -> _Shaped:
-        return self
-
-    def sizes(self) -> list[int]:
-        return list(self._tensor.shape)
-
-
 def _formula(operator: Any, kwargs: Mapping[str, Any]) -> Formula | None:
     """Returns how the MACs of an operator (all overloads alike) are counted, None where nobody knows."""
     from torch.utils.flop_counter import flop_registry
@@ -191,32 +161,30 @@ def _formulas() -> dict[str, Formula]:
     with warnings.catch_warnings():
         # fvcore compiles a loss function that nobody here uses with torch.jit.script, and torch says that is old.
         warnings.simplefilter("ignore", FutureWarning)
-        from fvcore.nn.jit_handles import addmm_flop_jit, bmm_flop_jit, conv_flop_count, matmul_flop_jit
+        from fvcore.nn.jit_handles import conv_flop_count
 
-    def fvcore(formula: Callable[..., int], operands: int) -> Formula:
-        return lambda args, _: formula([_Shaped(tensor) for tensor in args[:operands]], [])
+    def by_last_operand(args: Sequence[Any], out: Any) -> int:
+        """Products whose result has one number per MAC but for the dimension that is summed over."""
+        return out.numel() * args[0].shape[-1]
 
     return {
         # args: input, weight, bias, stride, padding, dilation, transposed
         "aten::convolution": lambda args, out: conv_flop_count(args[0].shape, args[1].shape, out.shape, args[6]),
-        "aten::mm": fvcore(matmul_flop_jit, 2),
-        "aten::addmm": fvcore(addmm_flop_jit, 3),
-        "aten::bmm": fvcore(bmm_flop_jit, 2),
+        "aten::addmm": lambda args, out: out.numel() * args[1].shape[-1],
         "aten::mv": lambda args, _: args[0].numel(),
         "aten::addmv": lambda args, _: args[1].numel(),
         "aten::dot": lambda args, _: args[0].numel(),
         "aten::vdot": lambda args, _: args[0].numel(),
         "aten::addr": lambda _, out: out.numel(),
-        "aten::baddbmm": lambda args, _: args[1].numel() * args[2].shape[-1],
         "aten::addbmm": lambda args, _: args[1].numel() * args[2].shape[-1],
-        "aten::_int_mm": lambda args, out: args[0].numel() * out.shape[-1],
+        "aten::_int_mm": by_last_operand,
         # input (length, batch, channels), weight (kernel, channels in, channels out)
         "aten::conv_tbc": lambda args, out: prod(out.shape[:2]) * args[1].numel(),
-        "aten::affine_grid_generator": lambda args, out: out.numel() * args[0].shape[-1],
-        "aten::cudnn_affine_grid_generator": lambda args, out: out.numel() * args[0].shape[-1],
-        "aten::_cdist_forward": lambda args, out: out.numel() * args[0].shape[-1],
-        "aten::_pdist_forward": lambda args, out: out.numel() * args[0].shape[-1],
-        "aten::_euclidean_dist": lambda args, out: out.numel() * args[0].shape[-1],
+        "aten::affine_grid_generator": by_last_operand,
+        "aten::cudnn_affine_grid_generator": by_last_operand,
+        "aten::_cdist_forward": by_last_operand,
+        "aten::_pdist_forward": by_last_operand,
+        "aten::_euclidean_dist": by_last_operand,
         "aten::_trilinear": _trilinear,
         "aten::mkldnn_rnn_layer": lambda args, _: _recurrent(args[0], args[1:5]),
         "aten::_cudnn_rnn": lambda args, _: _recurrent(args[0], args[1]),
@@ -247,4 +215,5 @@ def _without_macs(func: Any) -> bool:
         return False
     harmless = {torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.inplace_view}
     name = func.overloadpacket.__name__.strip("_")
-    return func.is_view or name in _WITHOUT_MACS or not harmless.isdisjoint(func.tags)
+    known = func.namespace in ("aten", "torchvision") and _WITHOUT_MACS.fullmatch(name) is not None
+    return known or func.is_view or not harmless.isdisjoint(func.tags)
