@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from consensus_cli.data.share import ALL
 from consensus_cli.experiment.original import cached
 from consensus_cli.models.classifier import Classifier
 
@@ -30,8 +31,8 @@ def weight(trainer: Trainer) -> torch.Tensor:
 
 def test_trains_once_then_reads_the_same_weights(tmp_path: Path) -> None:
     first, second = Trainer(), Trainer()
-    assert cached(first.model, {"seed": 0}, tmp_path, first)[1] is False
-    assert cached(second.model, {"seed": 0}, tmp_path, second)[1] is True
+    assert cached(first.model, {"seed": 0}, tmp_path, first, ALL)[1] is False
+    assert cached(second.model, {"seed": 0}, tmp_path, second, ALL)[1] is True
     assert (first.times, second.times) == (1, 0)
     assert torch.equal(weight(first), weight(second))
 
@@ -39,16 +40,16 @@ def test_trains_once_then_reads_the_same_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"seed": 1}, {"seed": 0, "recipe": {"epochs": 2}}])
 def test_anything_that_determines_it_makes_another_baseline(tmp_path: Path, change: dict[str, object]) -> None:
     first, second = Trainer(), Trainer()
-    cached(first.model, {"seed": 0}, tmp_path, first)
-    cached(second.model, change, tmp_path, second)
+    cached(first.model, {"seed": 0}, tmp_path, first, ALL)
+    cached(second.model, change, tmp_path, second, ALL)
     assert second.times == 1
 
 
 def test_a_damaged_cache_is_trained_anew(tmp_path: Path) -> None:
     first, second = Trainer(), Trainer()
-    path, _ = cached(first.model, {}, tmp_path, first)
+    path, _ = cached(first.model, {}, tmp_path, first, ALL)
     path.write_bytes(path.read_bytes()[:20])
-    assert cached(second.model, {}, tmp_path, second)[1] is False
+    assert cached(second.model, {}, tmp_path, second, ALL)[1] is False
     assert second.times == 1
 
 
@@ -59,9 +60,9 @@ def test_a_training_that_fails_leaves_no_checkpoint(tmp_path: Path) -> None:
         raise RuntimeError("diverged")
 
     with pytest.raises(RuntimeError, match="diverged"):
-        cached(trainer.model, {}, tmp_path, fail)
+        cached(trainer.model, {}, tmp_path, fail, ALL)
     assert not list(tmp_path.glob("*.safetensors"))
-    assert cached(trainer.model, {}, tmp_path, trainer)[1] is False
+    assert cached(trainer.model, {}, tmp_path, trainer, ALL)[1] is False
 
 
 def test_of_two_that_need_it_at_once_one_trains_and_the_other_waits(tmp_path: Path) -> None:
@@ -74,8 +75,8 @@ def test_of_two_that_need_it_at_once_one_trains_and_the_other_waits(tmp_path: Pa
         slow(model)
 
     threads = [
-        threading.Thread(target=cached, args=(slow.model, {}, tmp_path, train_slowly)),
-        threading.Thread(target=cached, args=(other.model, {}, tmp_path, other)),
+        threading.Thread(target=cached, args=(slow.model, {}, tmp_path, train_slowly, ALL)),
+        threading.Thread(target=cached, args=(other.model, {}, tmp_path, other, ALL)),
     ]
     threads[0].start()
     assert training.wait(10)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from consensus_cli.experiment.record import run_hash
 from helpers.folders import ON_FOLDER, OWN_NETWORK, make_folder
 from helpers.quick import QUICK
+from helpers.stopping import after_finetuning, stop_run
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -25,8 +25,9 @@ from consensus_cli import data
 from consensus_cli.cli.main import main
 from consensus_cli.config.composition import compose_run, read_config
 from consensus_cli.errors import UserError
-from consensus_cli.experiment import inputs, pipeline, steps
+from consensus_cli.experiment import inputs, pipeline
 from consensus_cli.experiment.last import Last
+from consensus_cli.experiment.run_hash import run_hash
 from consensus_cli.experiment.session import find_earlier
 from consensus_cli.models.resnet import resnet
 from consensus_cli.screen import Screen
@@ -210,7 +211,7 @@ def test_only_a_run_on_the_same_inputs_is_found(tmp_path: Path) -> None:
 
 
 def test_runs_of_earlier_versions_keep_their_hash() -> None:
-    # Where a setting is new: it changes no result (record._NOT_IN_HASH), or its default is what was before (_LATER).
+    # Where a setting is new: it changes no result (run_hash._NOT_IN_HASH), or its default is what was before (_LATER).
     words = [*QUICK, "ratio=0.17", "attacks=none", "metrics=[cka]", "evaluate.energy_window_s=0.05", "finetune=none"]
     assert run_hash(compose_run(words)) == "43d351202636ac8992fbb3f29c8b2a8ab5b85e46abc4636959e9d17f1befe0d0"
     assert run_hash(compose_run([*words, "dataset.workers=2", "threads=1"])).startswith("43d35120")
@@ -250,16 +251,6 @@ def test_an_identity_reads_back_and_an_earlier_version_s_says_that_it_knows_no_i
     identity.check_inputs({"dataset": "1"}, folder)
 
 
-def stop_after_first_removal(monkeypatch: pytest.MonkeyPatch) -> None:
-    finetune = steps.Steps.finetune
-
-    def finetune_and_stop(self: steps.Steps, *networks: object) -> None:
-        finetune(self, *networks)  # type: ignore[arg-type]
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(steps.Steps, "finetune", finetune_and_stop)
-
-
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of a run that was stopped, with relative paths to all it reads."""
@@ -270,9 +261,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(here / "x.npz", **SHIFT)
     monkeypatch.chdir(here)
     words = ("dataset.root=images", "model.weights=w.safetensors", "evaluate.shift.x=x.npz", "output_dir=out")
-    with monkeypatch.context() as patch:
-        stop_after_first_removal(patch)
-        assert main(["run", *ON_FOLDER, "dataset.streaming=true", *words]) == 128 + signal.SIGTERM
+    asked = (*ON_FOLDER, "dataset.streaming=true", *words[:-1])
+    assert stop_run(Path("out"), *asked, when=after_finetuning(1), number=signal.SIGTERM) == signal.SIGTERM
     (tmp_path / "away").mkdir()
     monkeypatch.chdir(tmp_path / "away")
     return here

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,8 @@ from torch import nn
 
 from consensus_cli import training
 from consensus_cli.cli.main import main
+from consensus_cli.config.schema import RunConfig
+from consensus_cli.data.share import Share
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.complexity import latency_ms
@@ -29,7 +30,8 @@ from consensus_cli.models.resnet import ResNet
 from consensus_cli.models.weights import serialize
 from consensus_cli.pruning.blocks import find_blocks
 from consensus_cli.scoring.representations import AblationEngine
-from consensus_cli.storage import state
+from consensus_cli.screen import Screen
+from consensus_cli.storage.state import RunState, read_state
 
 
 class Machine:
@@ -313,22 +315,16 @@ def test_a_run_keeps_the_threads_the_fall_and_the_load_of_others(
 
 
 def test_a_fall_is_kept_over_a_stop_and_states_of_before_have_none(tmp_path: Path) -> None:
-    def steps(*lowered: str) -> Any:
-        return SimpleNamespace(
-            removed=[], scores=[], stages=SimpleNamespace(stages={}), fitting=SimpleNamespace(sizes={}),
-            prepared=SimpleNamespace(threads=SimpleNamespace(lowered=list(lowered))),
-        )  # fmt: skip
-
     path, network = tmp_path / "state.safetensors", SimpleNamespace(network=nn.Linear(1, 1))
-    stopped, resumed = state.State(), steps("from 2 at the start")
-    stopped.note(steps("from 2 after 3 s"))
-    stopped.write(path, network)
-    state.read(path).put_into(resumed)
-    assert resumed.prepared.threads.lowered == ["from 2 after 3 s", "from 2 at the start"]
-    earlier = asdict(stopped) | {"format": 1}
-    del earlier["threads_lowered"]
+    RunState(threads_lowered=["from 2 after 3 s"]).write(path, network)
+    resumed, _ = read_state(path, None)
+    prepared = SimpleNamespace(threads=SimpleNamespace(lowered=["from 2 at the start"]), config=RunConfig())
+    Steps(prepared, resumed, Share(1, 2), Screen())
+    assert prepared.threads.lowered == ["from 2 after 3 s", "from 2 at the start"]
+    assert prepared.threads.lowered is resumed.threads_lowered
+    earlier = {"removed": [], "scores": [], "stages": {}, "batch_sizes": {}, "tuned": {}, "duration_s": 0.0}
     path.write_bytes(serialize(network.network, {"state": json.dumps(earlier)}))
-    assert state.read(path).threads_lowered == []
+    assert read_state(path, None)[0].threads_lowered == []
 
 
 @pytest.mark.parametrize("command", ["run", "score"])
@@ -341,6 +337,6 @@ def test_a_number_given_is_used_for_its_run_alone(
         used.append(torch.get_num_threads())
         raise UserError("far enough", "for this test")
 
-    monkeypatch.setattr(Steps, "begin", stop)
+    monkeypatch.setattr(Steps, "__init__", stop)
     assert main([command, *QUICK, "threads=3", f"output_dir={tmp_path}"]) == 2
     assert (used, torch.get_num_threads()) == ([3], 16)

@@ -42,9 +42,7 @@ def show_header(screen: Screen, prepared: Prepared, session: Session) -> None:
 
 def show_score_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
     """Shows what will be scored."""
-    screen.show(
-        _started(prepared, run_dir, goal="", removed=(), planned=_baseline_stage(prepared) | {"score": 1})
-    )
+    screen.show(_started(prepared, run_dir, goal="", removed=(), planned=_baseline_stage(prepared) | {"score": 1}))
 
 
 def _started(

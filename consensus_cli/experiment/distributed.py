@@ -50,4 +50,3 @@ def join() -> Share:
     distributed.init_process_group(backend, timeout=_TRAINING_TIMEOUT)
     group = distributed.new_group(backend="gloo", timeout=_WAITING_TIMEOUT)
     return Share(distributed.get_rank(), distributed.get_world_size(), group)
-
