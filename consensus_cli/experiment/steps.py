@@ -244,7 +244,8 @@ class Steps:
             measured = self.fitting.attempt("scoring", SCORING_BATCH_SIZE, attempt)
         if measured.passes > 1:
             self.screen.line(f"the statistics of all blocks exceed scoring.memory_gb: {measured.passes} passes")
-        ranking = decide(names, measured.distances, families=metrics.FAMILIES, aggregation=aggregation, weights=votes)
+        families = metrics.families_of(votes)
+        ranking = decide(names, measured.distances, families=families, aggregation=aggregation, weights=votes)
         if not measured.resampled:
             return Scores(ranking, None)
         return Scores(ranking, rank_stability(names, measured.resampled, weights=votes, aggregation=aggregation))
