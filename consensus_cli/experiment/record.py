@@ -22,8 +22,7 @@ from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.cost.cost_comparison import file_size_columns
 from consensus_cli.experiment.inputs import weights_hash
 from consensus_cli.experiment.steps import Steps
-from consensus_cli.report.finish import write_summary
-from consensus_cli.report.removal import read_scores
+from consensus_cli.report.run_summary import write_summary
 from consensus_cli.scoring.ranking.bootstrap import Scores
 from consensus_cli.storage.atomic import write_atomic
 from consensus_cli.storage.identity import Identity
@@ -188,8 +187,7 @@ def draw_summary(run_dir: RunDir, row: Mapping[str, object], warn: Callable[[str
         warn: told in one line what went wrong.
     """
     try:
-        scores = read_scores(run_dir.scores)
-        write_summary(run_dir, row, pd.DataFrame() if scores is None else scores)
+        write_summary(run_dir, row)
     except Exception as error:
         _log.info("no summary", exc_info=True)
         warn(f"the row is saved, but not the whole summary: {type(error).__name__}: {_one_line(str(error))}")
