@@ -94,7 +94,7 @@ def foreign_code(what: str, hint: str) -> Iterator[None]:
     except (UserError, RunFailedError, MemoryError):
         raise
     except Exception as error:
-        if _is_ours(error) or _is_out_of_memory(error):
+        if _is_ours(error) or is_out_of_memory(error):
             raise
         raise ForeignCodeError(f"{what} raised {_said(error)}{_place(error)}", hint) from error
 
@@ -115,7 +115,7 @@ def memory_told(hint: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise RunFailedError("out of memory", hint) from error
 
@@ -177,8 +177,13 @@ def _is_ours(error: BaseException) -> bool:
     return Path(__file__).parent in raised_in.parents and raised_in != _SHIPPED_NETWORKS
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an exception means that the device or the machine has no memory left."""
+    # PyTorch's own class by its name, to import no PyTorch here; its allocator on the CPU raises a plain RuntimeError.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    allocator = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in allocator)
 
 
 def _said(error: Exception) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from consensus_cli.errors import UserError, tell
 from consensus_cli.report import figures, removal, tradeoff
 from consensus_cli.report.palette import styles
-from consensus_cli.report.source import Runs, load
+from consensus_cli.report.runs import Runs, load
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,7 +12,7 @@ from consensus_cli.config.composition import compose_run, from_plain
 from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, check_attacks
 from consensus_cli.models.zoo import SOURCES
 from consensus_cli.scoring.metrics import METRICS
-from consensus_cli.scoring.ranking.baselines import BASELINES
+from consensus_cli.scoring.ranking.criteria import CRITERIA
 
 OPTIONS = [(group, option) for group in schema.GROUPS for option in conf_files.choices(group)]
 LAUNCHERS = [(launchers.GROUP, option) for option in launchers.PLUGINS]
@@ -41,7 +41,7 @@ def test_every_option_says_what_it_is(group: str, option: str) -> None:
 
 
 def test_every_metric_and_criterion_of_the_registries_has_a_file() -> None:
-    assert set(conf_files.choices("criterion")) == {"consensus", *METRICS, *BASELINES}
+    assert set(conf_files.choices("criterion")) == {"consensus", *METRICS, *CRITERIA}
     assert set(conf_files.choices("metrics")) == {"paper", "fast", "families", "scale_free", *METRICS}
 
 

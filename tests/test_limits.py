@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from consensus_cli.errors import InterruptedRunError, RunFailedError
-from consensus_cli.experiment.limits import explained, halving, is_disk_full, is_out_of_memory
+from consensus_cli.errors import InterruptedRunError, RunFailedError, is_out_of_memory
+from consensus_cli.experiment.limits import explained, halving
 from consensus_cli.experiment.signals import Stopper
 from consensus_cli.training import TrainingDivergedError
 
@@ -61,8 +61,7 @@ def test_what_means_out_of_memory() -> None:
     assert is_out_of_memory(real.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
-    assert is_disk_full(OSError(errno.ENOSPC, "no space"))
-    assert not is_disk_full(OSError(errno.EACCES, "denied"))
+    assert is_out_of_memory(MemoryError())
 
 
 def test_the_size_halves_until_it_fits() -> None:

@@ -132,12 +132,12 @@ SHORT = (
 def test_the_row_is_saved_before_the_pictures_and_whatever_becomes_of_them(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(run_dir: RunDir, row: dict[str, Any], scores: pd.DataFrame) -> None:
+    def fail(run_dir: RunDir, row: dict[str, Any]) -> None:
         saved = json.loads(run_dir.row.read_text())
         assert saved == row
         assert saved["status"] == "done"
         assert list(pd.read_csv(tmp_path / "results.csv")["run_id"]) == [run_dir.path.name]
-        assert len(scores)
+        assert len(pd.read_csv(run_dir.scores))
         assert not run_dir.state.exists()
         raise error
 

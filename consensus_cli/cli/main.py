@@ -236,13 +236,13 @@ def _report(call: Call) -> int:
     asked = parser.parse_args(call.words)
     if (asked.markdown or asked.latex) and (asked.out or asked.figures):
         parser.error("--markdown and --latex print tables: they take no --out and no --figures")
-    from consensus_cli.report import text, write
+    from consensus_cli.report import page, text
 
     with _files():
         if asked.markdown or asked.latex:
             sys.stdout.write(text.markdown(asked.source) if asked.markdown else text.latex(asked.source))
             return 0
-        written = write.write_report(asked.source, asked.out or Path("report.html"), asked.figures)
+        written = page.write_report(asked.source, asked.out or Path("report.html"), asked.figures)
     for note in written.notes:
         sys.stdout.write(f"note: {note}\n")
     sys.stdout.write(f"{written.runs} runs: {written.page}\n")
@@ -255,12 +255,12 @@ def _compare(call: Call) -> int:
     parser = _Parser("compare")
     parser.add_argument("runs", nargs="*", type=_path)
     runs = parser.parse_args(call.words).runs
-    from consensus_cli.report.compare import compare_runs
+    from consensus_cli.report.comparison import compare_runs
     from consensus_cli.screen import Screen
 
     with _files():
-        compared = compare_runs(runs)
-    Screen().table("", compared.columns, compared.rows)
+        columns, rows = compare_runs(runs)
+    Screen().table("", columns, rows)
     return 0
 
 

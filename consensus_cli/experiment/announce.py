@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from consensus_cli import __version__
@@ -19,8 +18,7 @@ from consensus_cli.experiment.session import Session
 from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.schedule import block_costs
-from consensus_cli.report.measures import changes
-from consensus_cli.report.source import complete
+from consensus_cli.report.comparison import run_changes
 from consensus_cli.scoring.ranking.consensus import Ranking, kendall_tau
 from consensus_cli.screen import Screen, events
 
@@ -103,8 +101,7 @@ def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
     """Shows baseline, pruned network and change, and where the row is."""
     screen.show(events.RowWritten(row))
     title = f"{row['model']} without {row['blocks_removed']} of {row['blocks_candidates']} blocks"
-    table, _ = complete(pd.DataFrame([dict(row)]))
-    rows = [(c.label, c.before, c.after, c.change) for c in changes(table.iloc[0], table)]
+    rows = [(change.label, change.before, change.after, change.change) for change in run_changes(row)[1]]
     screen.table(title, ("", "baseline", "pruned", "change"), rows)
     # A row of an older version does not say what its MACs leave out.
     if row.get("macs_uncounted") not in (None, EVERYTHING_COUNTED):

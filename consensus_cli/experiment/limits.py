@@ -1,4 +1,4 @@
-"""Where a machine ends: memory that runs out, a disk that is full, a loss that is no number any more."""
+"""The limits of a machine: memory that runs out, a disk that is full, a loss that is not a number any more."""
 
 from __future__ import annotations
 
@@ -11,28 +11,13 @@ from typing import TypeVar
 
 import torch
 
-from consensus_cli.errors import RunFailedError, UserError, raised_in_foreign_code
+from consensus_cli.errors import RunFailedError, UserError, is_out_of_memory, raised_in_foreign_code
 from consensus_cli.training import TrainingDivergedError
 
 Result = TypeVar("Result")
 
 #: what the operating system says when nothing more can be written: no space, a file-size limit, a quota
 _FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
-
-#: PyTorch's allocator on the CPU raises a plain RuntimeError
-_CPU_ALLOCATOR = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Says whether an exception means that the device or the machine has no memory left."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_ALLOCATOR)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Says whether an exception means that nothing more can be written."""
-    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def halving(
@@ -43,7 +28,7 @@ def halving(
     Args:
         attempt: does the work with a batch size; must be able to start over.
         size: the batch size to begin with.
-        on_halved: told each new size before it is tried.
+        on_halved: called with each new size before it is tried.
         smallest: the size below which the error is let through.
     """
     while True:
@@ -62,15 +47,15 @@ def halving(
 
 @contextmanager
 def explained(run_dir: Path, *, resumable: bool = True) -> Iterator[None]:
-    """Turns the errors that this program cannot mend into one line and a hint.
+    """Reports unrecoverable errors as one line with a hint.
 
     Args:
         run_dir: the directory of the run, for the hint.
         resumable: whether what was done so far is kept.
 
     Raises:
-        RunFailedError: instead of a full disk, exhausted memory, a diverged training, or what the network's own code
-            raises at last, though it did not in the dry run.
+        RunFailedError: instead of a full disk, exhausted memory, a diverged training, or an error in the network's own
+            code that the dry run did not show.
     """
     again = f"continue with: consensus resume {run_dir}" if resumable else "repeat the command"
     try:
@@ -87,9 +72,8 @@ def explained(run_dir: Path, *, resumable: bool = True) -> Iterator[None]:
         diverged.shared = True
         raise diverged from error
     except Exception as error:
-        if is_disk_full(error):
-            what = error.strerror if isinstance(error, OSError) else error
-            raise RunFailedError(f"cannot write any more: {what}", f"make room, then {again}") from error
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise RunFailedError(f"cannot write any more: {error.strerror}", f"make room, then {again}") from error
         if is_out_of_memory(error):
             raise RunFailedError(
                 "out of memory, with no smaller batch to try",

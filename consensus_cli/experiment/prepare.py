@@ -28,7 +28,7 @@ from consensus_cli.models.macs import MacCount, count_macs
 from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
 from consensus_cli.pruning.schedule import Schedule
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.ranking.baselines import check_baseline
+from consensus_cli.scoring.ranking.criteria import check_criterion
 from consensus_cli.scoring.representations import representation_size
 from consensus_cli.scoring.score import metrics_needed
 from consensus_cli.screen import Screen
@@ -306,7 +306,7 @@ def _check_fit(prepared: Prepared) -> None:
     checks += [functools.partial(archive.check_fits, shape, classes) for archive in prepared.shift.values()]
     attacks = [Attack(**asdict(attack)) for attack in config.attacks.suite.values()]
     checks.append(functools.partial(check_attacks, attacks, prepared.outputs))
-    checks.append(functools.partial(check_baseline, config.criterion.name, network, candidates))
+    checks.append(functools.partial(check_criterion, config.criterion.name, network, candidates))
     for check in checks:
         try:
             check()

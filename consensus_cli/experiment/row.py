@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from consensus_cli import __version__
@@ -18,8 +17,7 @@ from consensus_cli.errors import InterruptedRunError, UserError
 from consensus_cli.evaluation.cost.cost_comparison import file_size_columns
 from consensus_cli.evaluation.cost.energy import Consumption
 from consensus_cli.experiment.prepare import Prepared
-from consensus_cli.report.finish import write_summary
-from consensus_cli.report.removal import read_scores
+from consensus_cli.report.run_summary import write_summary
 from consensus_cli.storage.identity import Identity
 from consensus_cli.storage.results import COLUMNS, append_row
 from consensus_cli.storage.rundir import RESULTS_NAME, RunDir
@@ -144,8 +142,7 @@ def draw_summary(files: RunDir, row: Mapping[str, object], warn: Callable[[str],
         warn: called with one line that explains what went wrong.
     """
     try:
-        scores = read_scores(files.scores)
-        write_summary(files, row, pd.DataFrame() if scores is None else scores)
+        write_summary(files, row)
     except Exception as error:
         _log.info("no summary", exc_info=True)
         warn(f"the row is saved, but not the whole summary: {type(error).__name__}: {_one_line(str(error))}")

@@ -15,13 +15,7 @@ from consensus_cli.errors import InterruptedRunError
 
 @dataclass
 class Stopper:
-    """Lets a signal stop the run, but not between the parts of what it is saving.
-
-    Attributes:
-        run_dir: the run's directory.
-        asked: the signal that came, None before.
-        saving: whether files that belong together are being written.
-    """
+    """Lets a signal stop the run in `run_dir`, but not while files that belong together are being written."""
 
     run_dir: Path
     asked: int | None = None

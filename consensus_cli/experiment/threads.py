@@ -35,7 +35,7 @@ class Load:
     Attributes:
         wall_s: clock.
         others_s: processor time of everything but this process and its children, other virtual machines included, on
-            the cores that this process may use; None where the system does not tell.
+            the cores that this process may use; None where the system does not show it.
         cores: number of those cores.
     """
 
@@ -51,13 +51,14 @@ class Load:
         except (OSError, psutil.Error, NotImplementedError):
             # Some containers hide them.
             return cls(time.perf_counter(), None, 1)
+        usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
         # The counters leave out cores that are switched off, so their places may be beyond the end.
-        mine = [counted[i] for i in sorted(_usable_cores()) if i < len(counted)] or counted
+        mine = [counted[i] for i in sorted(usable) if i < len(counted)] or counted
         busy_s = sum(getattr(core, kind, 0.0) for core in mine for kind in _BUSY)
         return cls(time.perf_counter(), busy_s - _own_s(), len(mine))
 
     def used_since(self, earlier: Load) -> float | None:
-        """Returns how many cores others have used on average, in [0, cores]; None where the system does not tell."""
+        """Returns how many cores others have used on average, in [0, cores]; None where the system does not show it."""
         if self.others_s is None or earlier.others_s is None or self.wall_s <= earlier.wall_s:
             return None
         used = (self.others_s - earlier.others_s) / (self.wall_s - earlier.wall_s)
@@ -72,8 +73,8 @@ class Load:
 class ThreadWatch:
     """Sets the number of PyTorch's threads for a run and lowers it where others take the cores.
 
-    A number that the user gave stays: then a warning is all. One thread waits for nobody, and where a GPU computes,
-    little depends on threads: neither is watched.
+    A number that the user gave stays, with a warning. One thread waits for nobody, and where a GPU computes, little
+    depends on threads: neither is watched.
 
     Attributes:
         lowered: one text for each time that the number fell, such as `from 2 after 14 s`.
@@ -107,6 +108,7 @@ class ThreadWatch:
         """Looks at the machine before anything is computed; takes a fifth of a second, and one where others work."""
         if not self._watching or self._asked is not None:
             return
+        used = None
         for seconds in LOOKS_S:
             before = self._load()
             self._sleep(seconds)
@@ -114,7 +116,7 @@ class ThreadWatch:
             used = self._window.used_since(before)
             if not self._too_many(used):
                 return
-        self._act(used, None)
+        self._lower(used, "at the start")
 
     def tick(self) -> None:
         """To be called after every update, batch or forward pass: most calls compare two numbers and return."""
@@ -123,47 +125,45 @@ class ThreadWatch:
         now = self._load()
         used, self._window = now.used_since(self._window), now
         if self._too_many(used):
-            self._act(used, now.wall_s - self._began.wall_s)
+            self._lower(used, f"after {now.wall_s - self._began.wall_s:.0f} s")
 
     def ticking(self, progress: Callable[[str, int, int], None] | None = None) -> Callable[[str, int, int], None]:
         """Returns a function to report progress to that ticks, too."""
 
-        def told(doing: str, done: int, total: int) -> None:
+        def report(doing: str, done: int, total: int) -> None:
             if progress is not None:
                 progress(doing, done, total)
             self.tick()
 
-        return told
+        return report
 
-    def _given(self, used: float) -> int:
+    def _left(self, used: float | None) -> int:
         """Returns how many cores others leave, rounded: they keep a thread waiting with half a core already."""
-        return max(1, math.floor(self._window.cores - used + 0.5))
+        return max(1, math.floor(self._window.cores - (used or 0.0) + 0.5))
 
     def _too_many(self, used: float | None) -> bool:
         # More threads than cores are the user's wish where nobody else is there.
-        return used is not None and self._given(used) < min(torch.get_num_threads(), self._window.cores)
+        return self._left(used) < min(torch.get_num_threads(), self._window.cores)
 
-    def _act(self, used: float | None, after_s: float | None) -> None:
-        assert used is not None
-        count, given = torch.get_num_threads(), self._given(used)
+    def _lower(self, used: float | None, when: str) -> None:
+        count, left = torch.get_num_threads(), self._left(used)
         busy = f"other programs use {used:.1f} of {self._window.cores} cores"
         if self._asked is not None:
             self._watching = False
-            self._warn(f"{busy}: with threads={count} most of the time may be spent waiting; threads={given} would not")
+            self._warn(f"{busy}: with threads={count} most of the time may be spent waiting; threads={left} would not")
             return
-        _set(given)
-        self._watching = given > 1
-        if after_s is None:
-            self.lowered.append(f"from {count} at the start")
-            self._warn(f"{busy}: threads={given} instead of {count}; the run repeats bit for bit with threads={given}")
+        _set(left)
+        self._watching = left > 1
+        self.lowered.append(f"from {count} {when}")
+        if when == "at the start":
+            self._warn(f"{busy}: threads={left} instead of {count}; the run repeats bit for bit with threads={left}")
         else:
-            self.lowered.append(f"from {count} after {after_s:.0f} s")
-            self._warn(f"{busy}: threads={given} instead of {count} from here on; the run does not repeat bit for bit")
+            self._warn(f"{busy}: threads={left} instead of {count} from here on; the run does not repeat bit for bit")
 
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Gives PyTorch the number of threads back that it had, so that a run of a sweep says nothing to the next."""
+    """Gives PyTorch the number of threads back that it had, so that a run of a sweep changes nothing for the next."""
     before = torch.get_num_threads()
     try:
         yield
@@ -175,12 +175,6 @@ def _set(count: int) -> None:
     # Setting even the number that it has takes MKL's own choice away, which may change the last bits of a result.
     if count != torch.get_num_threads():
         torch.set_num_threads(count)
-
-
-def _usable_cores() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
 
 
 def _quota() -> int:

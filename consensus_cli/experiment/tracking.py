@@ -9,11 +9,9 @@ from typing import Any
 
 from consensus_cli.errors import UserError, foreign_code, unknown_name
 
-#: `none`, and the libraries that can follow a run; each is an extra of the same name
-TRACKERS = ("none", "tensorboard", "mlflow", "wandb")
-
-#: what to do where a tool does not start
-_SET_UP = {
+#: libraries that can follow a run, each an extra of the same name -> what to do where it does not start
+TRACKERS = {
+    "none": "",
     "tensorboard": "leave the tracker out, or see its own messages with --debug",
     "mlflow": "point MLFLOW_TRACKING_URI at a server, or at a folder with MLFLOW_ALLOW_FILE_STORE=true",
     "wandb": "log in with `wandb login`, or set WANDB_MODE=offline",
@@ -28,22 +26,20 @@ class Tracker:
 
     Values are named `scores/…`, `train/…`, `accuracy/…`, `row/…`; the step is the number of removed blocks, and of
     training losses the number of updates since the run began or was resumed.
+
+    Args:
+        name: a key of `TRACKERS`.
+        run_dir: the run directory; its name is the run's, and files of the tool go into it.
+        settings: the configuration, nested.
+
+    Raises:
+        UserError: the tool does not start: no account, no place to store to.
     """
 
     def __init__(self, name: str, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """Starts following.
-
-        Args:
-            name: `none`, `tensorboard`, `mlflow` or `wandb`.
-            run_dir: the run directory; its name is the run's, and files of the tool go into it.
-            settings: the configuration, nested.
-
-        Raises:
-            UserError: the tool does not start: no account, no place to store to.
-        """
         self._tracker = None
         if name != "none":
-            with foreign_code(f"tracker={name}", _SET_UP[name]):
+            with foreign_code(f"tracker={name}", TRACKERS[name]):
                 self._tracker = _start(name, run_dir, _flat(settings))
         self._updates = 0
 
@@ -86,21 +82,13 @@ class Tracker:
 
 
 def check_tracker(name: str) -> None:
-    """Checks that a tracker is known and its library installed.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raises UserError where a tracker is unknown or its library is not installed."""
     if name not in TRACKERS:
         raise unknown_name("tracker", name, TRACKERS)
-    if name != "none" and not _installed(name):
-        raise UserError(f"tracker={name} needs the library {name}", f"pip install 'consensus-cli[{name}]'")
-
-
-def _installed(name: str) -> bool:
-    spec = importlib.util.find_spec(name)
+    spec = None if name == "none" else importlib.util.find_spec(name)
     # A folder `wandb` in the working folder, which Weights & Biases makes, looks like a package without code.
-    return spec is not None and spec.origin is not None
+    if name != "none" and (spec is None or spec.origin is None):
+        raise UserError(f"tracker={name} needs the library {name}", f"pip install 'consensus-cli[{name}]'")
 
 
 def _start(name: str, run_dir: Path, settings: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What a file is that holds no weights we can read, told by its first bytes."""
+"""What a file is that holds no weights we can read, recognised by its first bytes."""
 
 from __future__ import annotations
 
@@ -12,37 +12,21 @@ _UNPACK = "unpack it and give the file of weights in it"
 _FROM_OTHER = "load it in its own framework and save a PyTorch state dict or safetensors"
 _DOWNLOAD = "download the file itself, in a browser or by the link to the raw file"
 
-#: offset, bytes that are there, what the file is, what to do; the first that fits
-_MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
+#: gzip, bzip2, xz, Zstandard, 7z, RAR
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c", b"Rar!")
+
+#: bytes at the beginning, what the file is, what to do; the first that fits
+_MAGIC: tuple[tuple[bytes, str, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the weights themselves", "where it was cloned: git lfs pull"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write them", _FROM_OTHER),
+    (b"\x93NUMPY", "an array of NumPy", "save a state dict: names and tensors"),
+    *((magic, "a compressed file", _UNPACK) for magic in _COMPRESSED),
     (
-        0,
-        b"version https://git-lfs",
-        "a Git LFS pointer, not the weights themselves",
-        "fetch them where it was cloned: git lfs pull",
-    ),
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write them", _FROM_OTHER),
-    (0, b"\x93NUMPY", "an array of NumPy", "save a state dict: names and tensors"),
-    (0, b"GGUF", "a GGUF file, quantised for llama.cpp", "give the weights that it was made of"),
-    (0, b"MATLAB 5.0", "a file of MATLAB", _FROM_OTHER),
-    (0, b"\x1f\x8b", "compressed by gzip", _UNPACK),
-    (0, b"BZh", "compressed by bzip2", _UNPACK),
-    (0, b"\xfd7zXZ\x00", "compressed by xz", _UNPACK),
-    (0, b"\x28\xb5\x2f\xfd", "compressed by Zstandard", _UNPACK),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
-    (0, b"Rar!", "a RAR archive", _UNPACK),
-    (0, b"\x89PNG", "an image", "model.weights takes a file of weights"),
-    (0, b"\xff\xd8\xff", "an image", "model.weights takes a file of weights"),
-    (0, b"%PDF", "a PDF document", "model.weights takes a file of weights"),
-    (4, b"TFL3", "a model of TensorFlow Lite", _FROM_OTHER),
-    (257, b"ustar", "a tar archive", _UNPACK),
-    (
-        0,
         b"PK",
         "damaged or cut short, so it cannot be read: a zip archive without its end",
         "copy or download it again",
     ),
     (
-        0,
         b"\x80",
         "a Python pickle that torch.save has not written: loading it may run code, so it is refused",
         "load it where you trust it and save the state dict alone: torch.save(…)",
@@ -57,17 +41,12 @@ def refusal(path: Path, start: bytes) -> UserError:
         path: the file.
         start: its first 512 bytes or more.
     """
-    what, hint = _told_by_bytes(path, start)
+    what, hint = _recognised(path, start)
     return UserError(f"checkpoint {path} is {what}", hint)
 
 
 def zip_refusal(path: Path, names: Iterable[str]) -> UserError | None:
-    """Returns the error for a zip file that is no state dict of PyTorch, told by what it holds; None where it may be.
-
-    Args:
-        path: the file.
-        names: the members of the archive.
-    """
+    """Returns the error for a zip file whose members are not those of a PyTorch state dict; None where they may be."""
     members = sorted(names)
     inside = {Path(name).name for name in members}
     if {"constants.pkl", "data.pkl"} <= inside:
@@ -82,11 +61,7 @@ def zip_refusal(path: Path, names: Iterable[str]) -> UserError | None:
         )
     if "data.pkl" in inside:
         return None
-    if "model.weights.h5" in inside:
-        return UserError(f"checkpoint {path} is a model of Keras", _FROM_OTHER)
-    if members and all(name.endswith(".npy") for name in members):
-        return UserError(f"checkpoint {path} is an archive of NumPy arrays", "save them as a state dict of tensors")
-    return UserError(f"checkpoint {path} is a zip archive of {some(members)}", _UNPACK)
+    return UserError(f"checkpoint {path} is a zip archive of {some(members)}", f"{_UNPACK}, or {_FROM_OTHER}")
 
 
 def folder_refusal(path: Path) -> UserError:
@@ -97,8 +72,6 @@ def folder_refusal(path: Path) -> UserError:
             f"checkpoint {path} is a distributed checkpoint",
             "make one file of it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE",
         )
-    if "saved_model.pb" in found:
-        return UserError(f"checkpoint {path} is a model of TensorFlow", _FROM_OTHER)
     holds = some(found) if found else "nothing"
     return UserError(f"checkpoint {path} is a folder; it holds {holds}", "give the file of weights in it")
 
@@ -109,19 +82,22 @@ def some(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _told_by_bytes(path: Path, start: bytes) -> tuple[str, str]:
+def _recognised(path: Path, start: bytes) -> tuple[str, str]:
+    """Returns what a file is, and what to do."""
     if not any(start):
         what = "filled with zeros from its beginning" if start else "empty"
         return f"{what}, so it cannot be read", "was it copied or downloaded to its end?"
-    for offset, magic, what, hint in _MAGIC:
-        if start.startswith(magic, offset):
+    for magic, what, hint in _MAGIC:
+        if start.startswith(magic):
             return what, hint
+    if start.startswith(b"ustar", 257):
+        return "a tar archive", _UNPACK
     if path.suffix == ".onnx" or (start.startswith(b"\x08") and b"pytorch" in start[:64]):
         return "a model in ONNX", "give the weights of the PyTorch network that it was exported from"
-    return _told_by_text(start) or ("of an unknown kind: neither safetensors nor written by torch.save", _DOWNLOAD)
+    return _recognised_text(start) or ("of an unknown kind: neither safetensors nor written by torch.save", _DOWNLOAD)
 
 
-def _told_by_text(start: bytes) -> tuple[str, str] | None:
+def _recognised_text(start: bytes) -> tuple[str, str] | None:
     try:
         # The last character may be cut in two.
         text = start.decode("utf-8-sig", errors="strict" if len(start) < 512 else "ignore").strip()
@@ -132,7 +108,4 @@ def _told_by_text(start: bytes) -> tuple[str, str] | None:
     if re.match(r"<(!doctype html|html|head|body|script)\b", text, re.IGNORECASE):
         title = re.search(r"<title>\s*(.*?)\s*</title>", text, re.IGNORECASE | re.DOTALL)
         return "a web page" + (f", '{title[1]}'" if title else "") + ", not the weights", _DOWNLOAD
-    if text.startswith("<?xml"):
-        return "an XML document, such as the error message of a server", _DOWNLOAD
-    line = " ".join(text[:60].split())
-    return f"a text file that begins with '{line}'", "model.weights takes a file of weights"
+    return f"a text file that begins with '{' '.join(text[:60].split())}'", _DOWNLOAD

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from consensus_cli.report import energy, robustness, tradeoff
-from consensus_cli.report.palette import SCALE, STAGE_COLOURS, Style, styles
+from consensus_cli.report.palette import PHASE_COLOURS, SCALE, Style, styles
 from consensus_cli.report.removal import MOST_NETWORKS, Removal, chosen
-from consensus_cli.report.source import Runs, attacks
+from consensus_cli.report.runs import Runs, attacks
 from consensus_cli.report.tradeoff import Cost
 
 FORMATS = ("png", "svg", "pdf")
@@ -87,17 +87,16 @@ def tradeoff_figure(points: pd.DataFrame, cost: Cost, outcome: str, looks: dict[
     return figure
 
 
-def stage_figure(stages: pd.DataFrame) -> Figure | None:
-    """Returns the energy of a run by stage, a bar per series, from `energy.by_stage` of one task."""
-    if stages.empty:
+def phase_figure(phases: pd.DataFrame) -> Figure | None:
+    """Returns the energy of a run by phase, a bar per series, from `energy.by_phase` of one task."""
+    if phases.empty:
         return None
-    figure, axes = blank(5.0, 0.9 + 0.3 * len(stages))
-    left = np.zeros(len(stages))
-    for stage, colour, hatch in zip(energy.STAGE_LABELS, STAGE_COLOURS, _HATCHES, strict=True):
-        width = stages[stage].fillna(0).to_numpy()
-        axes.barh(range(len(stages)), width, left=left, color=colour, hatch=hatch, edgecolor="white", label=stage)
-        left += width
-    axes.set_yticks(range(len(stages)), [str(series) for series in stages.index])
+    figure, axes = blank(5.0, 0.9 + 0.3 * len(phases))
+    left = np.zeros(len(phases))
+    for (phase, used), colour, hatch in zip(phases.fillna(0).items(), PHASE_COLOURS, _HATCHES, strict=True):
+        axes.barh(range(len(phases)), used, left=left, color=colour, hatch=hatch, edgecolor="white", label=str(phase))
+        left += used.to_numpy()
+    axes.set_yticks(range(len(phases)), [str(series) for series in phases.index])
     axes.invert_yaxis()
     axes.set_xlabel("energy per run (Wh)")
     axes.grid(visible=False, axis="y")
@@ -158,17 +157,13 @@ def _task_figures(task: str, points: pd.DataFrame, finished: pd.DataFrame, folde
     found += [
         (f"robustness_{name}", tradeoff_figure(points, tradeoff.COSTS[0], name, looks)) for name in attacks(finished)
     ]
-    found.append(("energy_stages", stage_figure(energy.by_stage(finished).droplevel("task"))))
-    for name, unit, table in (
-        ("corruption", "accuracy (%)", robustness.corruptions(finished)),
-        ("shortcut", "shortcut reliance (pp)", robustness.shortcuts(finished)),
-    ):
-        if not table.empty:
-            found.append((name, table_figure(table.droplevel("task"), unit)))
+    found.append(("energy_phases", phase_figure(energy.by_phase(finished).droplevel("task"))))
+    labels = {"corruption": "accuracy (%)", "shortcut": "shortcut reliance (pp)"}
+    found += [(name, heat_figure(table, labels[name])) for name, _, _, table in robustness.heat_tables(finished)]
     return [path for name, figure in found if figure for path in save(figure, folder / f"{slug(task)}_{name}")]
 
 
-def table_figure(table: pd.DataFrame, unit: str) -> Figure:
+def heat_figure(table: pd.DataFrame, unit: str) -> Figure:
     """Returns a table of numbers as a heat map with the values written in it."""
     figure, axes = blank(3.0 + 0.55 * table.shape[1], 1.2 + 0.26 * len(table))
     values = table.to_numpy()
@@ -181,7 +176,7 @@ def table_figure(table: pd.DataFrame, unit: str) -> Figure:
                 column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
             )
     axes.set_xticks(range(table.shape[1]), [str(name) for name in table.columns], rotation=45, ha="right")
-    axes.set_yticks(range(len(table)), [", ".join(map(str, key)) for key in table.index])
+    axes.set_yticks(range(len(table)), list(map(", ".join, table.index)))
     return figure
 
 

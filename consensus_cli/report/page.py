@@ -1,27 +1,29 @@
-"""The page: everything gathered, put into the template, one HTML file that needs nothing else."""
+"""`consensus report`: everything gathered, put into the template, one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from matplotlib.colors import to_hex
 from vl_convert import javascript_bundle
 
 from consensus_cli import __version__
-from consensus_cli.report import charts, energy, listing, removal, robustness, tradeoff
-from consensus_cli.report.caveats import caveats
-from consensus_cli.report.palette import SCALE, styles
-from consensus_cli.report.removal import MOST_NETWORKS, Removal
-from consensus_cli.report.source import Runs, attacks
-from consensus_cli.report.text import front_table, overview
+from consensus_cli.errors import UserError
+from consensus_cli.report import charts, energy, figures, removal, robustness, run_table, tradeoff
+from consensus_cli.report.overview import caveats, overview
+from consensus_cli.report.palette import SCALE, Style, styles
+from consensus_cli.report.runs import Runs, attacks, load
+from consensus_cli.report.text import point_rows
+from consensus_cli.storage.atomic import write_atomic
 
 #: runs shown in the table until more are asked for: laying out thousands takes a browser seconds
 MOST_LINES = 200
@@ -30,6 +32,23 @@ MOST_SERIES = 30
 #: lines of the tables of robustness and energy, which are for the eye; the table of runs has every run
 MOST_POINTS = 40
 _SCALE_COLOURS = 32
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """What was written.
+
+    Attributes:
+        page: the HTML file.
+        figures: the static figures.
+        runs: number of runs in the report, those that did not finish included.
+        notes: what the source lacked or what could not be read, one sentence each.
+    """
+
+    page: Path
+    figures: tuple[Path, ...]
+    runs: int
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,107 +62,120 @@ class Slot:
     figure: charts.Chart
 
 
+@dataclass(frozen=True)
+class Task:
+    """What the charts of one task draw: points and runs of the lines that fit, with their looks."""
+
+    name: str
+    points: pd.DataFrame
+    finished: pd.DataFrame
+    looks: dict[str, Style]
+    left_out: int
+
+
+def write_report(source: Path, out: Path, folder: Path | None = None) -> ReportResult:
+    """Writes one HTML file about the runs of a results file, of its folder, or of a run directory.
+
+    Args:
+        source: `results.csv`, the folder that holds it or `runs/`, or a single run directory.
+        out: the page; an earlier one is replaced whole or not at all.
+        folder: where every chart goes as PNG, SVG and PDF; made where absent.
+
+    Raises:
+        UserError: there are no runs at `source`, or `out` cannot be written.
+    """
+    for place, option in ((out, "--out"), (folder, "--figures")):
+        if place is not None and place.exists() and place.is_dir() == (option == "--out"):
+            what = "a folder" if place.is_dir() else "a file"
+            raise UserError(f"'{place}' is {what}", f"choose another {option}")
+    runs = load(source)
+    page = render(runs, f"Pruning report: {source.resolve().name}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, page)
+        drawn = figures.write_figures(runs, folder) if folder else []
+    except OSError as error:
+        raise UserError(f"cannot write '{error.filename or out}': {error.strerror}", "choose another --out") from None
+    return ReportResult(out, tuple(drawn), len(runs.rows), runs.notes)
+
+
 def render(runs: Runs, title: str) -> str:
     """Returns the page about these runs: text from the rows is escaped, and nothing is fetched from anywhere."""
-    points = tradeoff.points(runs.finished)
+    finished = runs.finished
+    points = tradeoff.points(finished)
     front = tradeoff.front(points)
-    slots = _slots(runs, points)
-    networks, left_out = removal.chosen(runs, MOST_NETWORKS)
-    shown = listing.columns(runs.rows)
-    template = _environment().get_template("report.html.j2")
-    return template.render(
-        title=title,
-        version=__version__,
-        source=str(runs.source),
-        overview=overview(runs, points),
-        caveats=caveats(runs, points),
-        front=front_table(front.head(MOST_POINTS)),
-        left_out_points=max(0, len(front) - MOST_POINTS),
-        tasks=sorted(runs.finished["task"].unique()),
-        legends=_legends(points),
-        slots=slots,
-        attack_rows=robustness.attack_rows(front.head(MOST_POINTS), runs.finished) if attacks(runs.finished) else [],
-        stage_rows=energy.stage_rows(runs.finished),
-        stage_labels=energy.STAGE_LABELS,
-        network_rows=energy.network_rows(front.head(MOST_POINTS), runs.finished),
-        energy_sources=energy.sources(runs.finished),
-        networks=networks,
-        left_out_networks=left_out,
-        columns=shown,
-        most_lines=MOST_LINES,
-        lines=listing.lines(runs.rows, shown),
-        payload=_json(
-            {
-                "data": _data(runs, points),
-                "charts": {slot.id: slot.figure for slot in slots},
-                "networks": [_network(network) for network in networks],
-                "scale": [to_hex(matplotlib.colormaps[SCALE](i / (_SCALE_COLOURS - 1))) for i in range(_SCALE_COLOURS)],
-            }
-        ),
-        vega=_vega(),
-        style=_asset("report.css"),
-        script=_asset("report.js"),
+    tasks = [_task(str(name), group, finished) for name, group in points.groupby("task")]
+    slots = [
+        Slot(f"chart-{i}", section, task.name, caption, figure)
+        for i, (task, (section, caption, figure)) in enumerate(
+            (task, chart) for task in tasks for chart in _charts(task)
+        )
+        if figure is not None
+    ]
+    networks, left_out = removal.chosen(runs, removal.MOST_NETWORKS)
+    shown = run_table.columns(runs.rows)
+    payload = {
+        "data": {
+            task.name: charts.datasets(task.points, task.finished, ["accuracy", *attacks(task.finished)])
+            for task in tasks
+        },
+        "charts": {slot.id: slot.figure for slot in slots},
+        "networks": [_network(network) for network in networks],
+        "scale": [to_hex(matplotlib.colormaps[SCALE](i / (_SCALE_COLOURS - 1))) for i in range(_SCALE_COLOURS)],
+    }
+    return (
+        charts.templates()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            version=__version__,
+            source=str(runs.source),
+            overview=overview(runs, points),
+            caveats=caveats(runs, points),
+            front=point_rows(front.head(MOST_POINTS)),
+            left_out_points=max(0, len(front) - MOST_POINTS),
+            tasks=tasks,
+            slots=slots,
+            attack_rows=robustness.attack_rows(front.head(MOST_POINTS), finished),
+            phase_rows=energy.phase_rows(finished),
+            network_rows=energy.network_rows(front.head(MOST_POINTS), finished),
+            energy_sources=energy.sources(finished),
+            networks=networks,
+            left_out_networks=left_out,
+            columns=shown,
+            most_lines=MOST_LINES,
+            lines=run_table.lines(runs.rows, shown),
+            payload=htmlsafe_json_dumps(payload, allow_nan=False, separators=(",", ":")),
+            vega=_vega(),
+            style=_asset("report.css"),
+            script=_asset("report.js"),
+        )
     )
 
 
-def _slots(runs: Runs, points: pd.DataFrame) -> list[Slot]:
-    """Returns every chart of the page, those of one task after those of another."""
-    found: list[tuple[str, str, str, charts.Chart | None]] = []
-    for task, of_task in points.groupby("task"):
-        looks = styles(tradeoff.drawn(of_task, MOST_SERIES))
-        group = of_task[of_task["series"].isin(looks)]
-        finished = runs.finished[(runs.finished["task"] == task) & runs.finished["series"].isin(looks)]
-        for cost in tradeoff.COSTS:
-            chart = charts.tradeoff_chart(group, finished, cost, "accuracy", looks)
-            found.append(("tradeoff", str(task), f"Accuracy against saving in {cost.label}", chart))
-        for name in attacks(finished):
-            caption = f"Accuracy under {robustness.attack_label(name, finished)} against saving in MACs"
-            chart = charts.tradeoff_chart(group, finished, tradeoff.COSTS[0], name, looks)
-            found.append(("robustness", str(task), caption, chart))
-        found += _heat_maps(str(task), finished)
-        stages = energy.by_stage(finished).droplevel("task")
-        found.append(("energy", str(task), "Energy of a run by stage", charts.stage_chart(stages)))
-    return [
-        Slot(f"chart-{i}", section, task, caption, figure)
-        for i, (section, task, caption, figure) in enumerate(found)
-        if figure is not None
-    ]
+def _task(name: str, points: pd.DataFrame, finished: pd.DataFrame) -> Task:
+    drawn = tradeoff.drawn(points, MOST_SERIES)
+    runs = finished[(finished["task"] == name) & finished["series"].isin(drawn)]
+    left_out = points["series"].nunique() - len(drawn)
+    return Task(name, points[points["series"].isin(drawn)], runs, styles(drawn), left_out)
 
 
-def _data(runs: Runs, points: pd.DataFrame) -> dict[str, charts.Chart]:
-    """Returns per task what its charts draw from."""
-    found = {}
-    for task, group in points.groupby("task"):
-        drawn = tradeoff.drawn(group, MOST_SERIES)
-        finished = runs.finished[(runs.finished["task"] == task) & runs.finished["series"].isin(drawn)]
-        outcomes = ["accuracy", *attacks(finished)]
-        found[str(task)] = charts.datasets(group[group["series"].isin(drawn)], finished, outcomes)
-    return found
+def _charts(task: Task) -> Iterator[tuple[str, str, charts.Chart | None]]:
+    """Yields section, caption and figure of every chart of a task; no figure where nothing was measured."""
+    for cost in tradeoff.COSTS:
+        chart = charts.tradeoff_chart(task.points, task.finished, cost, "accuracy", task.looks)
+        yield "tradeoff", f"Accuracy against saving in {cost.label}", chart
+    for name in attacks(task.finished):
+        caption = f"Accuracy under {robustness.attack_label(name, task.finished)} against saving in MACs"
+        chart = charts.tradeoff_chart(task.points, task.finished, tradeoff.COSTS[0], name, task.looks)
+        yield "robustness", caption, chart
+    for _, caption, unit, table in robustness.heat_tables(task.finished):
+        yield "robustness", caption, charts.heat_chart(table, unit)
+    phases = energy.by_phase(task.finished).droplevel("task")
+    yield "energy", "Energy of a run by phase", charts.phase_chart(phases)
 
 
-def _heat_maps(task: str, finished: pd.DataFrame) -> list[tuple[str, str, str, charts.Chart | None]]:
-    found: list[tuple[str, str, str, charts.Chart | None]] = []
-    for caption, unit, table in (
-        ("Accuracy under corruption", "%", robustness.corruptions(finished)),
-        ("Shortcut reliance (0: ignores the planted cue)", "pp", robustness.shortcuts(finished)),
-    ):
-        if not table.empty:
-            found.append(("robustness", task, caption, charts.heat_chart(table.droplevel("task"), unit)))
-    return found
-
-
-def _legends(points: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {
-            "task": task,
-            "entries": list(styles(tradeoff.drawn(group, MOST_SERIES)).items()),
-            "left_out": max(0, group["series"].nunique() - MOST_SERIES),
-        }
-        for task, group in points.groupby("task")
-    ]
-
-
-def _network(network: Removal) -> dict[str, Any]:
+def _network(network: removal.Removal) -> dict[str, Any]:
     steps = [
         {
             "blocks": list(step.importance.index),
@@ -156,20 +188,6 @@ def _network(network: Removal) -> dict[str, Any]:
         for step in network.steps
     ]
     return {"title": network.title, "blocks": list(network.blocks), "removed": list(network.removed), "steps": steps}
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("consensus_cli.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _json(content: object) -> Markup:
-    return htmlsafe_json_dumps(content, allow_nan=False, separators=(",", ":"))
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 #: Okabe & Ito (2008) without black and yellow, which vanish on one of the two backgrounds, and a grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 #: from the same set, neighbours in a bar being as far apart in lightness as can be
-STAGE_COLOURS = ("#0072B2", "#F0E442", "#D55E00", "#56B4E9")
+PHASE_COLOURS = ("#0072B2", "#F0E442", "#D55E00", "#56B4E9")
 #: what belongs to no series; seen on both backgrounds
 NEUTRAL = "#8C8C8C"
 #: the colour scale of importance: even in lightness, so it reads in grey and by colour-blind readers
@@ -54,9 +54,7 @@ class Style:
 def styles(series: Iterable[str]) -> dict[str, Style]:
     """Returns a style per series; the consensus comes first, the others follow in alphabetical order."""
     names = sorted(set(series), key=lambda name: (not name.startswith("consensus"), name))
-    return {name: _style(position) for position, name in enumerate(names)}
-
-
-def _style(position: int) -> Style:
-    shape, marker, glyph = _MARKERS[position % len(_MARKERS)]
-    return Style(COLOURS[position % len(COLOURS)], shape, marker, glyph, _DASHES_PX[position % len(_DASHES_PX)])
+    return {
+        name: Style(COLOURS[i % len(COLOURS)], *_MARKERS[i % len(_MARKERS)], _DASHES_PX[i % len(_DASHES_PX)])
+        for i, name in enumerate(names)
+    }

@@ -1,25 +1,25 @@
-"""What a run did to its network: which block went when, and what the metrics had said about it."""
+"""What a run did to its network: which block went when, and how the metrics had ranked it."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from consensus_cli.report.source import Runs
+from consensus_cli.report.runs import Runs
 from consensus_cli.scoring.ranking.consensus import kendall_tau
 from consensus_cli.storage.rundir import RunDir
 
 #: networks drawn block by block: the page stays small however many runs there are
 MOST_NETWORKS = 12
-_COLUMNS = ["step", "block", "metric", "distance", "rank", "sum"]
+_COLUMNS = {"step": int, "block": str, "metric": str, "distance": float, "rank": float, "sum": float}
 
 
 @dataclass(frozen=True)
 class Step:
-    """What was said before one step of pruning.
+    """The scores before one removal.
 
     Attributes:
         importance: block -> importance, the lowest goes first; the blocks that could still go.
@@ -41,9 +41,9 @@ class Removal:
     Attributes:
         run_id: the run.
         title: what it was.
-        blocks: every block that could go, in the order of the network as far as the scores tell.
+        blocks: every block that could go, in the order of the network as far as the scores show it.
         removed: those that went, in order.
-        steps: what was said before each step; empty where the scores are lost.
+        steps: the scores before each removal; empty where they are lost.
     """
 
     run_id: str
@@ -53,26 +53,21 @@ class Removal:
     steps: tuple[Step, ...]
 
 
-def read_removal(row: pd.Series, folder: Path | None) -> Removal:
-    """Returns what a run removed, with its scores where its directory holds them."""
-    scores = read_scores(RunDir(folder).scores) if folder else None
+def removal(row: pd.Series, scores: pd.DataFrame | None) -> Removal:
+    """Puts the order of removal of a run and the scores of every step together; see `read_scores` for the columns."""
     title = f"{row['task']}, {row['series']}, seed {row['seed']:g}"
-    return removal(row["run_id"], title, tuple(filter(None, row["removed_blocks"].split(";"))), scores)
-
-
-def removal(run_id: str, title: str, removed: tuple[str, ...], scores: pd.DataFrame | None) -> Removal:
-    """Puts the scores of every step and the order of removal together; see `read_scores` for the columns."""
+    removed = tuple(filter(None, row["removed_blocks"].split(";")))
     if scores is None:
-        return Removal(run_id, title, removed, removed, ())
+        return Removal(row["run_id"], title, removed, removed, ())
     blocks = tuple(dict.fromkeys([*scores["block"], *removed]))
-    return Removal(run_id, title, blocks, removed, tuple(_steps(scores, removed)))
+    return Removal(row["run_id"], title, blocks, removed, tuple(_steps(scores, removed)))
 
 
 def read_scores(file: Path) -> pd.DataFrame | None:
     """Returns the scores of a run (step, block, metric, distance, rank, sum), None where they are lost or damaged."""
     try:
-        scores = pd.read_csv(file, usecols=_COLUMNS, dtype={"block": str, "metric": str}, float_precision="round_trip")
-        scores = scores.astype({"step": int, "distance": float, "rank": float, "sum": float})
+        texts = {"block": str, "metric": str}
+        scores = pd.read_csv(file, usecols=list(_COLUMNS), dtype=texts, float_precision="round_trip").astype(_COLUMNS)
     except (OSError, ValueError):
         return None
     complete = not scores.isna().to_numpy().any() and not scores.duplicated(["step", "block", "metric"]).any()
@@ -88,19 +83,19 @@ def chosen(runs: Runs, most: int) -> tuple[list[Removal], int]:
     """
     longest = runs.finished[runs.finished["removed_blocks"] != ""]
     longest = longest.sort_values(["blocks_removed", "started_at"], ascending=False, kind="stable")
-    ordered = sorted(longest.groupby(["task", "series"]), key=lambda item: _place(item[0]))
-    found = [_with_scores(runs, group) for _, group in ordered[:most]]
+    # By task, the consensus first.
+    longest = longest.assign(other=~longest["series"].str.startswith("consensus"))
+    groups = [group for _, group in longest.groupby(["task", "other", "series"])]
+    found = [_with_scores(runs, group) for group in groups[:most]]
     return found, len(longest) - len(found)
 
 
-def _place(key: tuple[Hashable, ...]) -> tuple[str, bool, str]:
-    task, series = map(str, key)
-    return task, not series.startswith("consensus"), series
-
-
 def _with_scores(runs: Runs, group: pd.DataFrame) -> Removal:
-    read = (read_removal(row, runs.folder(row)) for _, row in group.iterrows())
-    return next((found for found in read if found.steps), read_removal(group.iloc[0], None))
+    for _, row in group.iterrows():
+        folder = runs.folder(row)
+        if folder and (scores := read_scores(RunDir(folder).scores)) is not None:
+            return removal(row, scores)
+    return removal(group.iloc[0], None)
 
 
 def _steps(scores: pd.DataFrame, removed: tuple[str, ...]) -> Iterator[Step]:

@@ -1,18 +1,17 @@
-"""Accuracy of the pruned networks on images that somebody or something has changed."""
+"""Accuracy of both networks on images that somebody or something has changed."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import pandas as pd
 
-from consensus_cli.report.numerals import fixed, interval
-from consensus_cli.report.series import ratio_text
-from consensus_cli.report.source import attacks
+from consensus_cli.report.formatting import NONE, fixed, interval, ratio_text
+from consensus_cli.report.runs import attacks
 
-_CORRUPTION = re.compile(r"corruption_(?P<name>.+?)(?:_s(?P<severity>[1-5]))?_(?P<network>base|pruned)_pct")
-_SHORTCUT = re.compile(r"shortcut_(?P<cue>.+)_(?P<network>base|pruned)_pp")
+_CORRUPTION = re.compile(r"corruption_(?P<what>.+?)(?:_s(?P<severity>[1-5]))?_(?P<network>base|pruned)_pct")
+_SHORTCUT = re.compile(r"shortcut_(?P<what>.+)_(?P<network>base|pruned)_pp")
 
 
 def attack_label(name: str, finished: pd.DataFrame) -> str:
@@ -29,45 +28,57 @@ def attack_rows(shown: pd.DataFrame, finished: pd.DataFrame) -> list[list[str]]:
 
     With several seeds the interval is over seeds; with one, it is the run's own, over images.
     """
+    if not attacks(finished):
+        return []
     lines = []
     for _, point in shown.iterrows():
         runs = finished[(finished["task"] == point["task"]) & (finished["series"] == point["series"])]
         runs = runs[(runs["ratio"] == point["ratio"]) | (pd.isna(point["ratio"]) & runs["ratio"].isna())]
-        head = [point["task"], point["series"], ratio_text(point["ratio"], point["ratio_unit"])]
-        lines.append([*head, "clean", *_both(point, "accuracy"), _change(point, "accuracy", runs)])
+        labels = {"accuracy": "clean"}
         if "clean_pruned_pct" in runs and runs["clean_pruned_pct"].notna().any():
-            lines.append([*head, "clean, those attacked", *_both(point, "clean"), _change(point, "clean", runs)])
-        for name in attacks(runs):
-            lines.append([*head, attack_label(name, runs), *_both(point, name), _change(point, name, runs)])
+            labels["clean"] = "clean, those attacked"
+        labels |= {name: attack_label(name, runs) for name in attacks(runs)}
+        head = [point["task"], point["series"], ratio_text(point["ratio"], point["ratio_unit"])]
+        lines += [[*head, label, *_both(point, name), _change(point, name, runs)] for name, label in labels.items()]
     return lines
+
+
+def heat_tables(finished: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """Yields (name, caption, unit, table) of each table of numbers that a heat map shows, if any run measured it."""
+    for name, caption, unit, table in (
+        ("corruption", "Accuracy under corruption", "%", corruptions(finished)),
+        ("shortcut", "Shortcut reliance (0: ignores the planted cue)", "pp", shortcuts(finished)),
+    ):
+        if not table.empty:
+            yield name, caption, unit, table.droplevel("task")
 
 
 def corruptions(finished: pd.DataFrame) -> pd.DataFrame:
     """Returns the mean accuracy in percent per task, series and network (rows) under each corruption (columns)."""
-    return _means(finished, _CORRUPTION, lambda found: " ".join(filter(None, (found["name"], found["severity"]))))
+    return _means(finished, _CORRUPTION)
 
 
 def shortcuts(finished: pd.DataFrame) -> pd.DataFrame:
     """Returns the mean shortcut reliance in pp per task, series and network (rows) for each planted cue (columns)."""
-    return _means(finished, _SHORTCUT, lambda found: str(found["cue"]))
+    return _means(finished, _SHORTCUT)
 
 
-def _means(finished: pd.DataFrame, pattern: re.Pattern[str], name: Callable[[re.Match[str]], str]) -> pd.DataFrame:
+def _means(finished: pd.DataFrame, pattern: re.Pattern[str]) -> pd.DataFrame:
     parts = []
     for column in map(str, finished):
         found = pattern.fullmatch(column)
         if found and finished[column].notna().any():
-            mean = finished.groupby(["task", "series"])[column].mean().dropna()
-            parts.append(mean.rename("value").reset_index().assign(network=found["network"], what=name(found)))
+            mean = finished.groupby(["task", "series"])[column].mean().dropna().rename("value").reset_index()
+            what = " ".join(filter(None, (found["what"], found.groupdict().get("severity"))))
+            parts.append(mean.assign(network=found["network"], what=what))
     if not parts:
         return pd.DataFrame()
-    long = pd.concat(parts)
-    return long.pivot_table(index=["task", "series", "network"], columns="what", values="value", sort=False)
+    return pd.concat(parts).pivot_table("value", ["task", "series", "network"], "what", sort=False)
 
 
 def _both(point: pd.Series, name: str) -> list[str]:
     columns = [f"{name}_{network}_pct" for network in ("base", "pruned")]
-    return [interval(point[column], point[f"{column}_ci95"], 2, "%") if column in point else "–" for column in columns]
+    return [interval(point[column], point[f"{column}_ci95"], 2, "%") if column in point else NONE for column in columns]
 
 
 def _change(point: pd.Series, name: str, runs: pd.DataFrame) -> str:
@@ -76,5 +87,4 @@ def _change(point: pd.Series, name: str, runs: pd.DataFrame) -> str:
     low, high = f"{name}_ci95_low", f"{name}_ci95_high"
     if len(runs) == 1 and low in runs and high in runs and runs[[low, high]].notna().to_numpy().all():
         return f"{fixed(mean, 2, sign=True)} [{fixed(runs[low].iloc[0], 1)}, {fixed(runs[high].iloc[0], 1)}] pp"
-    half = point[f"{name}_delta_pp_ci95"] if f"{name}_delta_pp_ci95" in point else float("nan")
-    return interval(mean, half, 2, "pp", sign=True)
+    return interval(mean, point.get(f"{delta}_ci95", float("nan")), 2, "pp", sign=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
-from consensus_cli.report.source import attacks
+from consensus_cli.report.runs import attacks
 
 #: accuracy that a network may lose and still count as a good trade-off
 TOLERATED_LOSS_PP = 1.0
@@ -47,15 +47,11 @@ def points(finished: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `task`, `series`, `ratio`, `criterion`, `ratio_unit`, `runs`, `seeds`, and for each measure its mean and, as
         `<measure>_ci95`, half the width of its 95 % interval (Student's t over seeds; NaN for a single seed); `pareto`
-        says whether no other point of the task is better in accuracy and MACs.
+        is whether no other point of the task is better in accuracy and MACs.
     """
-    measures = [cost.column for cost in COSTS] + ["accuracy_base_pct", "accuracy_pruned_pct", "accuracy_delta_pp"]
-    for attack in attacks(finished):
-        measures += [
-            f"{attack}_{what}" for what in ("base_pct", "pruned_pct", "delta_pp") if f"{attack}_{what}" in finished
-        ]
-    for name in ("clean_base_pct", "clean_pruned_pct"):
-        measures += [name] if name in finished else []
+    names = ("accuracy", *attacks(finished), "clean")
+    outcomes = [f"{name}_{end}" for name in names for end in ("base_pct", "pruned_pct", "delta_pp")]
+    measures = [cost.column for cost in COSTS] + [name for name in outcomes if name in finished]
     per_seed = finished.groupby([*_POINT, "seed"], dropna=False)[measures].mean().reset_index()
     groups = per_seed.groupby(_POINT, dropna=False)
     mean, seeds = groups[measures].mean(), groups[measures].count()
@@ -76,7 +72,7 @@ def points(finished: pd.DataFrame) -> pd.DataFrame:
 
 
 def pareto(table: pd.DataFrame) -> pd.Series:
-    """Says of each point whether none of its task has both more accuracy and fewer MACs; ties stand side by side."""
+    """Returns for each point whether none of its task has both more accuracy and fewer MACs; ties stay."""
     saved, kept = table["macs_reduction_pct"], table["accuracy_pruned_pct"]
     on_front = pd.Series(False, index=table.index)
     for _, group in table[saved.notna() & kept.notna()].groupby("task"):

@@ -16,16 +16,14 @@ from consensus_cli.errors import ConfigError, unknown_name
 from consensus_cli.models.classifier import Classifier, network_of
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.blocks import candidates, check_candidates, find_blocks
-from consensus_cli.scoring import metrics as of_metrics
-from consensus_cli.scoring import samples as of_samples
-from consensus_cli.scoring.ranking.baselines import BASELINES, Baseline, check_baseline
+from consensus_cli.scoring.metrics import METRICS, PAPER, check_requirements, compute, families_of, statistics_needed
 from consensus_cli.scoring.ranking.bootstrap import rank_stability, resampled_distances
 from consensus_cli.scoring.ranking.consensus import Ranking, aggregation_of, decide
+from consensus_cli.scoring.ranking.criteria import CONSENSUS, CRITERIA, Criterion, check_criterion
 from consensus_cli.scoring.representations import PROBE_IMAGES, AblationEngine, representation_size
+from consensus_cli.scoring.samples import Batches, Samples
 from consensus_cli.scoring.statistics.budget import Expected, candidates_per_pass, left_for_activations_gb
 from consensus_cli.scoring.statistics.moments import EXACT_SAMPLES, HOLDOUT_PERIOD, PairStatistics
-
-CONSENSUS = "consensus"
 
 #: images that the blocks are found with
 EXAMPLE_IMAGES = 2
@@ -43,9 +41,9 @@ Distances = dict[str, np.ndarray]
 
 def rank_blocks(
     model: nn.Module,
-    samples: of_samples.Samples | of_samples.Batches,
+    samples: Samples | Batches,
     *,
-    criterion: str | Baseline = CONSENSUS,
+    criterion: str | Criterion = CONSENSUS,
     metrics: str | Iterable[str] | Mapping[str, float] = "paper",
     blocks: Sequence[Block] | None = None,
     against: nn.Module | None = None,
@@ -91,9 +89,9 @@ def rank_blocks(
         UserError: a network without blocks that can be removed, an unknown name, too few samples for a metric, or
             representations that are not finite.
     """
-    network, labelled = network_of(model), of_samples.Samples.of(samples)
+    network, labelled = network_of(model), Samples.of(samples)
     if blocks is None:
-        blocks = find_blocks(network, next(_prepared(model, labelled, None))[0][:EXAMPLE_IMAGES])
+        blocks = find_blocks(network, example_of(model, labelled))
         check_candidates(blocks)
     blocks = candidates(blocks)
     names = [block.name for block in blocks]
@@ -104,12 +102,17 @@ def rank_blocks(
     aggregation_of(aggregation)
     scoring = _Scoring(model, against, labelled, tuple(weights), bootstrap, seed, precision, memory_gb, tick, progress)
     measured = scoring.measure(blocks, share)
-    families = {name: metric.family for name, metric in of_metrics.METRICS.items()}
+    families = families_of(weights)
     ranking = decide(names, measured.distances, families=families, aggregation=aggregation, weights=weights)
     stability = None
     if measured.resampled:
         stability = rank_stability(names, measured.resampled, weights=weights, aggregation=aggregation)
     return replace(ranking, stability=stability, passes=measured.passes)
+
+
+def example_of(model: nn.Module, samples: Samples) -> Tensor:
+    """Returns a few of the samples (2, ...) as the network in `model` takes them."""
+    return next(_prepared(model, samples, None))[0][:EXAMPLE_IMAGES]
 
 
 def shard(share: Share, samples: int, chunks: int = 1) -> Tensor | None:
@@ -125,17 +128,17 @@ def shard(share: Share, samples: int, chunks: int = 1) -> Tensor | None:
 def weights_of(metrics: str | Iterable[str] | Mapping[str, float]) -> dict[str, float]:
     """Returns metric -> weight for `paper`, the name of a metric, several names, or weights."""
     if isinstance(metrics, str):
-        metrics = of_metrics.PAPER if metrics == "paper" else [metrics]
+        metrics = PAPER if metrics == "paper" else [metrics]
     return dict(metrics) if isinstance(metrics, Mapping) else dict.fromkeys(metrics, 1.0)
 
 
 def _by_criterion(
-    criterion: str | Baseline, network: nn.Module, blocks: Sequence[Block], seed: int, removed: int
+    criterion: str | Criterion, network: nn.Module, blocks: Sequence[Block], seed: int, removed: int
 ) -> tuple[str, np.ndarray]:
     """Returns what a criterion without representations is called, and the importance (c,) it gives the blocks."""
     if isinstance(criterion, str):
-        check_baseline(criterion, network, blocks)
-        label, function = criterion, BASELINES[criterion]
+        check_criterion(criterion, network, blocks)
+        label, function = criterion, CRITERIA[criterion]
     else:
         label, function = getattr(criterion, "__name__", "criterion"), criterion
     drawn = int(np.random.SeedSequence([seed, removed]).generate_state(1)[0])
@@ -144,7 +147,7 @@ def _by_criterion(
 
 def _prepared(
     model: nn.Module,
-    samples: of_samples.Samples,
+    samples: Samples,
     positions: Tensor | None,
     report: Callable[[int, int], None] = lambda *_: None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -165,7 +168,7 @@ class _Scoring:
 
     model: nn.Module
     against: nn.Module | None
-    samples: of_samples.Samples
+    samples: Samples
     names: tuple[str, ...]
     bootstrap: int
     seed: int
@@ -196,12 +199,12 @@ class _Scoring:
     def _expected(self, features: int) -> Expected:
         """Returns what the statistics will hold, having checked that every metric is defined for the samples."""
         per_class = self.samples.labels.bincount()
-        problems = of_metrics.check_requirements(
+        problems = check_requirements(
             self.names, samples=len(self.samples), per_class=int(per_class[per_class > 0].min()), features=features
         )
         if problems:
             raise ConfigError(problems)
-        keep, chunks = of_metrics.statistics_needed(self.names), chunks_for(self.bootstrap)
+        keep, chunks = statistics_needed(self.names), chunks_for(self.bootstrap)
         return Expected(features, self.samples.num_classes, len(self.samples), keep, EXACT_SAMPLES, chunks)
 
     def _merged(
@@ -270,11 +273,11 @@ def metrics_needed(criterion: str, weights: Mapping[str, float]) -> dict[str, fl
     """
     if criterion == CONSENSUS:
         return {name: weight for name, weight in weights.items() if weight > 0}
-    if criterion in of_metrics.METRICS:
+    if criterion in METRICS:
         return {criterion: 1.0}
-    if criterion in BASELINES:
+    if criterion in CRITERIA:
         return {}
-    raise unknown_name("criterion", criterion, [CONSENSUS, *of_metrics.METRICS, *BASELINES])
+    raise unknown_name("criterion", criterion, [CONSENSUS, *METRICS, *CRITERIA])
 
 
 @dataclass(frozen=True)
@@ -294,7 +297,7 @@ class Measured:
 
 #: `samples(number, passes)` gives the batches of a pass, counted from 1: images (b, ...) as the network takes them,
 #: labels (b,); the same ones in the same order every time
-Samples = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
+PassSamples = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 
 #: carries one pass out and returns its parts, which add up to the statistics of the blocks that it serves
 Pass = Callable[[], list[PairStatistics]]
@@ -328,7 +331,7 @@ def measure(
 def plan_passes(
     network: nn.Module,
     blocks: Sequence[Block],
-    samples: Samples,
+    samples: PassSamples,
     names: Sequence[str],
     *,
     original: nn.Module | None,
@@ -360,7 +363,7 @@ def plan_passes(
         tick: called after every forward pass.
     """
     example = next(iter(samples(1, 1)))[0][:PROBE_IMAGES]
-    keep = of_metrics.statistics_needed(names)
+    keep = statistics_needed(names)
     features = representation_size(network, example)
     chunks = chunks_for(resamples)
     expected = Expected(features, num_classes, sample_count, keep, EXACT_SAMPLES, chunks)
@@ -392,8 +395,8 @@ def _measure_group(
     parts: list[PairStatistics], names: Sequence[str], resamples: int, seed: int
 ) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     if not resamples:
-        return of_metrics.compute(names, parts[0]), []
-    distances = of_metrics.compute(names, PairStatistics.combine(parts, [1] * len(parts)))
+        return compute(names, parts[0]), []
+    distances = compute(names, PairStatistics.combine(parts, [1] * len(parts)))
     return distances, resampled_distances(parts, names, resamples=resamples, seed=seed)
 
 
@@ -427,4 +430,4 @@ def collect_statistics(
 
 def baseline_importance(criterion: str, network: nn.Module, blocks: Sequence[Block], seed: int) -> np.ndarray:
     """Returns the importance (c,) that a criterion without representations gives the blocks; the lowest goes first."""
-    return BASELINES[criterion](network, blocks, np.random.default_rng(seed))
+    return CRITERIA[criterion](network, blocks, np.random.default_rng(seed))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from consensus_cli.pruning import schedule
 from consensus_cli.pruning.blocks import Block
-from consensus_cli.scoring.metrics import FAMILIES
+from consensus_cli.scoring.metrics import families_of
 from consensus_cli.scoring.ranking.consensus import decide
 from study.plan import METRICS, VOTES
 
@@ -24,7 +24,7 @@ def order_of(criterion: str, blocks: Sequence[str], distances: Mapping[str, np.n
     """
     names, aggregation = VOTES[criterion]
     voting = {name: distances[name] for name in names}
-    ranking = decide(blocks, voting, families=FAMILIES, aggregation=aggregation, weights={})
+    ranking = decide(blocks, voting, families=families_of(voting), aggregation=aggregation, weights={})
     return tuple(ranking.blocks[position] for position in ranking.order)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from helpers.report_runs import CRITERIA, finished_row, sweep, write_results, write_scores
 
-from consensus_cli.report.write import write_report
+from consensus_cli.report.page import write_report
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus_cli.errors import UserError
-from consensus_cli.report import energy, numerals, removal, robustness, series, tradeoff
-from consensus_cli.report.caveats import caveats
-from consensus_cli.report.source import complete, load
+from consensus_cli.report import energy, formatting, removal, robustness, tradeoff
+from consensus_cli.report.overview import caveats
+from consensus_cli.report.runs import complete, load
 
 
 def points_of(*rows: dict[str, object]) -> pd.DataFrame:
@@ -122,17 +122,17 @@ def test_columns_split_a_series_that_overrides_do_not() -> None:
 
 
 def test_command_quotes_what_a_shell_would_run() -> None:
-    assert series.command("ratio=0.5 a;rm 'x y'") == "consensus run ratio=0.5 'a;rm' 'x y'"
-    assert series.command("it's") == """consensus run 'it'"'"'s'"""
+    assert formatting.command("ratio=0.5 a;rm 'x y'") == "consensus run ratio=0.5 'a;rm' 'x y'"
+    assert formatting.command("it's") == """consensus run 'it'"'"'s'"""
 
 
 def test_numbers_as_text() -> None:
-    assert numerals.fixed(-1234.567, 1, "%") == "−1,234.6 %"
-    assert numerals.fixed(float("nan")) == "–"
-    assert numerals.significant(0.0000262311) == "0.0000262"
-    assert numerals.interval(94.256, 1.234, 2, "%") == "94.26 ± 1.23 %"
-    assert numerals.interval(94.256, float("nan"), 2, "%") == "94.26 %"
-    assert [numerals.duration(s) for s in (52.4, 200, 7500)] == ["52 s", "3 min 20 s", "2 h 5 min"]
+    assert formatting.fixed(-1234.567, 1, "%") == "−1,234.6 %"
+    assert formatting.fixed(float("nan")) == "–"
+    assert formatting.significant(0.0000262311) == "0.0000262"
+    assert formatting.interval(94.256, 1.234, 2, "%") == "94.26 ± 1.23 %"
+    assert formatting.interval(94.256, float("nan"), 2, "%") == "94.26 %"
+    assert [formatting.duration(s) for s in (52.4, 200, 7500)] == ["52 s", "3 min 20 s", "2 h 5 min"]
 
 
 def test_caveats_name_what_is_amiss(tmp_path: Path) -> None:
@@ -224,9 +224,9 @@ def test_corruptions_and_shortcuts_are_found_by_their_columns() -> None:
     assert robustness.shortcuts(complete(pd.DataFrame([finished_row("a")]))[0]).empty
 
 
-def test_energy_by_stage_and_network() -> None:
+def test_energy_by_phase_and_network() -> None:
     rows, _ = complete(pd.DataFrame([finished_row("a")]))
-    assert energy.stage_rows(rows) == [["resnet20 on digits", "consensus", "0.5", "0.1", "0.3", "0.1", "1", "0.1"]]
+    assert energy.phase_rows(rows) == [["resnet20 on digits", "consensus", "0.5", "0.1", "0.3", "0.1", "1", "0.1"]]
     inference, epoch = energy.network_rows(tradeoff.points(rows), rows)
     assert inference[3:] == ["inference, 1,000 images", "4", "3", "25.0 %", "0.4", "0.3"]
     assert epoch[3:] == ["one training epoch", "8", "6", "25.0 %", "0.8", "0.6"]
@@ -234,7 +234,8 @@ def test_energy_by_stage_and_network() -> None:
 
 
 def test_removal_says_what_went_in_which_step() -> None:
-    found = removal.removal("a", "title", ("layer1.1", "layer2.1"), scores())
+    rows, _ = complete(pd.DataFrame([finished_row("a")]))
+    found = removal.removal(rows.iloc[0], scores())
     assert found.blocks == ("layer1.1", "layer1.2", "layer2.1", "layer2.2")
     assert [step.removed for step in found.steps] == [("layer1.1",), ("layer2.1",)]
     # The two metrics swap the middle pair of four blocks: 5 pairs agree, 1 does not.

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from consensus_cli.report.finish import write_summary
 from helpers.report_runs import finished_row, scores, sweep, write_results, write_scores
 from matplotlib.container import ErrorbarContainer
 
 from consensus_cli.errors import UserError
 from consensus_cli.report import palette, tradeoff
-from consensus_cli.report.compare import compare_runs
+from consensus_cli.report.comparison import compare_runs
 from consensus_cli.report.figures import FORMATS, removal_figure, save, slug, tradeoff_figure
+from consensus_cli.report.page import write_report
 from consensus_cli.report.removal import removal
-from consensus_cli.report.source import complete
+from consensus_cli.report.run_summary import write_summary
+from consensus_cli.report.runs import complete
 from consensus_cli.report.text import latex, markdown, markdown_table
-from consensus_cli.report.write import write_report
 from consensus_cli.storage.rundir import RunDir
 
 
@@ -61,9 +61,9 @@ def run_dir(folder: Path, row: dict[str, object]) -> Path:
 def test_compare_puts_runs_side_by_side(tmp_path: Path) -> None:
     plain = {name: value for name, value in finished_row("b").items() if not name.startswith("pgd")}
     a, b = run_dir(tmp_path / "a", finished_row("a")), run_dir(tmp_path / "b", plain)
-    table = compare_runs([a, b])
-    rows = {row[0]: row[1:] for row in table.rows}
-    assert table.columns == ("", "a", "b")
+    columns, table = compare_runs([a, b])
+    rows = {row[0]: row[1:] for row in table}
+    assert columns == ("", "a", "b")
     assert rows["accuracy"] == ("95.00 % → 94.00 % (−1.00 pp)",) * 2
     assert rows["latency, batch 128"] == ("20.00 ms → 10.00 ms (−50.00 %)",) * 2
     assert rows["PGD 8/255"] == ("40.00 % → 30.00 % (−10.00 pp [−12.0, −8.0])", "–")
@@ -79,7 +79,8 @@ def test_compare_needs_two_single_runs(tmp_path: Path) -> None:
 
 
 def test_summary_of_a_run(tmp_path: Path) -> None:
-    files = write_summary(RunDir(tmp_path), finished_row("a_b"), scores())
+    folder = write_scores(tmp_path, "a_b")
+    files = write_summary(RunDir(folder), finished_row("a_b"))
     assert [file.name for file in files] == ["summary.md", "comparison.svg", "removal.svg"]
     text = files[0].read_text(encoding="utf-8")
     assert "| MACs | 0.00 M | 0.00 M | −20.00 % |" in text
@@ -90,7 +91,7 @@ def test_summary_of_a_run(tmp_path: Path) -> None:
 
 
 def test_summary_without_scores_leaves_the_removal_out(tmp_path: Path) -> None:
-    files = write_summary(RunDir(tmp_path), finished_row("a"), pd.DataFrame())
+    files = write_summary(RunDir(tmp_path), finished_row("a"))
     assert [file.name for file in files] == ["summary.md", "comparison.svg"]
 
 
@@ -106,7 +107,7 @@ def test_figures_have_axes_units_and_embedded_fonts(tmp_path: Path) -> None:
     figures = write_report(source, tmp_path / "r.html", tmp_path / "figures").figures
     names = {path.name for path in figures}
     stem = "resnet20-on-digits"
-    for name in ("tradeoff_macs", "tradeoff_latency_b1", "robustness_pgd", "energy_stages", "corruption"):
+    for name in ("tradeoff_macs", "tradeoff_latency_b1", "robustness_pgd", "energy_phases", "corruption"):
         assert {f"{stem}_{name}.{kind}" for kind in FORMATS} <= names
     assert any(name.startswith("removal_01_") for name in names)
     assert any(name.startswith("ranks_01_") for name in names)
@@ -132,7 +133,8 @@ def test_a_figure_leaves_out_what_is_wider_than_its_axis() -> None:
 
 
 def test_the_same_figure_has_the_same_bytes(tmp_path: Path) -> None:
-    network = removal("a", "title", ("layer1.1", "layer2.1"), scores())
+    rows, _ = complete(pd.DataFrame([finished_row("a")]))
+    network = removal(rows.iloc[0], scores())
     first, second = (save(removal_figure(network), tmp_path / name) for name in ("a", "b"))
     assert [path.suffix for path in first] == [".png", ".svg", ".pdf"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]

@@ -1,14 +1,25 @@
 import re
 import sys
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.plugins import offer
 from helpers.reference import statistics
 
 from consensus_cli.errors import UserError
-from consensus_cli.scoring import metrics
-from consensus_cli.scoring.metrics import METRICS, check_requirements, compute, statistics_needed
+from consensus_cli.scoring.metrics import (
+    METRICS,
+    check_requirements,
+    compute,
+    families_of,
+    register_metric,
+    statistics_needed,
+)
+from consensus_cli.scoring.ranking.criteria import CRITERIA, register_criterion
+from consensus_cli.scoring.score import metrics_needed
 from consensus_cli.scoring.statistics.moments import GROUPS
 
 PAPER = {
@@ -33,8 +44,8 @@ def pair():
 def test_names_and_families():
     assert set(METRICS) == PAPER | {"debiased_cka", "angular", "procrustes_size_shape", "bures"}
     assert all(name == metric.name for name, metric in METRICS.items())
-    assert metrics.FAMILIES["linear_alpha0"] == metrics.FAMILIES["linear_alpha1"] == "linear"
-    assert len({metrics.FAMILIES[name] for name in PAPER}) == 5
+    assert families_of(["linear_alpha0", "linear_alpha1"]) == {"linear_alpha0": "linear", "linear_alpha1": "linear"}
+    assert len(set(families_of(PAPER).values())) == 5
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -97,20 +108,88 @@ def test_requirements_are_enough(name):
     assert np.isfinite(compute([name], statistics(x, x[None] + rng.normal(size=x.shape)))[name]).all()
 
 
-def test_worked_example_of_the_docs_runs(tmp_path, monkeypatch):
-    """The docs' file is written, imported and registered by the docs' own line."""
+@pytest.fixture
+def offered_metric(tmp_path, monkeypatch):
+    """The package of the docs' example, as if it were installed: its module and its entry point."""
     text = DOCS.read_text(encoding="utf-8")
-    source = re.search(r"```python\n# consensus_cli/scoring/metrics/mean_shift\.py\n(.*?)```", text, re.DOTALL).group(1)
-    (tmp_path / "mean_shift.py").write_text(source, encoding="utf-8")
+    source = re.search(r"```python\n# my_package/metrics\.py\n(.*?)```", text, re.DOTALL).group(1)
+    points = re.search(r"```toml\n(.*?)```", text, re.DOTALL).group(1)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "metrics.py").write_text(source, encoding="utf-8")
+    offer(tmp_path, tomllib.loads(points)["project"]["entry-points"])
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "mean_shift", raising=False)
-    from mean_shift import MEAN_SHIFT
+    yield "mean_shift"
+    METRICS.data.pop("mean_shift", None)
+    for module in ("my_package.metrics", "my_package"):
+        sys.modules.pop(module, None)
 
-    monkeypatch.setitem(METRICS, MEAN_SHIFT.name, MEAN_SHIFT)
+
+def test_worked_example_of_the_docs_runs(offered_metric):
+    """The docs' file and entry point, of a package that is installed."""
     x, _ = pair()
-    values = compute(["mean_shift"], statistics(x, np.stack([x, x + 3]), keep=statistics_needed(["mean_shift"])))
-    np.testing.assert_allclose(values["mean_shift"], [0, 6], atol=1e-12)
-    assert "\n        MEAN_SHIFT,\n" in text
+    assert offered_metric in METRICS
+    assert offered_metric in list(METRICS)
+    values = compute([offered_metric], statistics(x, np.stack([x, x + 3]), keep=statistics_needed([offered_metric])))
+    np.testing.assert_allclose(values[offered_metric], [0, 6], atol=1e-12)
+
+
+def test_a_registered_metric_is_one_like_any_other(offered_metric):
+    metric = replace(METRICS[offered_metric], name="my_shift", family="mine")
+    register_metric(metric)
+    try:
+        assert families_of(["my_shift", "cka"]) == {"my_shift": "mine", "cka": "cka"}
+        assert requirements(["my_shift"], 0, 1) == ["metric 'my_shift' needs 1 samples, got 0"]
+        register_metric(replace(metric, family="replaced"))
+        assert families_of(["my_shift"]) == {"my_shift": "replaced"}
+    finally:
+        del METRICS["my_shift"]
+
+
+def test_what_is_no_metric_or_criterion_is_refused():
+    metric = METRICS["cka"]
+    for wrong, problem in (
+        (metric, "there is a metric 'cka' already"),
+        (replace(metric, name="my-metric"), "'my-metric' cannot name a metric"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            register_metric(wrong)
+    for name, criterion, problem in (
+        ("random", len, "there is a criterion 'random' already"),
+        ("cka", len, "'cka' has the name of a metric"),
+        ("consensus", len, "'consensus' has the name of a metric"),
+        ("mine", 3, "'mine' is a int, not a function"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            register_criterion(name, criterion)
+
+
+@pytest.mark.parametrize(
+    ("registry", "point", "problem"),
+    [
+        (METRICS, "no_such_module:METRIC", "cannot be loaded: ModuleNotFoundError"),
+        (METRICS, "math:no_such_thing", "cannot be loaded: AttributeError"),
+        (METRICS, "math:pi", "is a float, not a Metric"),
+        (METRICS, "consensus_cli.scoring.metrics.cka:CKA", "calls itself 'cka'"),
+        (CRITERIA, "math:pi", r"is a float, not a function \(network, blocks, generator\)"),
+    ],
+)
+def test_a_broken_package_is_named_in_one_line(tmp_path, monkeypatch, registry, point, problem):
+    offer(tmp_path, {registry.group: {"broken": point}})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "broken" in registry
+    with pytest.raises(UserError, match=f"'broken' of the package somebodys {problem}") as caught:
+        registry["broken"]
+    assert "\n" not in caught.value.message
+
+
+def test_a_criterion_of_a_package_ranks(tmp_path, monkeypatch):
+    offer(tmp_path, {"consensus_cli.criteria": {"theirs": "consensus_cli.scoring.ranking.criteria:last"}})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        assert CRITERIA["theirs"] is CRITERIA["last"]
+        assert metrics_needed("theirs", {}) == {}
+    finally:
+        CRITERIA.data.pop("theirs", None)
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from consensus_cli.scoring.metrics import FAMILIES, compute
+from consensus_cli.scoring.metrics import compute, families_of
 from consensus_cli.scoring.ranking.consensus import Ranking, RankStability, decide
 from consensus_cli.scoring.statistics.moments import PairStatistics
 
@@ -67,9 +67,10 @@ def rank_stability(
         weights: metric -> weight, as in `decide`.
         aggregation: a name in `AGGREGATIONS`.
     """
+    families = families_of(weights)
     positions = np.empty((len(resampled), len(blocks)))
     for draw, distances in zip(positions, resampled, strict=True):
-        order = decide(blocks, distances, families=FAMILIES, aggregation=aggregation, weights=weights).order
+        order = decide(blocks, distances, families=families, aggregation=aggregation, weights=weights).order
         draw[order] = np.arange(1, len(blocks) + 1)
     low, high = np.percentile(positions, INTERVAL_PERCENT, axis=0)
     return RankStability(low, high, (positions == 1).mean(axis=0), len(resampled))

@@ -6,17 +6,17 @@ from torch import nn
 from consensus_cli.errors import UserError
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning.blocks import Block
-from consensus_cli.scoring.ranking.baselines import BASELINES, check_baseline
+from consensus_cli.scoring.ranking.criteria import CRITERIA, check_criterion
 
 BLOCKS = [Block(f"layer{stage}.{i}", stage - 1, (16,), removable=True) for stage in (1, 2, 3) for i in (1, 2)]
 
 
 def importance(name: str, network: nn.Module, blocks: list[Block] = BLOCKS, seed: int = 0) -> np.ndarray:
-    return BASELINES[name](network, blocks, np.random.default_rng(seed))
+    return CRITERIA[name](network, blocks, np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_every_baseline_orders_all_blocks(name):
+@pytest.mark.parametrize("name", CRITERIA)
+def test_every_criterion_orders_all_blocks(name):
     values = importance(name, resnet(20))
     assert values.shape == (6,)
     assert len(np.unique(values)) == 6
@@ -37,7 +37,7 @@ def test_random_follows_the_seed():
 def test_random_puts_every_block_first_about_equally_often():
     generator = np.random.default_rng(0)
     network = resnet(20)
-    firsts = [np.argmin(BASELINES["random"](network, BLOCKS, generator)) for _ in range(600)]
+    firsts = [np.argmin(CRITERIA["random"](network, BLOCKS, generator)) for _ in range(600)]
     assert (np.bincount(firsts, minlength=6) > 60).all()
 
 
@@ -73,12 +73,12 @@ def test_weight_norm_of_blocks_without_filters_is_refused():
     network = nn.ModuleDict(parts)
     blocks = [Block(name, 0, (), removable=True) for name in parts]
     with pytest.raises(UserError) as told:
-        check_baseline("weight_norm", network, blocks)
+        check_criterion("weight_norm", network, blocks)
     assert told.value.message == (
         "criterion=weight_norm compares weights; 8 of 9 candidates have none: relu0, relu1, relu2, relu3, relu4, …"
     )
     with pytest.raises(UserError, match=r"1 of 1 candidates have none: norm$"):
-        check_baseline("weight_norm", network, [Block("norm", 0, (), removable=True)])
+        check_criterion("weight_norm", network, [Block("norm", 0, (), removable=True)])
     for criterion in ("first", "random", "consensus", "cka"):
-        check_baseline(criterion, network, blocks)
-    check_baseline("weight_norm", resnet(20), BLOCKS)
+        check_criterion(criterion, network, blocks)
+    check_criterion("weight_norm", resnet(20), BLOCKS)

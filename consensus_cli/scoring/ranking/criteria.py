@@ -1,4 +1,4 @@
-"""Criteria that look at no representation: what consensus has to beat.
+"""Criteria that look at no representation: what consensus has to beat, and a user's own.
 
 Each gives every candidate block an importance (c,) in the order of the blocks; the lowest is removed first.
 """
@@ -13,12 +13,17 @@ from torch import Tensor, nn
 from consensus_cli.errors import UserError
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import bypassed
+from consensus_cli.scoring.metrics import METRICS
+from consensus_cli.scoring.registry import Registry
+
+#: the criterion that combines the rankings of several metrics
+CONSENSUS = "consensus"
 
 #: names of blocks that a message lists
 _LISTED = 5
 
 #: (network, candidate blocks, generator of the run) -> importance (c,), the lowest is removed first
-Baseline = Callable[[nn.Module, Sequence[Block], np.random.Generator], np.ndarray]
+Criterion = Callable[[nn.Module, Sequence[Block], np.random.Generator], np.ndarray]
 
 
 def random_order(network: nn.Module, blocks: Sequence[Block], generator: np.random.Generator) -> np.ndarray:
@@ -35,7 +40,7 @@ def weight_norm(network: nn.Module, blocks: Sequence[Block], generator: np.rando
 
     Args:
         network: the network that the blocks are in.
-        blocks: candidates that have filters, see `check_baseline`.
+        blocks: candidates that have filters, see `check_criterion`.
         generator: of the run; not used.
     """
     return np.array([_mean_filter_norm(network, block) for block in blocks])
@@ -51,21 +56,45 @@ def last(network: nn.Module, blocks: Sequence[Block], generator: np.random.Gener
     return np.arange(float(len(blocks)), 0, -1)
 
 
-BASELINES: dict[str, Baseline] = {"random": random_order, "weight_norm": weight_norm, "first": first, "last": last}
+def _problem(name: str, criterion: object) -> str:
+    if not callable(criterion):
+        return f"is a {type(criterion).__name__}, not a function (network, blocks, generator) -> importance"
+    return "has the name of a metric" if name in METRICS or name == CONSENSUS else ""
 
 
-def check_baseline(criterion: str, network: nn.Module, blocks: Sequence[Block]) -> None:
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion",
+    "consensus_cli.criteria",
+    {"random": random_order, "weight_norm": weight_norm, "first": first, "last": last},
+    _problem,
+)
+
+
+def register_criterion(name: str, criterion: Criterion) -> None:
+    """Makes a criterion of your own known by name: `criterion.name=mine` in a run, `criterion="mine"` in Python.
+
+    Args:
+        name: letters, digits and underscores.
+        criterion: (network, c candidate blocks, generator of the run) -> importance (c,), the lowest goes first.
+
+    Raises:
+        UserError: the name is taken or cannot be used.
+    """
+    CRITERIA.register(name, criterion)
+
+
+def check_criterion(criterion: str, network: nn.Module, blocks: Sequence[Block]) -> None:
     """Checks that a criterion can rank the candidates.
 
     Args:
-        criterion: any; only those of `BASELINES` are looked at.
+        criterion: any name; only `weight_norm` has a condition.
         network: the network that the blocks are in.
         blocks: the candidates.
 
     Raises:
         UserError: a norm of weights is asked for, and some candidates have none.
     """
-    if BASELINES.get(criterion) is not weight_norm:
+    if criterion != "weight_norm":
         return
     without = [block.name for block in blocks if not _filters(network, block)]
     if without:

@@ -1,12 +1,14 @@
-"""Numbers as text: a dash where there is none."""
+"""Numbers, settings and commands as text: a dash where there is no number."""
 
 from __future__ import annotations
 
 import math
+import shlex
 
 import numpy as np
 
 NONE = "–"
+_UNITS = {"blocks": "of the blocks", "macs": "of the MACs"}
 
 
 def fixed(value: float, digits: int = 2, unit: str = "", sign: bool = False) -> str:
@@ -17,12 +19,11 @@ def fixed(value: float, digits: int = 2, unit: str = "", sign: bool = False) -> 
     return f"{text} {unit}".strip().replace("-", "−")
 
 
-def significant(value: float, digits: int = 3, unit: str = "") -> str:
-    """Returns a number with so many significant digits and its unit, `–` for NaN."""
+def significant(value: float, digits: int = 3) -> str:
+    """Returns a number with so many significant digits, `–` for NaN."""
     if not math.isfinite(value):
         return NONE
-    rounded = np.format_float_positional(value, precision=digits, fractional=False, trim="-")
-    return f"{rounded} {unit}".strip().replace("-", "−")
+    return np.format_float_positional(value, precision=digits, fractional=False, trim="-").replace("-", "−")
 
 
 def interval(mean: float, half: float, digits: int = 2, unit: str = "", sign: bool = False) -> str:
@@ -41,3 +42,21 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def ratio_text(ratio: float, unit: str) -> str:
+    """Returns how much was to go, such as `50 % of the blocks`."""
+    return NONE if math.isnan(ratio) else f"{100 * ratio:.4g} % {_UNITS.get(unit, unit)}".strip()
+
+
+def command(overrides: str) -> str:
+    """Returns the command of a run, every word quoted for a shell: the words come from a file and may be anything."""
+    return shlex.join(["consensus", "run", *words(overrides)])
+
+
+def words(overrides: str) -> list[str]:
+    """Splits the words of a command as a shell does, at blanks where quotes do not match."""
+    try:
+        return shlex.split(overrides)
+    except ValueError:
+        return overrides.split()

@@ -1,0 +1,99 @@
+"""Pruning step by step, with the user's own training in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from consensus_cli.errors import UserError
+from consensus_cli.models.classifier import network_of
+from consensus_cli.models.macs import count_macs
+from consensus_cli.pruning.blocks import check_candidates, find_blocks
+from consensus_cli.pruning.schedule import Schedule
+from consensus_cli.pruning.surgery import remove_blocks
+from consensus_cli.scoring.ranking.consensus import Ranking
+from consensus_cli.scoring.ranking.criteria import CONSENSUS, Criterion
+from consensus_cli.scoring.samples import Batches, Samples
+from consensus_cli.scoring.score import example_of, rank_blocks
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One round of `prune`.
+
+    Attributes:
+        model: the network, now without the blocks; the one that `prune` was given.
+        removed: names of the blocks that have just gone.
+        ranking: what they were chosen by.
+    """
+
+    model: nn.Module
+    removed: tuple[str, ...]
+    ranking: Ranking
+
+
+def prune(
+    model: nn.Module,
+    samples: Samples | Batches,
+    *,
+    ratio: float | None = None,
+    macs_ratio: float | None = None,
+    step: int = 1,
+    min_blocks_per_stage: int = 1,
+    granularity: str = "block",
+    criterion: str | Criterion = CONSENSUS,
+    seed: int = 0,
+    **ranking: Any,
+) -> Iterator[Removal]:
+    """Removes blocks from a network, in place, and hands it over after each removal to be trained.
+
+        for removal in prune(model, loader, ratio=0.5):
+            train_my_way(removal.model)
+            print(removal.removed)
+
+    Args:
+        model: any network with residual blocks; changed in place.
+        samples: as for `rank_blocks`; a loader is read once, before the first removal.
+        ratio: share of the blocks that can go, in (0, 1].
+        macs_ratio: share of the MACs that goes, instead of `ratio`.
+        step: blocks that go in one removal.
+        min_blocks_per_stage: blocks that each stage keeps, its first block included.
+        granularity: `block`, or `branch` for attention and MLP of a transformer layer on their own.
+        criterion: as for `rank_blocks`.
+        seed: likewise.
+        ranking: further arguments of `rank_blocks`, such as `metrics` or `against`.
+
+    Returns:
+        The removals, each carried out when it is asked for.
+
+    Raises:
+        UserError: the ratio cannot be reached, or what `rank_blocks` raises.
+    """
+    given = [(share, unit) for share, unit in ((ratio, "blocks"), (macs_ratio, "macs")) if share is not None]
+    if len(given) != 1:
+        raise UserError("prune takes either ratio or macs_ratio", "ratio=0.5 removes half of the blocks")
+    if step < 1:
+        raise UserError(f"step is {step}", "at least one block goes in each removal")
+    labelled = Samples.of(samples)
+    example = example_of(model, labelled)
+    blocks = find_blocks(network_of(model), example, granularity)
+    check_candidates(blocks)
+    ((share, unit),) = given
+    macs = count_macs(network_of(model), example[:1]) if unit == "macs" else None
+    schedule = Schedule(blocks, share, unit, step, min_blocks_per_stage, macs)
+    schedule.check(type(model).__name__)
+    how = {"criterion": criterion, "seed": seed, **ranking}
+    return _removals(model, labelled, schedule, how)
+
+
+def _removals(model: nn.Module, samples: Samples, schedule: Schedule, how: dict[str, Any]) -> Iterator[Removal]:
+    removed: list[str] = []
+    while not schedule.reached(removed):
+        ranking = rank_blocks(model, samples, blocks=schedule.allowed(removed), removed=len(removed), **how)
+        going = schedule.next([ranking.blocks[i] for i in ranking.order], removed)
+        remove_blocks(model, going)
+        removed += going
+        yield Removal(model, tuple(going), ranking)

@@ -1,0 +1,79 @@
+"""Pruning with the user's own training in between."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from consensus_cli.errors import UserError
+from consensus_cli.models.classifier import normalized
+from consensus_cli.models.macs import count_macs
+from consensus_cli.models.resnet import resnet
+from consensus_cli.pruning import candidates, find_blocks, remove_blocks
+from consensus_cli.scoring.prune import prune
+from consensus_cli.scoring.score import rank_blocks
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return resnet(20).eval()
+
+
+@pytest.fixture(scope="module")
+def loader():
+    images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return DataLoader(TensorDataset(images, torch.arange(60) % 3), 30)
+
+
+def test_each_removal_follows_the_ranking_of_the_network_as_it_is_then(network, loader):
+    copied, left, removed = copy.deepcopy(network), candidates(find_blocks(network, torch.rand(2, 3, 8, 8))), []
+    for removal in prune(network, loader, ratio=0.5, metrics="cka"):
+        assert removal.model is network
+        expected = rank_blocks(copied, loader, metrics="cka", blocks=left)
+        np.testing.assert_array_equal(removal.ranking.importance, expected.importance)
+        assert removal.removed == (expected.least_important,)
+        remove_blocks(copied, removal.removed)
+        left = [block for block in left if block.name not in removal.removed]
+        removed += removal.removed
+        # The user's training.
+        with torch.no_grad():
+            for model in (network, copied):
+                model.conv1.weight.mul_(1.1)
+    assert len(removed) == 3
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(network(images), copied(images))
+
+
+def test_several_blocks_in_one_removal_and_a_share_of_the_macs(network, loader):
+    model = normalized(network, 0.5, 0.25)
+    macs = count_macs(network, torch.rand(1, 3, 8, 8)).total
+    removals = [removal.removed for removal in prune(model, loader, macs_ratio=0.3, step=2, criterion="last")]
+    assert removals == [("layer3.2", "layer3.1"), ("layer2.2",)]
+    assert count_macs(network, torch.rand(1, 3, 8, 8)).total <= 0.7 * macs
+
+
+def test_nothing_is_removed_before_the_first_removal_is_asked_for(network, loader):
+    before = sum(p.numel() for p in network.parameters())
+    removals = prune(network, loader, ratio=0.5, criterion="random", seed=3)
+    assert sum(p.numel() for p in network.parameters()) == before
+    next(removals)
+    assert sum(p.numel() for p in network.parameters()) < before
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ({}, "either ratio or macs_ratio"),
+        ({"ratio": 0.5, "macs_ratio": 0.5}, "either ratio or macs_ratio"),
+        ({"ratio": 1.5}, "ratio is 1.5"),
+        ({"ratio": 0.5, "step": 0}, "step is 0"),
+        ({"ratio": 1, "min_blocks_per_stage": 2}, "lets 3 go"),
+        ({"ratio": 0.5, "granularity": "brnch"}, "unknown granularity"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_at_once(network, loader, words, problem):
+    with pytest.raises(UserError, match=problem):
+        prune(network, loader, **words)
