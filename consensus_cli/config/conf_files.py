@@ -1,11 +1,15 @@
-"""The folder `conf/`: where it lies, and which options each config group offers."""
+"""The folder `conf/`: where it lies, and which options each config group offers, those of other packages included."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from consensus_cli.errors import UserError
+
+#: config group -> groups of entry points whose names are options as well
+_OFFERED = {"metrics": ("consensus_cli.metrics",), "criterion": ("consensus_cli.metrics", "consensus_cli.criteria")}
 
 
 def config_dir() -> Path:
@@ -59,6 +63,18 @@ class Origin:
 
 def choices(group: str) -> dict[str, str]:
     """Returns the options of a config group with their descriptions, the first comment line of each file."""
+    return offered(group) | _written(group)
+
+
+def offered(group: str) -> dict[str, str]:
+    """Returns the metrics and criteria of other packages that have no file: `metrics=NAME`, `criterion=NAME`."""
+    points = [point for name in _OFFERED.get(group, ()) for point in entry_points(group=name)]
+    written = _written(group) if points else {}
+    packages = {point.name: point.dist.name if point.dist else point.value for point in points}
+    return {name: f"Of the package {package}" for name, package in packages.items() if name not in written}
+
+
+def _written(group: str) -> dict[str, str]:
     files = sorted((config_dir() / group).glob("*.yaml"))
     return {file.stem: _description(file) for file in files}
 

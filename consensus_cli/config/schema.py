@@ -1,18 +1,22 @@
 """The typed schema of `conf/`: Hydra composes the YAML files into `RunConfig`, field by field and type by type.
 
-Values out of range are found by `ranges.py`; what needs a registry, a file or a device by `experiment/checks.py`.
+The range of a value stands beside its field, in the words of `ranges.py`; what needs a registry, a file or a device
+is found by `experiment/checks.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from consensus_cli.config.conf_files import offered
 from consensus_cli.data.request import LARGEST_SIZE, SMALLEST_SIZE, Request
+from consensus_cli.evaluation.robustness.attacks import AttackSettings
+from consensus_cli.training.recipe import Hyperparameters
 
 #: config groups, in the order in which `conf/config.yaml` lists them
 GROUPS = (
@@ -27,6 +31,12 @@ GROUPS = (
     "evaluate",
     "experiment",
 )
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+#: more than these is a slip of the pen: the machine would be busy for years
+MOST_EPOCHS = 100_000
+LONGEST_S = 3600
 
 
 @dataclass
@@ -48,49 +58,26 @@ class ModelConfig:
     """
 
     source: str = MISSING
-    name: str = MISSING
-    weights: str | None = None
+    name: str = field(default=MISSING, metadata={"own": True})
+    weights: str | None = field(default=None, metadata={"own": True})
     reset_head: bool = False
-    target: str | None = None
+    target: str | None = field(default=None, metadata={"own": True})
     kwargs: dict[str, Any] = field(default_factory=dict)
-    num_classes: int | None = None
+    num_classes: int | None = field(default=None, metadata={"range": (2, 1_000_000)})
     image_size: int | None = field(default=None, metadata={"range": (SMALLEST_SIZE, LARGEST_SIZE)})
     mean: list[float] | None = None
     std: list[float] | None = None
 
 
-@dataclass
-class RecipeConfig:
-    """Hyperparameters of SGD with Nesterov momentum.
-
-    Attributes:
-        learning_rate: peak rate.
-        schedule: `constant`, `cosine`, `onecycle` or `step` (divided by 10 at `milestones`).
-        milestones: shares of the training after which `step` divides the rate.
-        weight_decay: L2 factor on convolutions and linear layers; biases and norms are spared.
-        batch_size: images per update, over all processes and micro-batches.
-        accumulate_batches: micro-batches that an update is made of, where a whole batch does not fit into memory.
-    """
-
-    learning_rate: float = MISSING
-    schedule: str = MISSING
-    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch_size: int = 128
-    accumulate_batches: int = 1
-    label_smoothing: float = 0.0
-
-
-@dataclass
-class BaselineConfig(RecipeConfig):
+@dataclass(kw_only=True)
+class BaselineConfig(Hyperparameters):
     """How the unpruned network is trained when no weights are given."""
 
-    epochs: float = MISSING
+    epochs: float = field(metadata={"above": 0, "range": (0, MOST_EPOCHS)})
 
 
-@dataclass
-class FinetuneConfig(RecipeConfig):
+@dataclass(kw_only=True)
+class FinetuneConfig(Hyperparameters):
     """How the network recovers: after every step, and once more at the end.
 
     Attributes:
@@ -104,12 +91,12 @@ class FinetuneConfig(RecipeConfig):
             once.
     """
 
-    epochs_per_step: float = MISSING
-    final_epochs: float = MISSING
-    recalibration_images: int = 0
-    distill: float = 0.0
-    ema_decay: float = 0.0
-    span: str = "step"
+    epochs_per_step: float = field(metadata={"range": (0, MOST_EPOCHS)})
+    final_epochs: float = field(metadata={"range": (0, MOST_EPOCHS)})
+    recalibration_images: int = field(default=0, metadata={"range": (0, math.inf), "but": 1})
+    distill: float = field(default=0.0, metadata={"range": (0, 1)})
+    ema_decay: float = field(default=0.0, metadata={"range": (0, 1), "below": 1})
+    span: str = field(default="step", metadata={"choices": ("step", "run")})
 
 
 @dataclass
@@ -121,8 +108,8 @@ class MetricsConfig:
         samples_per_class: training images per class that the metrics see.
     """
 
-    weights: dict[str, float] = field(default_factory=dict)
-    samples_per_class: int = 64
+    weights: dict[str, float] = field(default_factory=dict, metadata={"range": (0, math.inf)})
+    samples_per_class: int = field(default=64, metadata={"range": (2, math.inf)})
 
 
 @dataclass
@@ -151,10 +138,10 @@ class ScoringConfig:
         bootstrap: resamples for the interval of each block's rank; 0: none.
     """
 
-    against: str = "current"
-    precision: str = "auto"
-    memory_gb: float = 2.0
-    bootstrap: int = 0
+    against: str = field(default="current", metadata={"choices": ("current", "original")})
+    precision: str = field(default="auto", metadata={"choices": PRECISIONS})
+    memory_gb: float = field(default=2.0, metadata={"above": 0})
+    bootstrap: int = field(default=0, metadata={"range": (0, 1_000_000)})
 
 
 @dataclass
@@ -168,31 +155,10 @@ class PruneConfig:
         granularity: `block`, or `branch` for attention and MLP of a transformer layer on their own.
     """
 
-    unit: str = "blocks"
-    step: int = 1
-    min_blocks_per_stage: int = 1
-    granularity: str = "block"
-
-
-@dataclass
-class AttackConfig:
-    """One adversarial attack.
-
-    Attributes:
-        name: registry name of the attack.
-        norm: `Linf` or `L2`.
-        eps255: radius of the ball in pixel units of 1/255; for L2, the norm of the whole perturbation in these units.
-        steps: iterations, or queries.
-        restarts: random starts on images that still stand.
-        step255: size of one step in units of 1/255; null: 2.5 eps / steps.
-    """
-
-    name: str = MISSING
-    norm: str = "Linf"
-    eps255: float = 8.0
-    steps: int = 10
-    restarts: int = 1
-    step255: float | None = None
+    unit: str = field(default="blocks", metadata={"choices": ("blocks", "macs")})
+    step: int = field(default=1, metadata={"range": (1, math.inf)})
+    min_blocks_per_stage: int = field(default=1, metadata={"range": (1, math.inf)})
+    granularity: str = field(default="block", metadata={"choices": ("block", "branch")})
 
 
 @dataclass
@@ -200,13 +166,13 @@ class AttacksConfig:
     """The adversarial suite, run on the same test images for baseline and pruned network.
 
     Attributes:
-        suite: column name -> attack. Plain settings in a file or on the command line, an `AttackConfig` each in a
+        suite: column name -> attack. Plain settings in a file or on the command line, `AttackSettings` in a
             `RunConfig`: OmegaConf refuses new keys in a dictionary of typed values.
         images: test images attacked, stratified.
     """
 
-    suite: dict[str, Any] = field(default_factory=dict)
-    images: int = 200
+    suite: dict[str, Any] = field(default_factory=dict, metadata={"entries": AttackSettings})
+    images: int = field(default=200, metadata={"range": (1, math.inf)})
 
 
 @dataclass
@@ -225,14 +191,16 @@ class EvaluateConfig:
     """
 
     country: str = MISSING
-    energy_window_s: float = MISSING
-    energy_repeats: int = MISSING
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 128])
-    latency_min_run_s: float = MISSING
+    energy_window_s: float = field(default=MISSING, metadata={"above": 0, "range": (0, LONGEST_S)})
+    energy_repeats: int = field(default=MISSING, metadata={"range": (1, math.inf)})
+    batch_sizes: list[int] = field(
+        default_factory=lambda: [1, 128], metadata={"range": (1, 65_536), "order": "distinct"}
+    )
+    latency_min_run_s: float = field(default=MISSING, metadata={"above": 0, "range": (0, LONGEST_S)})
     corruptions: list[str] = field(default_factory=list)
-    corruption_images: int = 500
-    shift: dict[str, str] = field(default_factory=dict)
-    shift_images: int | None = None
+    corruption_images: int = field(default=500, metadata={"range": (1, math.inf)})
+    shift: dict[str, str] = field(default_factory=dict, metadata={"own": True})
+    shift_images: int | None = field(default=None, metadata={"range": (1, math.inf)})
 
 
 @dataclass
@@ -255,23 +223,33 @@ class RunConfig:
     """
 
     # OmegaConf has no union with a list; `composition.to_run_config` checks the type.
-    ratio: Any = MISSING
-    seed: int = MISSING
+    ratio: Any = field(
+        default=MISSING,
+        metadata={
+            "above": 0,
+            "range": (0, 1),
+            "order": "increasing",
+            "takes": ("a number or a list of numbers", "0.5, or [0.25,0.5] in brackets"),
+        },
+    )
+    seed: int = field(default=MISSING, metadata={"range": (0, 2**32 - 1)})
     device: str = MISSING
-    precision: str = "auto"
-    compile: Any = "auto"
+    precision: str = field(default="auto", metadata={"choices": PRECISIONS})
+    compile: Any = field(
+        default="auto", metadata={"choices": ("auto", "true", "false"), "takes": ("auto, true or false", "auto")}
+    )
     tracker: str = "none"
-    threads: int | None = None
-    output_dir: str = MISSING
-    if_done: str | None = None
+    threads: int | None = field(default=None, metadata={"range": (1, 1024)})
+    output_dir: str = field(default=MISSING, metadata={"own": True})
+    if_done: str | None = field(default=None, metadata={"choices": ("skip", "rerun")})
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: Request = field(default_factory=Request)
-    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    baseline: BaselineConfig = MISSING
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     criterion: CriterionConfig = field(default_factory=CriterionConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    finetune: FinetuneConfig = MISSING
     attacks: AttacksConfig = field(default_factory=AttacksConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
@@ -283,12 +261,10 @@ class RunConfig:
 
 def register() -> None:
     """Makes the schema known to Hydra, as the entry `schema` of the defaults list in `conf/config.yaml`."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
-
-
-def keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Yields every dotted key of the schema, nodes included (`prune`, `prune.step`, …)."""
-    for item in fields(schema):
-        yield prefix + item.name
-        if isinstance(item.default_factory, type) and is_dataclass(item.default_factory):
-            yield from keys(item.default_factory, f"{prefix}{item.name}.")
+    store = ConfigStore.instance().store
+    store(name="schema", node=RunConfig)
+    # What other packages offer has no file.
+    for name in offered("metrics"):
+        store(group="metrics", name=name, node={"weights": {name: 1}})
+    for name in offered("criterion"):
+        store(group="criterion", name=name, node={"name": name})

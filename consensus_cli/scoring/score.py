@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli.data.share import ALL, Share
-from consensus_cli.errors import ConfigError, unknown_name
+from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.models.classifier import Classifier, network_of
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.blocks import candidates, check_candidates, find_blocks
@@ -142,7 +142,12 @@ def _by_criterion(
     else:
         label, function = getattr(criterion, "__name__", "criterion"), criterion
     drawn = int(np.random.SeedSequence([seed, removed]).generate_state(1)[0])
-    return label, function(network, blocks, np.random.default_rng(drawn))
+    importance = np.asarray(function(network, blocks, np.random.default_rng(drawn)), dtype=np.float64)
+    if importance.shape != (len(blocks),) or not np.isfinite(importance).all():
+        raise UserError(
+            f"criterion {label} gives {importance} for {len(blocks)} blocks", "return one finite number per block"
+        )
+    return label, importance
 
 
 def _prepared(
