@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +17,8 @@ import pytest
 import torch
 from consensus_cli.experiment.parallel.team import Message, Team, _classes, _packed, _unpacked, team
 from helpers.quick import QUICK
+from torch import distributed
+from torch.multiprocessing import spawn
 
 from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
@@ -33,46 +37,39 @@ def start(words: list[str], processes: int = 2) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(autouse=True)
-def _one_team_per_test() -> Iterator[None]:
-    team.cache_clear()
+def _one_job_per_test() -> Iterator[None]:
+    join.cache_clear()
     yield
-    team.cache_clear()
+    join.cache_clear()
 
 
-def test_a_message_arrives_as_it_was_sent() -> None:
-    message = Message("train", {"seed": 3, "removed": ["layer1.1"]}, (b"weights", b"", b"\0\1"))
-    assert _unpacked(_packed(message)) == message
+def test_alone_the_share_is_everything() -> None:
+    share = join()
+    assert (share.rank, share.world, share.leads) == (0, 1, True)
+    assert share.merge(lambda: 7, list) == [7]
+    assert share.lead(lambda: 8) == share.agree(lambda: 8) == 8
+    assert share.part(5).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_alone_everything_is_its_own_part_and_nobody_is_asked() -> None:
-    alone = team()
-    assert (alone.rank, alone.world, alone.leads) == (0, 1, True)
-    with alone.together(lambda: pytest.fail("a message was made")):
-        assert alone.gather(lambda: 7, torch.device("cpu")) == [7]
+@pytest.mark.parametrize(("count", "unit"), [(10, 1), (10, 4), (3, 4), (0, 1)])
+def test_the_parts_of_all_processes_are_everything_in_order(count: int, unit: int) -> None:
+    parts = [Share(rank, 3).part(count, unit).tolist() for rank in range(3)]
+    assert sum(parts, []) == list(range(count))
+    assert all(part[0] % unit == 0 for part in parts if part)
 
 
-def test_what_may_be_received_is_what_is_held_and_no_tensor_subclass_machinery() -> None:
-    assert _classes([Predictions(torch.zeros(1, 2), torch.zeros(1))]) == {list, Predictions}
-
-
-def test_after_a_step_that_broke_off_nothing_more_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    leader = Team(0, 2)
-    monkeypatch.setattr(Team, "_broadcast", lambda self, data: b"")
-    with pytest.raises(KeyError), leader.together(lambda: Message("train")):
-        raise KeyError
-    with pytest.raises(RuntimeError, match="broke off"), leader.together(lambda: Message("train")):
-        pass
-
-
-def test_an_error_that_all_share_does_not_break_the_team(monkeypatch: pytest.MonkeyPatch) -> None:
-    leader = Team(0, 2)
-    sent: list[bytes | None] = []
-    monkeypatch.setattr(Team, "_broadcast", lambda self, data: sent.append(data))
-    with pytest.raises(UserError), leader.together(lambda: Message("score")):
-        raise UserError("not finite", "")
-    with leader.together(lambda: Message("score")):
-        pass
-    assert len(sent) == 2
+def test_two_processes_merge_lead_agree_and_fail_together(tmp_path: Path) -> None:
+    spawn(two_shares, args=(str(tmp_path),), nprocs=2)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0] == {
+        "merged": [0, 10],
+        "led": 0,
+        "agreed_order": [0, 1],
+        "weights": [0.0, 0.0],
+        "errors": ["rank 1 misses a file", "nothing combines"],
+        "shared": [True, True],
+    }
 
 
 def test_sharded_models_are_refused_before_anything_starts(
@@ -100,9 +97,9 @@ from torch import nn
 from consensus_cli import training
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation
-from consensus_cli.experiment.parallel.team import team
+from consensus_cli.experiment.distributed import join
 
-members = team()
+share = join()
 generator = torch.Generator().manual_seed(0)
 images = torch.randint(0, 256, (64, 1, 4, 4), generator=generator).to(torch.uint8)
 split = ImageTensors(images, torch.arange(64) % 3)
@@ -111,10 +108,10 @@ model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)
 recipe = training.Recipe(epochs=3, learning_rate=0.1, schedule="cosine", milestones=(), momentum=0.9,
                          weight_decay=1e-3, batch_size=16, accumulate_batches=1, label_smoothing=0.0)
 training.train(model, split, recipe, device=torch.device("cpu"), augmentation=Augmentation(), seed=1, precision="fp32",
-               share=members.share)
-if members.leads:
+               share=share)
+if share.leads:
     torch.save(model.state_dict(), sys.argv[1])
-if members.world > 1:
+if share.world > 1:
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 """
@@ -156,8 +153,8 @@ def test_two_processes_score_and_prune_as_one_and_only_one_writes(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_job_with_an_error(tmp_path: Path) -> None:
-    job = start([f"output_dir={tmp_path}", "finetune.epochs_per_step=200"])
+def test_a_killed_process_ends_the_job_and_resume_finishes_the_run(tmp_path: Path) -> None:
+    job = start([f"output_dir={tmp_path}", "finetune.epochs_per_step=20"])
     deadline = time.monotonic() + 120
     while "removed" not in "".join(log.read_text() for log in tmp_path.glob("runs/*/run.log")):
         assert time.monotonic() < deadline
@@ -167,6 +164,29 @@ def test_a_killed_process_ends_the_job_with_an_error(tmp_path: Path) -> None:
     _, err = job.communicate(timeout=60)
     assert job.returncode != 0
     assert "rank" in err
+    (run,) = (tmp_path / "runs").iterdir()
+    assert main(["resume", str(run)]) == 0
+    assert pd.read_csv(tmp_path / "results.csv")["status"].tolist() == ["done"]
+
+
+@pytest.mark.slow
+def test_a_mistake_is_reported_once_and_ends_all(tmp_path: Path) -> None:
+    job = start([f"output_dir={tmp_path}", "model.weights=missing.pt"])
+    _, err = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert err.count("error: ") - err.count("ChildFailedError: ") == 1
+    assert "missing.pt" in err
+    assert "Traceback" not in err.partition("ChildFailedError")[0].partition("E1")[0]
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_job_goes_on_after_a_run_that_diverged(tmp_path: Path) -> None:
+    words = ["-m", "finetune.learning_rate=1e9,0.01", f"output_dir={tmp_path}"]
+    job = start(words)
+    _, err = job.communicate(timeout=240)
+    assert job.returncode != 0
+    assert err.count("error: training diverged") == 1
+    assert sorted(pd.read_csv(tmp_path / "results.csv")["status"]) == ["done", "failed"]
 
 
 def process_of_rank(rank: int, launcher: int) -> int:
@@ -180,3 +200,46 @@ def process_of_rank(rank: int, launcher: int) -> int:
             except OSError:
                 continue
     raise AssertionError(f"no process of rank {rank}")
+
+
+def two_shares(rank: int, folder: str) -> None:
+    """One of two processes: what it saw goes into `<rank>.json`."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    share = Share(rank, 2)
+    order = Path(folder, "order")
+
+    def note() -> None:
+        with order.open("a") as file:
+            file.write(f"{rank}\n")
+
+    share.agree(note)
+    weights = torch.full((2,), float(rank))
+    share.synchronize([weights])
+    errors, shared = [], []
+    for make, combine in ((fail_in_rank_1, list), (int, fail_to_combine)):
+        try:
+            share.merge(functools.partial(make, rank), combine)
+        except (UserError, RunFailedError) as error:
+            errors.append(error.message)
+            shared.append(error.shared)
+    seen = {
+        "merged": share.merge(lambda: 10 * rank, list),
+        "led": share.lead(lambda: rank),
+        "agreed_order": [int(line) for line in order.read_text().split()],
+        "weights": weights.tolist(),
+        "errors": errors,
+        "shared": shared,
+    }
+    Path(folder, f"{rank}.json").write_text(json.dumps(seen))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def fail_in_rank_1(rank: int) -> int:
+    if rank == 1:
+        raise UserError("rank 1 misses a file", "copy it there")
+    return rank
+
+
+def fail_to_combine(parts: list[int]) -> int:
+    raise RunFailedError("nothing combines", "")

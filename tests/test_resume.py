@@ -147,9 +147,9 @@ def test_a_resumed_run_a_single_run_and_a_list_of_ratios_agree(
     assert (smaller / "scores.csv").read_bytes() == (stopped_run / "scores.csv").read_bytes()
     tuned, expected = (load_file(RunDir(folder).pruned_checkpoint) for folder in (smaller, stopped_run))
     assert all(torch.equal(tuned[key], expected[key]) for key in expected)
-    for folder, row in zip((smaller, larger), both.itertuples(), strict=True):
+    for folder, line in zip((smaller, larger), both.itertuples(), strict=True):
         model = consensus_cli.load_pruned(folder)
-        assert sum(p.numel() for p in model.network.parameters()) == row.params_pruned
+        assert sum(p.numel() for p in model.network.parameters()) == line.params_pruned
         assert json.loads((folder / "row.json").read_text())["run_id"] == folder.name
 
     capsys.readouterr()

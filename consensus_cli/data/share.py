@@ -81,9 +81,12 @@ class Share:
         Rank 0 is first: what it downloads or keeps in a cache is there for the others on its machine.
         """
         made: list[T] = []
-        for first in (True, False):
-            if self.world > 1 or first:
-                self.merge(lambda: made.append(make()) if self.leads is first else None, lambda parts: None)  # noqa: B023 (called at once)
+
+        def note() -> None:
+            made.append(make())
+
+        for turn in (note, _nothing) if self.leads else (_nothing, note):
+            self.merge(turn, _nothing)
         return made[0]
 
     def synchronize(self, tensors: Iterable[Tensor]) -> None:
@@ -122,6 +125,10 @@ def others_may_end() -> Iterator[None]:
 
 #: what gloo and NCCL say when the other end is gone
 _ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def _attempt(make: Callable[[], T]) -> tuple[T | None, tuple[type[Exception], str, str] | None]:
