@@ -1,20 +1,40 @@
 """Layer pruning of residual networks by the consensus of similarity metrics (arXiv 2411.14345)."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from consensus_cli.storage.checkpoint import load_pruned
+    from consensus_cli.api import *  # noqa: F403 (for type checkers and editors)
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_pruned"]
+
+#: module -> its public names, imported when one is first used: `consensus --help` does not wait for PyTorch, nor
+#: somebody who only ranks blocks for what measures energy
+_PUBLIC = {
+    "errors": ("RunFailedError", "UserError"),
+    "evaluation": ("Comparison", "compare"),
+    "evaluation.cost.energy": ("EnergyMeter",),
+    "evaluation.robustness.attacks": ("Attack",),
+    "experiment.python": ("RunResult", "run"),
+    "models.classifier": ("Classifier", "normalized"),
+    "pruning": ("Block", "find_blocks", "remove_blocks"),
+    "scoring": ("Removal", "Samples", "prune", "rank_blocks"),
+    "scoring.metrics": ("register_metric",),
+    "scoring.metrics.metric": ("Metric",),
+    "scoring.ranking.consensus": ("Ranking",),
+    "scoring.ranking.criteria": ("register_criterion",),
+    "storage.checkpoint": ("load_pruned",),
+    "training": ("Recipe", "train"),
+}
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 (all of them are strings)
 
 
-def __getattr__(name: str) -> object:
-    # Late, so that `consensus --help` does not import PyTorch.
-    if name == "load_pruned":
-        from consensus_cli.storage.checkpoint import load_pruned
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
-        return load_pruned
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return __all__

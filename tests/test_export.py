@@ -60,7 +60,7 @@ def test_a_folder_without_permission(
         raise PermissionError(13, "Permission denied")
 
     # The superuser may write everywhere.
-    monkeypatch.setattr(export.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(export, "try_writing", refuse)
     assert main(["export", str(finished_run), "--out", str(tmp_path / "net")]) == 2
     assert "net': Permission denied" in told(capsys)
 

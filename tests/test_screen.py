@@ -20,9 +20,8 @@ from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
 from consensus_cli.screen import Screen, events, open_screen, take_kind
 from consensus_cli.screen.json_lines import JsonScreen
-from consensus_cli.screen.live import BLOCK, LiveScreen, View
+from consensus_cli.screen.live import BLOCK, LiveScreen, TimePlan, View
 from consensus_cli.screen.plain import QuietScreen
-from consensus_cli.screen.timing import TimePlan
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 STARTED = events.Started(
@@ -162,7 +161,7 @@ def test_the_view_shows_loss_accuracy_work_and_time() -> None:
     view.take(events.TrainingLoss(0.25, 5, 10))
     view.take(events.AccuracyChecked(98.5, 256, "validation"))
     view.begin("fine-tuning")
-    view.move("fine-tuning", 5, 10)
+    view.take(events.Progressed("fine-tuning", 5, 10))
     shown = printed_by(view)
     assert "loss 0.250, accuracy 98.50 % of 256 validation images" in shown
     assert re.search(r"fine-tuning .* 5/10", shown)

@@ -1,4 +1,4 @@
-"""The beginning and the end of a run on screen: what will happen, and baseline, pruned network and change."""
+"""The beginning and the end of a run on screen: what will happen, and original, pruned network and change."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from consensus_cli.screen import Screen, events
 def show_header(screen: Screen, prepared: Prepared, session: Session) -> None:
     """Shows what will run, and how often each phase will."""
     config, removed = prepared.config, session.state.removed
-    by_blocks = config.prune.unit == "blocks"
-    goal = (
-        f"{prepared.target_blocks} of {prepared.candidates} candidate blocks"
-        if by_blocks
-        else f"{config.ratios[-1]:.1%} of the MACs ({prepared.candidates} candidate blocks)"
-    )
-    stops = f", a row at each of {', '.join(f'{ratio:g}' for ratio in config.ratios)}" if len(config.ratios) > 1 else ""
-    goal = f"{goal}, {config.prune.step} per step{stops}"
-    planned = _planned(prepared, removed, resumed=session.saved is not None) if by_blocks else {}
+    if config.prune.unit == "blocks":
+        goal = f"{prepared.target_blocks} of {prepared.candidates} candidate blocks"
+        planned = _planned(prepared, removed, resumed=session.saved is not None)
+    else:
+        goal, planned = f"{config.ratios[-1]:.1%} of the MACs ({prepared.candidates} candidate blocks)", {}
+    goal += f", {config.prune.step} per step"
+    if len(config.ratios) > 1:
+        goal += f", a row at each of {', '.join(f'{ratio:g}' for ratio in config.ratios)}"
     screen.show(_started(prepared, session.files.path, goal=goal, removed=removed, planned=planned))
 
 
 def show_score_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
     """Shows what will be scored."""
-    screen.show(_started(prepared, run_dir, goal="", removed=(), planned=_baseline_stage(prepared) | {"score": 1}))
+    planned = _baseline_phase(prepared) | {"score": 1}
+    screen.show(_started(prepared, run_dir, goal="", removed=(), planned=planned))
 
 
 def _started(
@@ -75,18 +75,18 @@ def _started(
 
 
 def _planned(prepared: Prepared, removed: Sequence[str], *, resumed: bool) -> dict[str, int]:
-    """Returns how often each stage of a run will run, where the number of blocks to remove is known."""
+    """Returns how often each phase of a run will run, where the number of blocks to remove is known."""
     config = prepared.config
     steps = math.ceil((prepared.target_blocks - len(removed)) / config.prune.step)
     per_step = config.finetune.recalibration_images > 0 or config.finetune.epochs_per_step > 0
     rows = len(config.ratios)
     finetunings = steps * per_step + rows * (config.finetune.final_epochs > 0)
-    # A run that is resumed has its baseline.
-    baseline = {} if resumed else _baseline_stage(prepared)
+    # A resumed run has its original network.
+    baseline = {} if resumed else _baseline_phase(prepared)
     return baseline | {"score": steps, "finetune": finetunings, "evaluate": rows}
 
 
-def _baseline_stage(prepared: Prepared) -> dict[str, int]:
+def _baseline_phase(prepared: Prepared) -> dict[str, int]:
     return {} if prepared.is_trained else {"baseline": 1}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -21,7 +20,7 @@ from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.errors import UserError, foreign_code, unknown_name
 from consensus_cli.experiment import inputs
 from consensus_cli.models.weights import load_into, serialize
-from consensus_cli.storage.atomic import write_atomic
+from consensus_cli.storage.atomic import try_writing, write_atomic
 from consensus_cli.storage.checkpoint import load_pruned
 from consensus_cli.storage.rundir import RunDir
 
@@ -33,11 +32,11 @@ Exported = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Export:
-    """An exported network and how far it is from the original.
+    """An exported file, and how far its logits are from the network's on real test images.
 
     Attributes:
         path: the file.
-        images: real test images that both were run on.
+        images: number of the test images.
         same_predictions: on how many of them both name the same class.
         max_difference: largest difference between two logits.
     """
@@ -54,17 +53,24 @@ def export(run_dir: Path, form: str, out: Path | None) -> Export:
     Args:
         run_dir: a finished run.
         form: key of `FORMATS`.
-        out: the file to write; None: `pruned` with the format's suffix in the run directory.
+        out: the file to write; None: the format's own name in the run directory.
 
     Raises:
-        UserError: unknown format, a missing extra, no such run, a file that cannot be written, test images that are not
-            there any more, or a network that the exporter cannot take.
+        UserError: unknown format, a missing extra, no such run, a file that cannot be written, test images that are
+            gone, or a network that the exporter cannot take.
     """
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
     files, chosen = RunDir.open(run_dir), FORMATS[form]
-    path = out or run_dir / f"pruned{chosen.ending}{chosen.suffix}"
-    _check_extra(chosen)
+    path = out or run_dir / chosen.name
+    for package in chosen.needs:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(
+                f"ONNX needs a package that is not installed: {error.name}",
+                "install the extra: pip install 'consensus-cli[onnx]'",
+            ) from error
     _check_target(path, chosen, files)
     images = _test_images(files)
     model = load_pruned(run_dir)
@@ -82,7 +88,7 @@ def export(run_dir: Path, form: str, out: Path | None) -> Export:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps exporters from telling of their own internals: what they wrote is compared with the network."""
+    """Silences the exporters' messages about their internals: what they wrote is compared with the network."""
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -92,19 +98,8 @@ def _quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def _check_extra(form: Format) -> None:
-    for package in form.needs:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(
-                f"ONNX needs a package that is not installed: {error.name}",
-                "install the extra: pip install 'consensus-cli[onnx]'",
-            ) from error
-
-
 def _check_target(path: Path, form: Format, files: RunDir) -> None:
-    """Makes sure that a file can be written, and that it is not one of the run's own."""
+    """Checks that a file can be written, and that it is not one of the run's own."""
     name_another = "name a file in a folder that exists: --out FILE"
     if path.is_dir():
         raise UserError(f"'{path}' is a folder", name_another)
@@ -112,13 +107,11 @@ def _check_target(path: Path, form: Format, files: RunDir) -> None:
         raise UserError(f"there is no folder '{path.parent}'", name_another)
     if path.resolve() in (files.pruned_checkpoint.resolve(), files.baseline_checkpoint.resolve()):
         raise UserError(f"'{path}' holds the weights that the run has saved", "name another file: --out FILE")
-    if path.suffix in {other.suffix for other in FORMATS.values() if other is not form}:
-        raise UserError(f"'{path.name}' ends like a file of another format", f"let it end in {form.suffix}")
+    suffix = Path(form.name).suffix
+    if path.suffix != suffix and path.suffix in {Path(other.name).suffix for other in FORMATS.values()}:
+        raise UserError(f"'{path.name}' ends like a file of another format", f"let it end in {suffix}")
     try:
-        # The superuser passes every permission bit, so only an attempt tells.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writable-"):
-            if path.exists():
-                path.open("r+b").close()
+        try_writing(path)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror}", name_another) from error
 
@@ -165,23 +158,15 @@ def _onnx(model: nn.Module, images: Tensor, path: Path) -> Exported:
 
 @dataclass(frozen=True)
 class Format:
-    """A form in which a network is exported.
-
-    Attributes:
-        write: writes the file, and returns it ready to run.
-        suffix: of the file.
-        ending: what is added to `pruned` in the run directory.
-        needs: packages of an extra.
-    """
+    """How to write a file and return it ready to run, its name in a run directory, and the packages that it needs."""
 
     write: Callable[[nn.Module, Tensor, Path], Exported]
-    suffix: str
-    ending: str = ""
+    name: str
     needs: tuple[str, ...] = ()
 
 
-FORMATS: dict[str, Format] = {
-    "safetensors": Format(_safetensors, ".safetensors", ending="_with_normalization"),
-    "torch-export": Format(_torch_export, ".pt2"),
-    "onnx": Format(_onnx, ".onnx", needs=("onnxruntime", "onnxscript")),
+FORMATS = {
+    "safetensors": Format(_safetensors, "pruned_with_normalization.safetensors"),
+    "torch-export": Format(_torch_export, "pruned.pt2"),
+    "onnx": Format(_onnx, "pruned.onnx", needs=("onnxruntime", "onnxscript")),
 }

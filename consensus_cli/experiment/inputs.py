@@ -1,4 +1,4 @@
-"""What a run reads besides its configuration, known by its content: paths alone make no run another one."""
+"""What a run reads besides its configuration, known by its content: the same files elsewhere are the same run."""
 
 from __future__ import annotations
 
@@ -44,21 +44,16 @@ class Inputs:
 
 
 def load_images(config: RunConfig, screen: Screen) -> ImageData:
-    """Checks the configuration and loads its images.
-
-    Raises:
-        UserError: files or values that are wrong.
-    """
+    """Checks the configuration and loads its images. Raises UserError: files or values that are wrong."""
     checks.check(config)
     with screen.progress("loading images") as report:
         return read_images(config, report)
 
 
 def read_images(config: RunConfig, progress: data.Progress | None = None) -> ImageData:
-    """Loads the images of a configuration that was checked, as large as the network takes them.
+    """Loads the images of a checked configuration, as large as the network takes them.
 
-    Raises:
-        UserError: files that are missing or broken.
+    Raises UserError where files are missing or broken.
     """
     return data.load(_request(config), checks.cache_dir(config), seed=config.seed, progress=progress)
 
@@ -111,51 +106,50 @@ def weights_hash(model: ModelConfig) -> str | None:
     try:
         hashes = [file_hash(file) for file in weight_files(expanded(model.weights))]
     except (UserError, OSError):
-        # What is wrong is said where they are read.
+        # Reading them reports what is wrong.
         return None
     return hashes[0] if len(hashes) == 1 else _digest(hashes)
 
 
 def code_hash(target: str | None) -> str:
-    """Returns the hash of the source files that define what `model.target` names; empty without one.
+    """Returns the hash of the source files that define what `model.target` names; empty where there are none.
 
-    They are the file that it is in and those of the user's own that it imports, and they. Installed packages do not
-    count, nor what is imported only once a function runs.
+    They are the file that it is in and those of the user's own that it imports, directly or not. Installed packages do
+    not count, nor what is imported only once a function runs.
 
     Raises:
         UserError: the target cannot be found or imported.
     """
-    if target is None:
-        return ""
-    found = inspect.unwrap(find_target(target))
+    found = None if target is None else inspect.unwrap(find_target(target))
     try:
-        file = inspect.getsourcefile(found)
+        file = Path(inspect.getsourcefile(found) or "")  # type: ignore[arg-type]
     except TypeError:
-        # Compiled code, or an object that only can be called.
+        # No target, compiled code, or an object that can only be called.
         return ""
-    if file is None or not Path(file).is_file():
+    if not file.is_file():
         return ""
-    hashes = [file_hash(Path(file)) for file in {file} | _own_files(found.__module__, set())]
+    own: dict[str, Path] = {}
+    _add_own_files(found.__module__, own)
+    hashes = [file_hash(one) for one in {file, *own.values()}]
     return hashes[0] if len(hashes) == 1 else _digest(sorted(hashes))
 
 
-def _own_files(name: str, seen: set[str]) -> set[str]:
-    """Returns the source files of a module of the user's and of those that it imports; none of installed packages."""
+def _add_own_files(name: str, own: dict[str, Path]) -> None:
+    """Adds the source files of a module of the user's and of those that it imports; none of installed packages."""
     module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    installed = {"site-packages", "dist-packages"}
-    if name in seen or name.partition(".")[0] in {*sys.stdlib_module_names, "consensus_cli"} or file is None:
-        return set()
-    if not file.endswith(".py") or not installed.isdisjoint(Path(file).parts):
-        return set()
-    seen.add(name)
+    file = Path(getattr(module, "__file__", None) or "")
+    if name in own or name.partition(".")[0] in {*sys.stdlib_module_names, "consensus_cli"}:
+        return
+    if file.suffix != ".py" or {"site-packages", "dist-packages"} & {*file.parts}:
+        return
     try:
-        code = ast.parse(Path(file).read_bytes())
+        code = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
-        # It is being edited since it was imported.
-        return set()
-    imported = _imported_names(code, getattr(module, "__package__", None) or "")
-    return {file}.union(*(_own_files(other, seen) for other in imported))
+        # Someone has edited it since it was imported.
+        return
+    own[name] = file
+    for imported in _imported_names(code, getattr(module, "__package__", None) or ""):
+        _add_own_files(imported, own)
 
 
 def _imported_names(node: ast.AST, package: str) -> Iterator[str]:
@@ -171,9 +165,10 @@ def _imported_names(node: ast.AST, package: str) -> Iterator[str]:
         elif not isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield from _imported_names(inner, package)
         for name in names:
-            # Of `a.b.c` the packages run as well.
-            parts = name.split(".")
-            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+            while name:
+                yield name
+                # Of `a.b.c` the packages run as well.
+                name = name.rpartition(".")[0]  # noqa: PLW2901
 
 
 def located(config: RunConfig, folder: str | None) -> RunConfig:

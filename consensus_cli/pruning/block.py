@@ -23,3 +23,8 @@ class Block:
     shape: tuple[int, ...]
     removable: bool
     reason: str = ""
+
+    @property
+    def is_branch(self) -> bool:
+        """Whether it is a branch without a module of its own."""
+        return "+" in self.name

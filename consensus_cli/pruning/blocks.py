@@ -55,7 +55,7 @@ def find_blocks(model: nn.Module, example: Tensor, granularity: str = "block") -
             model, example = model.network, model.inputs(example)
     # A network may keep what its first forward pass computes, from weights that it does not have for long.
     copied = clone(model)
-    found = discover(copied, example, trace(copied, example), granularity == "branch")
+    found = discover(copied, trace(copied, example), granularity == "branch")
     if not found:
         raise UserError(f"{type(model).__name__} has no residual blocks", _WHAT_CAN_GO)
     return tried(copied, example, _number_stages(found))
@@ -73,9 +73,10 @@ def check_candidates(blocks: Sequence[Block]) -> None:
         UserError: none of the blocks, of which there is at least one, can be removed.
     """
     if not candidates(blocks):
-        first = f"{blocks[0].name} ({blocks[0].reason})"
+        # The last: the first of a stage would stay anyway.
+        last = f"{blocks[-1].name} ({blocks[-1].reason})"
         raise UserError(
-            f"none of the {len(blocks)} residual blocks of the network can be removed, e.g. {first}", _WHAT_CAN_GO
+            f"none of the {len(blocks)} residual blocks of the network can be removed, e.g. {last}", _WHAT_CAN_GO
         )
 
 

@@ -1,16 +1,13 @@
-"""Branches without a module of their own: which modules make them up, and whether they come out cleanly."""
+"""Branches without a module of their own: which modules make them up, and what keeps them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from consensus_cli.models.modes import evaluating, tensors_in
 from consensus_cli.pruning.additions import ACTIVATIONS, Addition
 from consensus_cli.pruning.removability import has_parameters, why_shared
-from consensus_cli.pruning.surgery import bypassed, parts_of
 from consensus_cli.pruning.trace import SAME_ELEMENTS, Trace
 
 #: operations that map zeros to zeros (a product: whatever the other factor)
@@ -39,61 +36,11 @@ def branch_name(trace: Trace, addition: Addition, calls: Sequence[int]) -> str:
     return "+".join([owner, *(_part(trace, addition, index)[prefix:] for index in calls)])
 
 
-class BranchTrials:
-    """Tells which branches can be made to add nothing, by trying.
-
-    The modules of a branch are called by code that may count on more than their outputs (an attribute, a shape). So
-    the network runs without the branch, and must return what it returns when the branch's own output is overwritten
-    with zeros. The same branch of two modules of one class is called by the same code and tried once.
-
-    Args:
-        network: the network that was traced.
-        example: (n, ...) what it was traced on; the first sample is used.
-        trace: its data flow.
-    """
-
-    def __init__(self, network: nn.Module, example: Tensor, trace: Trace) -> None:
-        self.network = network
-        self._example = example[:1]
-        self._trace = trace
-        self._outcomes: dict[tuple[type, str], bool] = {}
-
-    def why_stays(self, addition: Addition, calls: Sequence[int]) -> str:
-        """Returns why the branch made of some calls cannot be taken out, or an empty string where it can."""
-        if not _ends_in(self._trace, addition, calls[-1]):
-            return "its branch is not what a module returns"
-        reason = why_shared(self.network, self._trace, calls)
-        if reason:
-            return reason
-        name = branch_name(self._trace, addition, calls)
-        owner = self._trace.calls[addition.owner].path
-        key = type(self.network.get_submodule(owner)), name.removeprefix(owner) if owner else str(addition.op)
-        if key not in self._outcomes:
-            self._outcomes[key] = self._comes_out(name)
-        return "" if self._outcomes[key] else "the code around it needs its modules"
-
-    def _comes_out(self, name: str) -> bool:
-        last = self.network.get_submodule(parts_of(name)[-1])
-        with evaluating(self.network):
-            handle = last.register_forward_hook(_silence)
-            try:
-                expected = self.network(self._example)
-            finally:
-                handle.remove()
-            try:
-                with bypassed(self.network, name):
-                    found = self.network(self._example)
-            except Exception:
-                # Whatever the code around it raises; a module called without any tensor has nothing to hand on.
-                return False
-        pairs = zip(tensors_in([expected]), tensors_in([found]), strict=True)
-        return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
-
-
-def _silence(_: nn.Module, __: object, output: Tensor | tuple[Tensor | None, ...]) -> object:
-    if isinstance(output, Tensor):
-        return torch.zeros_like(output)
-    return tuple(None if element is None else torch.zeros_like(element) for element in output)
+def why_branch_stays(network: nn.Module, trace: Trace, addition: Addition, calls: Sequence[int]) -> str:
+    """Returns why the branch made of some calls cannot be taken out, or an empty string where it may be."""
+    if not _ends_in(trace, addition, calls[-1]):
+        return "its branch is not what a module returns"
+    return why_shared(network, trace, calls)
 
 
 def _exclusive_operations(trace: Trace, addition: Addition) -> set[int]:

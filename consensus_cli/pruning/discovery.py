@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from consensus_cli.pruning.additions import Addition, Shortcut, find_additions, shortcut_through
-from consensus_cli.pruning.branches import BranchTrials, branch_calls, branch_name
+from consensus_cli.pruning.branches import branch_calls, branch_name, why_branch_stays
 from consensus_cli.pruning.removability import has_parameters, returns_one_in_sequence, why_module_stays
 from consensus_cli.pruning.trace import Trace
 
@@ -34,31 +34,29 @@ class Found:
     position: int
 
 
-def discover(network: nn.Module, example: Tensor, trace: Trace, split: bool) -> list[Found]:
+def discover(network: nn.Module, trace: Trace, split: bool) -> list[Found]:
     """Returns every residual block of a traced network in order of execution, each once.
 
     Args:
         network: the network that was traced.
-        example: (n, ...) what it was traced on; used to try branches out.
         trace: its data flow.
         split: whether a block with several additions is listed as its branches.
     """
     additions = find_additions(trace)
     blocks = _block_calls(network, trace, additions)
-    trials = BranchTrials(network, example, trace)
     found = [_module(trace, call, "has no shortcut") for call in _siblings(network, trace, blocks)]
     for call, shortcut in blocks.items():
-        reason = why_module_stays(network, trace, call, shortcut)
+        whole = _module(trace, call, why_module_stays(network, trace, call, shortcut))
         branches: list[Found] = []
-        if split and not reason and len(shortcut.additions) > 1:
-            branches = list(_branches_of_block(trace, trials, call, shortcut.additions))
-        elif reason and not trace.calls[call].returns_tensor:
-            # In its own form (a dictionary, features beside a mask) it can go on returning what it is given.
-            branches = list(_branches_of_block(trace, trials, call, shortcut.additions))
+        # In a form of its own (a dictionary, features beside a mask) a block can go on returning what it is given.
+        if whole.reason and not trace.calls[call].returns_tensor:
+            branches = _branches(network, trace, shortcut.additions, block=whole)
             branches = [] if any(branch.reason for branch in branches) else branches
-        found += branches or [_module(trace, call, reason)]
-    loose = (a for a in additions.values() if not _inside_any(trace, a.owner, blocks))
-    found += _loose_branches(trace, trials, loose, blocks)
+        elif split and not whole.reason and len(shortcut.additions) > 1:
+            branches = _branches(network, trace, shortcut.additions, block=whole)
+        found += branches or [whole]
+    loose = [a for a in additions.values() if not _inside_any(trace, a.owner, blocks)]
+    found += _branches(network, trace, loose, holding=blocks)
     by_name = {part.name: part for part in sorted(found, key=lambda part: part.position, reverse=True)}
     return sorted(by_name.values(), key=lambda part: part.position)
 
@@ -131,24 +129,32 @@ def _module(trace: Trace, index: int, reason: str) -> Found:
     return Found(call.path + element, shape_in, shape, reason, unit=index, position=call.end)
 
 
-def _branches_of_block(trace: Trace, trials: BranchTrials, call: int, additions: Iterable[Addition]) -> Iterable[Found]:
-    shape = _module(trace, call, "").shape
-    for addition in additions:
-        parts = branch_calls(trials.network, trace, addition)
-        if parts:
-            name = branch_name(trace, addition, parts)
-            yield Found(name, shape, shape, trials.why_stays(addition, parts), call, addition.op)
+def _branches(
+    network: nn.Module,
+    trace: Trace,
+    additions: Iterable[Addition],
+    *,
+    block: Found | None = None,
+    holding: Iterable[int] = (),
+) -> list[Found]:
+    """Returns the branches that are added, each in place of a block, or each as one where they are outside of any.
 
-
-def _loose_branches(
-    trace: Trace, trials: BranchTrials, additions: Iterable[Addition], blocks: dict[int, Shortcut]
-) -> Iterable[Found]:
-    """Yields the branches that are added outside of any block's module, each as a block of its own."""
+    Args:
+        network: the network that was traced.
+        trace: its data flow.
+        additions: where the branches are added.
+        block: what they are branches of.
+        holding: calls of blocks that a branch must not hold.
+    """
+    found = []
     for addition in additions:
-        parts = branch_calls(trials.network, trace, addition)
+        parts = branch_calls(network, trace, addition)
         if not parts:
             continue
-        shape = trace.shapes[trace.ops[addition.op].outputs[0]][1:]
-        holds_block = any(trace.within(block, part) for block in blocks for part in parts)
-        reason = "holds residual blocks of its own" if holds_block else trials.why_stays(addition, parts)
-        yield Found(branch_name(trace, addition, parts), shape, shape, reason, -1 - addition.op, addition.op)
+        reason = why_branch_stays(network, trace, addition, parts)
+        if any(trace.within(inner, part) for inner in holding for part in parts):
+            reason = "holds residual blocks of its own"
+        shape = trace.shapes[trace.ops[addition.op].outputs[0]][1:] if block is None else block.shape
+        unit = -1 - addition.op if block is None else block.unit
+        found.append(Found(branch_name(trace, addition, parts), shape, shape, reason, unit, addition.op))
+    return found

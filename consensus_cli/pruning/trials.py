@@ -13,6 +13,8 @@ from consensus_cli.models.modes import UsedParameters, evaluating, tensors_in, u
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import bypassed, parts_of, remove_blocks
 
+_NEEDS_IT = "the code around it needs its modules"
+
 
 def tried(network: nn.Module, example: Tensor, blocks: Sequence[Block]) -> list[Block]:
     """Returns the blocks, of which those that the network cannot do without stay, with the reason.
@@ -25,23 +27,26 @@ def tried(network: nn.Module, example: Tensor, blocks: Sequence[Block]) -> list[
         example: (n, …) images as the network takes them.
         blocks: blocks of the network, in order of execution.
     """
-    with evaluating(network):
-        expected = [tensor.shape for tensor in tensors_in([network(example)])]
+    expected = [tensor.shape for tensor in _answer(network, example)]
     reasons = {b.name: _why_stays(network, example, b, expected) for b in blocks if b.removable}
-    blocks = [replace(b, removable=False, reason=reasons[b.name]) if reasons.get(b.name) else b for b in blocks]
-    if not _removed_answers_as_bypassed(network, example, [b.name for b in blocks if b.removable]):
-        reason = "removed, the candidates do not answer as they do bypassed"
-        blocks = [replace(b, removable=False, reason=reason) if b.removable else b for b in blocks]
-    return list(blocks)
+    names = [name for name, reason in reasons.items() if not reason]
+    removed = clone(network)
+    remove_blocks(removed, names)
+    with bypassed(network, *names):
+        pairs = list(zip(_answer(removed, example), _answer(network, example), strict=True))
+    if not all(a.is_meta or torch.equal(a, b) for a, b in pairs):
+        reasons |= dict.fromkeys(names, "removed, the candidates do not answer as they do bypassed")
+    return [replace(b, removable=False, reason=reasons[b.name]) if reasons.get(b.name) else b for b in blocks]
 
 
 def _why_stays(network: nn.Module, example: Tensor, block: Block, expected: list[torch.Size]) -> str:
-    own = {id(p) for path in parts_of(block.name) for p in network.get_submodule(path).parameters()}
+    parts = parts_of(block.name)
+    own = {id(p) for path in parts for p in network.get_submodule(path).parameters()}
     try:
         with bypassed(network, block), uncompiled(), UsedParameters() as used:
             found = _answer(network, example)
     except Exception as error:
-        return f"the network's code fails without it ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+        return f"{_NEEDS_IT} ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
     if own & used.keys:
         return "its modules run without it as well: the network holds them in a plain list, for one"
     if [tensor.shape for tensor in found] != expected:
@@ -49,16 +54,22 @@ def _why_stays(network: nn.Module, example: Tensor, block: Block, expected: list
     # Tensors of the device "meta" have a shape alone.
     if not all(tensor.is_meta or tensor.isfinite().all() for tensor in found):
         return "the network's answers are not finite without it"
-    return ""
+    if not block.is_branch:
+        return ""
+    pairs = zip(found, _silenced(network, example, parts[-1]), strict=True)
+    return "" if all(a.is_meta or torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs) else _NEEDS_IT
 
 
-def _removed_answers_as_bypassed(network: nn.Module, example: Tensor, names: Sequence[str]) -> bool:
-    removed = clone(network)
-    remove_blocks(removed, names)
-    with bypassed(network, *names):
-        expected = _answer(network, example)
-    answers = zip(_answer(removed, example), expected, strict=True)
-    return all(a.is_meta or torch.equal(a, b) for a, b in answers)
+def _silenced(network: nn.Module, example: Tensor, path: str) -> list[Tensor]:
+    """Returns what the network answers when a branch's last module, which returns what is added, returns zeros."""
+
+    def silence(_: nn.Module, __: object, output: Tensor | tuple[Tensor | None, ...]) -> object:
+        if isinstance(output, Tensor):
+            return torch.zeros_like(output)
+        return tuple(None if element is None else torch.zeros_like(element) for element in output)
+
+    with network.get_submodule(path).register_forward_hook(silence):
+        return _answer(network, example)
 
 
 def _answer(network: nn.Module, example: Tensor) -> list[Tensor]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,16 +16,15 @@ _LISTED_CLASSES = 12
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened.
+    """Something that happened."""
 
-    Attributes:
-        name: what JSON lines call it.
-    """
-
+    #: what JSON lines call it
     name: ClassVar[str]
+    #: of the log
+    level: ClassVar[int] = logging.INFO
 
     def lines(self) -> list[str]:
-        """Returns the lines that tell a reader; none where nobody needs to read it."""
+        """Returns the lines that a reader sees; none where nobody needs to read it."""
         return []
 
 
@@ -33,29 +33,19 @@ class Started(Event):
     """A run begins: data, network and blocks are there.
 
     Attributes:
-        version: of this package.
-        run_dir: where its files go.
-        model: name of the network.
-        dataset: name of the dataset.
-        seed: of everything random.
-        criterion: who decides.
-        metrics: who votes.
-        train_images: number of training images.
-        test_images: number of test images.
+        metrics: those that vote.
         image_shape: (channels, height, width).
-        classes: number of classes.
-        class_names: their names in the order of the labels.
-        macs: of the unpruned network, per image.
+        class_names: in the order of the labels.
+        macs: of the original network, per image.
         blocks: names of all residual blocks, in order of execution.
         candidates: names of those that can go.
         removed: names of those that went before the run was resumed.
         goal: what is to be removed; empty where nothing is.
-        device: what computes.
-        threads: threads of PyTorch at the start.
+        threads: of PyTorch at the start.
         precision: of training.
         scoring_precision: of the forward pass of scoring; None where nothing is scored.
-        planned: stage -> how often it will run; empty where that is open.
-        least_s: stage -> seconds that it takes at least, as far as they are known.
+        planned: phase -> how often it will run; empty where that is open.
+        least_s: phase -> seconds that it takes at least, as far as they are known.
     """
 
     name = "started"
@@ -104,7 +94,7 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class StageStarted(Event):
-    """A stage (`baseline`, `score`, `finetune`, `evaluate`) begins."""
+    """A phase (`baseline`, `score`, `finetune`, `evaluate`) begins."""
 
     name = "stage_started"
     stage: str
@@ -112,7 +102,7 @@ class StageStarted(Event):
 
 @dataclass(frozen=True)
 class StageEnded(Event):
-    """A stage is over, after `duration_s` seconds."""
+    """A phase is over, after `duration_s` seconds."""
 
     name = "stage_ended"
     stage: str
@@ -141,12 +131,9 @@ class TrainingLoss(Event):
 
 @dataclass(frozen=True)
 class AccuracyChecked(Event):
-    """How many of a few images the network gets right at this point; no result, those are in the row.
+    """How many of a few images the network gets right at this point; the results are in the row.
 
-    Attributes:
-        accuracy_pct: in [0, 100].
-        images: how many images it is over.
-        split: `validation`, or `training` where no image is held out.
+    `split` is `validation`, or `training` where no image is held out.
     """
 
     name = "accuracy"
@@ -187,9 +174,8 @@ class BlockRemoved(Event):
         block: its name in the original network.
         number: 1 for the first block to go.
         of: how many will go; None where a share of the MACs decides.
-        importance: what the criterion said of it.
-        unit: what the importance is: `rank sum` or `importance`.
-        next_importance: the lowest importance among the blocks still there; None where none is.
+        importance: by the criterion, in `unit`: `rank sum` or `importance`.
+        next_importance: the lowest importance among the blocks still there; None where there is none.
     """
 
     name = "removed"
@@ -214,13 +200,22 @@ class Noted(Event):
     name = "note"
     text: str
 
+    def lines(self) -> list[str]:
+        """Returns the line."""
+        return [self.text]
+
 
 @dataclass(frozen=True)
 class Warned(Event):
     """Something that the user should not overlook."""
 
     name = "warning"
+    level = logging.WARNING
     text: str
+
+    def lines(self) -> list[str]:
+        """Returns the line."""
+        return [self.text]
 
 
 @dataclass(frozen=True)
@@ -233,12 +228,9 @@ class RowWritten(Event):
 
 @dataclass(frozen=True)
 class Ended(Event):
-    """Nothing more comes from this run.
+    """Nothing more comes from this run, `duration_s` after the screen was opened.
 
-    Attributes:
-        status: `done`, `failed` or `interrupted`.
-        error: type and message of what ended it; None when it is done.
-        duration_s: seconds since the screen was opened.
+    `status` is `done`, `failed` or `interrupted`; `error` the type and message of what ended it, None when it is done.
     """
 
     name = "ended"

@@ -1,4 +1,4 @@
-"""Plain lines, for logs and for wherever no terminal is; the other screens change what they show differently."""
+"""Plain lines, for logs and wherever there is no terminal; the other screens change what they show differently."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from rich.console import Console
 from rich.table import Table
 
-from consensus_cli.screen.events import Event, StageEnded, StageStarted
+from consensus_cli.screen.events import Event, Noted, Progressed, StageEnded, StageStarted, Warned
 
 logger = logging.getLogger("consensus_cli")
 # What a screen prints is logged as well; where no log is open, Python would print it a second time.
 logger.addHandler(logging.NullHandler())
 
-#: `report(description, done, total)` says how far some work is
+#: `report(description, done, total)` reports how far some work is
 Report = Callable[[str, int, int], None]
 
 #: work that takes less is not worth a line
 _WORTH_A_LINE_S = 2
 
-#: work that takes longer says from time to time how far it is
+#: work that takes longer gets a line from time to time
 _SIGN_OF_LIFE_S = 60
 
 
@@ -34,6 +34,9 @@ class Screen:
     Args:
         console: where to print; standard output unless given.
     """
+
+    #: whether work that takes long gets lines of its own
+    _prints_progress: ClassVar[bool] = True
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(soft_wrap=True, highlight=False)
@@ -48,27 +51,32 @@ class Screen:
         """Leaves the terminal as it was, however the body ended."""
 
     def show(self, event: Event) -> None:
-        """Tells what happened."""
+        """Prints and logs the lines of an event."""
         for text in event.lines():
-            self.line(text)
+            logger.log(event.level, text)
+            self._print(event, text)
+        if isinstance(event, Progressed) and self._prints_progress:
+            now_s = time.perf_counter()
+            # A line for each step would bury what matters.
+            if now_s - self._last_sign_s > _SIGN_OF_LIFE_S:
+                self._last_sign_s = now_s
+                self.console.print(f"  {event.doing}: {event.done} of {event.total}", markup=False)
 
     def line(self, text: str) -> None:
-        """Prints one line about what goes on, and logs it."""
-        self._print(text)
-        logger.info(text)
-
-    def detail(self, text: str) -> None:
-        """Logs one line that the screen is not bothered with."""
-        logger.info(text)
+        """Shows one line about what goes on."""
+        self.show(Noted(text))
 
     def warning(self, text: str) -> None:
-        """Prints one line that the user should not overlook, and logs it."""
-        self._print(f"warning: {text}", style="yellow")
-        logger.warning(text)
+        """Shows one line that the user should not overlook."""
+        self.show(Warned(text))
+
+    def detail(self, text: str) -> None:
+        """Logs one line without printing it."""
+        logger.info(text)
 
     def result(self, text: str) -> None:
         """Prints one line of what was asked for, and logs it."""
-        self._print(text)
+        self.console.print(text, markup=False)
         logger.info(text)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -83,7 +91,7 @@ class Screen:
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[None]:
-        """Tells that a stage begins and, unless it fails, that it is over."""
+        """Shows that a phase begins and, unless it fails, that it is over."""
         self.show(StageStarted(stage))
         started_s = time.perf_counter()
         yield
@@ -91,37 +99,26 @@ class Screen:
 
     @contextmanager
     def progress(self, description: str) -> Iterator[Report]:
-        """Yields what to tell the progress of the body to; the end of work that took long is worth a line."""
+        """Yields what the body reports its progress to; the end of work that took long is worth a line."""
         started_s = self._last_sign_s = time.perf_counter()
-        yield self._moved
+        yield lambda doing, done, total: self.show(Progressed(doing, done, total))
         duration_s = time.perf_counter() - started_s
         logger.info("%s: %.1f s", description, duration_s)
-        self._finished(description, duration_s)
+        if self._prints_progress and duration_s > _WORTH_A_LINE_S:
+            self.console.print(f"{description}: {duration_s:.1f} s", markup=False)
 
-    def _moved(self, doing: str, done: int, total: int) -> None:
-        """Takes note of progress; a line for each step would bury what matters."""
-        now_s = time.perf_counter()
-        if now_s - self._last_sign_s > _SIGN_OF_LIFE_S:
-            self._last_sign_s = now_s
-            self._print(f"  {doing}: {done} of {total}")
-
-    def _finished(self, description: str, duration_s: float) -> None:
-        if duration_s > _WORTH_A_LINE_S:
-            self._print(f"{description}: {duration_s:.1f} s")
-
-    def _print(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, markup=False)
+    def _print(self, event: Event, text: str) -> None:
+        if isinstance(event, Warned):
+            self.console.print(f"warning: {text}", style="yellow", markup=False)
+        else:
+            self.console.print(text, markup=False)
 
 
 class QuietScreen(Screen):
     """Prints results and warnings; the rest is in the log."""
 
-    def line(self, text: str) -> None:
-        """Logs one line about what goes on."""
-        logger.info(text)
+    _prints_progress = False
 
-    def _finished(self, description: str, duration_s: float) -> None:
-        """Stays quiet."""
-
-    def _moved(self, doing: str, done: int, total: int) -> None:
-        """Stays quiet."""
+    def _print(self, event: Event, text: str) -> None:
+        if isinstance(event, Warned):
+            super()._print(event, text)

@@ -273,10 +273,11 @@ def test_blocks_inside_a_longer_shortcut() -> None:
 def test_branches_of_an_encoder_layer() -> None:
     network = TokenNet(FixedAttention(), FixedAttention())
     assert [block.name for block in candidates(find_blocks(network, IMAGE))] == ["layers.1"]
-    assert reasons(network, "branch") == {
-        "layers.0+norm1+attention[1of2]": "the code around it needs its modules: first block of stage 1",
+    said = reasons(network, "branch")
+    assert said.pop("layers.1+norm1+attention[1of2]").startswith("the code around it needs its modules (AttributeError")
+    assert said == {
+        "layers.0+norm1+attention[1of2]": "first block of stage 1",
         "layers.0+norm2+up+down": "first block of stage 1",
-        "layers.1+norm1+attention[1of2]": "the code around it needs its modules",
         "layers.1+norm2+up+down": "",
     }
     check_removal(network, candidates(find_blocks(network, IMAGE, "branch"))[0], IMAGES)
@@ -286,7 +287,7 @@ def test_a_branch_that_calls_a_module_without_tensors() -> None:
     network = TokenNet(BiasedLayer(), BiasedLayer())
     assert [block.name for block in candidates(find_blocks(network, IMAGE))] == ["layers.1"]
     said = reasons(network, "branch")
-    assert said["layers.1+bias+mix"] == "the code around it needs its modules"
+    assert said["layers.1+bias+mix"].startswith("the code around it needs its modules")
     assert said["layers.1+mlp"] == ""
 
 

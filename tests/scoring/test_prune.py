@@ -12,8 +12,7 @@ from consensus_cli.models.classifier import normalized
 from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning import candidates, find_blocks, remove_blocks
-from consensus_cli.scoring.prune import prune
-from consensus_cli.scoring.score import rank_blocks
+from consensus_cli.scoring import prune, rank_blocks
 
 
 @pytest.fixture
