@@ -1,7 +1,6 @@
 """The library as a stranger uses it: `import consensus_cli as cc`."""
 
 import copy
-import re
 import subprocess
 import sys
 from pathlib import Path

@@ -15,14 +15,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from consensus_cli.experiment.parallel.team import Message, Team, _classes, _packed, _unpacked, team
 from helpers.quick import QUICK
 from torch import distributed
 from torch.multiprocessing import spawn
 
 from consensus_cli.cli.main import main
-from consensus_cli.errors import UserError
-from consensus_cli.evaluation.accuracy import Predictions
+from consensus_cli.data.share import Share
+from consensus_cli.errors import RunFailedError, UserError
+from consensus_cli.experiment.distributed import join
 
 REPOSITORY = Path(__file__).parents[1]
 SHORT = (*QUICK, "baseline.epochs=4", "baseline.learning_rate=0.05", "precision=fp32", "attacks=none", "ratio=0.34")
@@ -54,7 +54,7 @@ def test_alone_the_share_is_everything() -> None:
 @pytest.mark.parametrize(("count", "unit"), [(10, 1), (10, 4), (3, 4), (0, 1)])
 def test_the_parts_of_all_processes_are_everything_in_order(count: int, unit: int) -> None:
     parts = [Share(rank, 3).part(count, unit).tolist() for rank in range(3)]
-    assert sum(parts, []) == list(range(count))
+    assert [position for part in parts for position in part] == list(range(count))
     assert all(part[0] % unit == 0 for part in parts if part)
 
 
