@@ -20,7 +20,10 @@ from consensus_cli.data.folder import FolderImages, class_names
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError
+from consensus_cli.evaluation.accuracy import predict
+from consensus_cli.evaluation.pair import Columns, Pair, gather, stratified
 from consensus_cli.evaluation.robustness.distortions import SEVERITIES
+from consensus_cli.evaluation.statistics import paired_change
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LAYOUTS = "give the folder of CIFAR-10-C or ImageNet-C, the …data.npy of CIFAR-10.1, or the .npz of CIFAR-10.2"
@@ -64,6 +67,52 @@ class Archive:
                 f"{self.path} holds {found}, the dataset's images are {needed} of {classes} classes",
                 "name the archive that belongs to the dataset, or take it out of evaluate.shift",
             )
+
+
+def shift_columns(pair: Pair, name: str, archive: Archive, images: int | None) -> Columns:
+    """Returns accuracy of both networks on every set of a published archive, the mean, and the interval of its change.
+
+    The interval is about images (paired bootstrap). It is left out where the sets do not hold the same images in the
+    same order, so that an image's answers cannot be averaged over them. Several processes show whole sets each.
+
+    Args:
+        pair: the networks; progress is reported after each set.
+        name: what the columns begin with.
+        archive: the sets.
+        images: test images of each set, stratified; None for all.
+    """
+    mine = [list(archive.sets.values())[i] for i in pair.share.part(len(archive.sets))]
+
+    def answers() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        found = []
+        for done, read in enumerate(mine, start=1):
+            split = read(pair.test.image_shape[-1])
+            if images is not None:
+                split = stratified(split, images, pair.seed)
+            right = [predict(model, split, pair.device).correct for model in pair.networks.values()]
+            found.append((torch.stack(right).double(), split.labels))
+            pair.report(f"testing on {name}", done, len(mine))
+        return found
+
+    shown = gather(pair.share, answers)
+    means_pct = [(100 * right.mean(1)).tolist() for right, _ in shown]
+    columns: Columns = {}
+    for part, (base_pct, pruned_pct) in zip(archive.sets, means_pct, strict=True):
+        if part:
+            columns |= {f"{name}_{part}_base_pct": base_pct, f"{name}_{part}_pruned_pct": pruned_pct}
+    mean_base, mean_pruned = (sum(of_sets) / len(shown) for of_sets in zip(*means_pct, strict=True))
+    columns |= {
+        f"{name}_accuracy_base_pct": mean_base,
+        f"{name}_accuracy_pruned_pct": mean_pruned,
+        f"{name}_accuracy_delta_pp": mean_pruned - mean_base,
+        f"{name}_images": sum(len(labels) for _, labels in shown),
+    }
+    if all(torch.equal(shown[0][1], labels) for _, labels in shown):
+        right_base, right_pruned = torch.stack([right for right, _ in shown]).mean(0)
+        change = paired_change(right_base, right_pruned, pair.seed)
+        columns[f"{name}_accuracy_ci95_low"] = change.ci95_low_pp
+        columns[f"{name}_accuracy_ci95_high"] = change.ci95_high_pp
+    return columns
 
 
 def open_archive(name: str, path: Path) -> Archive:
