@@ -39,14 +39,12 @@ class Removal:
     """The pruning of one network.
 
     Attributes:
-        run_id: the run.
         title: what it was.
         blocks: every block that could go, in the order of the network as far as the scores show it.
         removed: those that went, in order.
         steps: the scores before each removal; empty where they are lost.
     """
 
-    run_id: str
     title: str
     blocks: tuple[str, ...]
     removed: tuple[str, ...]
@@ -58,9 +56,9 @@ def removal(row: pd.Series, scores: pd.DataFrame | None) -> Removal:
     title = f"{row['task']}, {row['series']}, seed {row['seed']:g}"
     removed = tuple(filter(None, row["removed_blocks"].split(";")))
     if scores is None:
-        return Removal(row["run_id"], title, removed, removed, ())
+        return Removal(title, removed, removed, ())
     blocks = tuple(dict.fromkeys([*scores["block"], *removed]))
-    return Removal(row["run_id"], title, blocks, removed, tuple(_steps(scores, removed)))
+    return Removal(title, blocks, removed, tuple(_steps(scores, removed)))
 
 
 def read_scores(file: Path) -> pd.DataFrame | None:

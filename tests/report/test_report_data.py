@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from consensus_cli.errors import UserError
 from consensus_cli.report import energy, formatting, removal, robustness, tradeoff
-from consensus_cli.report.text import caveats
 from consensus_cli.report.runs import complete, load
+from consensus_cli.report.text import caveats
 
 
 def points_of(*rows: dict[str, object]) -> pd.DataFrame:
