@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from torch import Tensor
-
 from consensus_cli.errors import UserError
 from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier
@@ -17,8 +15,6 @@ from consensus_cli.models.weights import load_into, read_state_dict, serialize
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.storage.atomic import write_atomic
 from consensus_cli.storage.rundir import RunDir
-
-FORMAT = 1
 
 
 def save_baseline(run_dir: RunDir, original: Classifier) -> None:
@@ -32,9 +28,7 @@ def load_baseline(run_dir: RunDir, fresh: Classifier) -> Classifier:
     Raises:
         UserError: the file is missing, damaged, or of another network.
     """
-    path, original = run_dir.baseline_checkpoint, clone(fresh)
-    load_into(original.network, _read_weights(path), str(path))
-    return original
+    return _with_weights(clone(fresh), run_dir.baseline_checkpoint)
 
 
 def save_pruned(
@@ -50,7 +44,7 @@ def save_pruned(
         classes: names of the classes in the order of the logits.
     """
     write_atomic(run_dir.pruned_checkpoint, serialize(pruned.network, {"removed_blocks": ";".join(removed)}))
-    structure = {"format": FORMAT, "model": asdict(spec), "removed_blocks": list(removed), "classes": list(classes)}
+    structure = {"format": 1, "model": asdict(spec), "removed_blocks": list(removed), "classes": list(classes)}
     write_atomic(run_dir.pruned_structure, json.dumps(structure, indent=2) + "\n")
 
 
@@ -68,30 +62,28 @@ def load_pruned(run_dir: str | Path) -> Classifier:
         UserError: there is no such run, or its files are damaged.
     """
     files = RunDir.open(Path(run_dir))
-    spec, removed, classes = _read_structure(files.pruned_structure)
+    try:
+        content = json.loads(files.pruned_structure.read_text(encoding="utf-8"))
+        spec, removed = zoo.ModelSpec(**content["model"]), list(content["removed_blocks"])
+        # Earlier versions wrote no classes.
+        classes = tuple(content.get("classes", ()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"'{files.pruned_structure}' does not say how to rebuild the network: {error}",
+            "the run may have stopped before its final fine-tuning; check run.log",
+        ) from error
     model = zoo.build(spec)
     model.classes = classes
     remove_blocks(model.network, removed)
-    load_into(model.network, _read_weights(files.pruned_checkpoint), str(files.pruned_checkpoint))
-    return model.eval()
+    return _with_weights(model, files.pruned_checkpoint).eval()
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _with_weights(model: Classifier, path: Path) -> Classifier:
     try:
-        return read_state_dict(path)
+        weights = read_state_dict(path)
     except UserError as error:
         raise UserError(
             f"the run's own file cannot be read: {error.message}", "copy it again from where the run was, or run anew"
         ) from error
-
-
-def _read_structure(path: Path) -> tuple[zoo.ModelSpec, list[str], tuple[str, ...]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        # Earlier versions wrote no classes.
-        return zoo.ModelSpec(**content["model"]), list(content["removed_blocks"]), tuple(content.get("classes", ()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"'{path}' does not say how to rebuild the network: {error}",
-            "the run may have stopped before its final fine-tuning; check run.log",
-        ) from error
+    load_into(model.network, weights, str(path))
+    return model
