@@ -29,11 +29,7 @@ Bold: on the Pareto front of accuracy and MACs. ±: 95 % interval over seeds.
 
 
 def markdown(source: Path) -> str:
-    """Returns the report as Markdown: summary, warnings, every point, robustness of the Pareto front.
-
-    Raises:
-        UserError: there are no runs at `source`.
-    """
+    """Returns the report as Markdown: summary, warnings, every point, robustness of the Pareto front."""
     runs = load(source)
     points = tradeoff.points(runs.finished)
     parts = ["# Pruning report", "", *(escape_markdown(line) for line in overview(runs, points)), ""]
@@ -46,11 +42,7 @@ def markdown(source: Path) -> str:
 
 
 def latex(source: Path) -> str:
-    """Returns every point as a LaTeX table (packages booktabs and longtable), the Pareto front marked by a star.
-
-    Raises:
-        UserError: there are no runs at `source`.
-    """
+    """Returns every point as a LaTeX table (packages booktabs and longtable), the Pareto front marked by a star."""
     points = tradeoff.points(load(source).finished)
     rows = [[*row, "*" if front else ""] for row, front in zip(point_rows(points), points["pareto"], strict=True)]
     table = pd.DataFrame(rows, columns=[*_HEADINGS, "front"]).map(_one_line)
