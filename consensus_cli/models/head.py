@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import logits_of
-from consensus_cli.models.modes import evaluating, tensors_in, uncompiled
+from consensus_cli.models.modes import evaluating, following, tensors_in, uncompiled
 
 _CONVOLUTIONS: tuple[Any, ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
 
@@ -136,12 +136,8 @@ def find_head(network: nn.Module, images: Tensor) -> Head:
         UserError: the logits are not made of features and weights.
     """
     recorder = _Recorder(images)
-    with evaluating(network), uncompiled(), ExitStack() as stack:
-        for path, module in network.named_modules():
-            stack.enter_context(module.register_forward_pre_hook(recorder.enter(path), with_kwargs=True))
-            stack.enter_context(module.register_forward_hook(recorder.leave))
-        with recorder:
-            logits = logits_of(network(images))
+    with following(network, recorder.enter, recorder.leave), evaluating(network), uncompiled(), recorder:
+        logits = logits_of(network(images))
     found = recorder.parts_behind(logits)
     if not found:
         raise no_head(network, "no linear layer, convolution or matrix product gives its logits")
@@ -169,13 +165,9 @@ class _Recorder(TorchFunctionMode):
         self._images = len(images)
         self._running: list[tuple[str, list[Tensor]]] = []
 
-    def enter(self, path: str) -> Callable[..., None]:
-        """Returns a hook that notes that a module starts."""
-
-        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._running.append((path, list(tensors_in([args, kwargs]))))
-
-        return hook
+    def enter(self, path: str, given: Any) -> None:
+        """Notes that a module starts."""
+        self._running.append((path, list(tensors_in(given))))
 
     def leave(self, *_: Any) -> None:
         """Notes that the module that started last ends."""
