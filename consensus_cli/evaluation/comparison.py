@@ -145,7 +145,7 @@ def compare(
     """
     suite, corruptions = _suite(attacks, seed), list(corruptions)
     check_corruptions(corruptions)
-    split: Split = test if hasattr(test, "batches") else LoaderImages(test)  # type: ignore[assignment, arg-type]
+    split: Split = test if hasattr(test, "batches") else LoaderImages(test)  # type: ignore[assignment]
     if device is None:
         device = next((p.device for p in original.parameters()), torch.device("cpu"))
     pair = Pair(_classifier(original, device), _classifier(pruned, device), split, seed, device, share, progress)

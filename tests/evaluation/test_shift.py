@@ -1,4 +1,4 @@
-"""Published test images: every form is read, every defect is told, and the columns are those worked out by hand."""
+"""Published test images: every form is read, every defect is reported, and the columns are those worked out by hand."""
 
 from __future__ import annotations
 
@@ -97,13 +97,13 @@ def test_there_is_no_interval_where_sets_hold_other_images(tmp_path):
         ("c10", "pair_data.npy", "pair_labels.npy cannot be read"),
         ("c10", "whole_data.npy", "with labels of shape"),
         ("c10", "cifar/labels.npy", "holds images of shape"),
-        ("c10", "text.npz", "no archive of images and labels"),
+        ("c10", "text.npz", "not an archive of images and labels"),
         ("c10", "empty_tree", "holds 0 different sets of classes"),
         ("c10", "uneven_tree", "holds 2 different sets of classes"),
         ("c10", "hollow_tree", "there are no images in"),
     ],
 )
-def test_defects_are_told(tmp_path, name, path, message):
+def test_defects_are_reported(tmp_path, name, path, message):
     cifar_c(tmp_path / "cifar", LABELS, LEVELS)
     for folder, labels, images in (
         ("lonely", 5, {}),

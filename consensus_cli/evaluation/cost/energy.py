@@ -42,6 +42,9 @@ class Consumption:
     co2_kg: float = 0.0
     duration_s: float = 0.0
 
+    def __add__(self, other: Consumption) -> Consumption:
+        return Consumption(self.kwh + other.kwh, self.co2_kg + other.co2_kg, self.duration_s + other.duration_s)
+
 
 @dataclass(frozen=True)
 class Energy:
@@ -85,7 +88,7 @@ class EnergyMeter:
         #: Whether CPU power is codecarbon's estimate and not a counter's reading.
         self.estimated: bool = not any(counter in part for part in parts for counter in _COUNTERS)
         #: The tool, its version, its tracking mode and where the readings come from, in one line.
-        self.source: str = self._describe(parts)
+        self.source: str = _source(parts, self.device, estimated=self.estimated)
 
     @contextmanager
     def measure(self) -> Iterator[Consumption]:
@@ -129,11 +132,6 @@ class EnergyMeter:
                 log_level="critical",
             )
 
-    def _describe(self, parts: list[str]) -> str:
-        cpu = "CPU estimate from load (no energy counter)" if self.estimated else "CPU energy counter"
-        gpu = " + GPU by NVML" if self.device.type == "cuda" and any("GPU" in part for part in parts) else ""
-        return f"codecarbon {version('codecarbon')} process: {cpu} + RAM model{gpu}"
-
 
 @dataclass
 class StageMeter:
@@ -157,17 +155,11 @@ class StageMeter:
             with self.watch(name), self.meter.measure() as reading:
                 yield
         finally:
-            total = self.stages.setdefault(name, Consumption())
-            total.kwh += reading.kwh
-            total.co2_kg += reading.co2_kg
-            total.duration_s += reading.duration_s
+            self.stages[name] = self.stages.get(name, Consumption()) + reading
 
     def total(self) -> Consumption:
         """Returns the sum over all stages."""
-        readings = self.stages.values()
-        return Consumption(
-            sum(r.kwh for r in readings), sum(r.co2_kg for r in readings), sum(r.duration_s for r in readings)
-        )
+        return sum(self.stages.values(), Consumption())
 
 
 def compare_energy(
@@ -231,6 +223,12 @@ def _no_settings_from_outside() -> Iterator[None]:
         yield
     finally:
         emissions_tracker.get_hierarchical_config = read
+
+
+def _source(parts: list[str], device: torch.device, *, estimated: bool) -> str:
+    cpu = "CPU estimate from load (no energy counter)" if estimated else "CPU energy counter"
+    gpu = " + GPU by NVML" if device.type == "cuda" and any("GPU" in part for part in parts) else ""
+    return f"codecarbon {version('codecarbon')} process: {cpu} + RAM model{gpu}"
 
 
 def _window(call: Callable[[], None], meter: EnergyMeter, window_s: float) -> tuple[Consumption, int]:

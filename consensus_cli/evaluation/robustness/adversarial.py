@@ -23,7 +23,7 @@ from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.pair import Columns, Pair, gather, part
 from consensus_cli.evaluation.robustness.attacked import AttackedNetwork
-from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, check_attacks
+from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, build, check_attacks
 from consensus_cli.evaluation.statistics import Change, paired_change
 from consensus_cli.models.modes import evaluating
 
@@ -63,13 +63,7 @@ class RobustAccuracy(Change):
 
 
 def attack_columns(pair: Pair, attacks: Mapping[str, Attack], images: int) -> Columns:
-    """Returns accuracy under each attack of both networks, its change with a 95 % interval, transfer, and the time.
-
-    Args:
-        pair: the networks.
-        attacks: what the columns begin with -> attack; without any there are no columns.
-        images: test images attacked.
-    """
+    """Returns what `attack_accuracy` measures, by what the columns of each attack begin with, and the time it took."""
     if not attacks:
         return {}
     start_s = time.perf_counter()
@@ -127,15 +121,18 @@ def adversarial_examples(
 ) -> Tensor:
     """Returns the attack's image for every image, or the image itself where the attack finds none.
 
+    The attack leaves no trace in the network's modes, gradients or the global random state. Images that the network
+    gets wrong are left alone.
+
     Args:
         model: network that maps images in [0, 1] to logits.
-        attack: the attack; it leaves no trace in the network's modes, gradients or the global random state.
+        attack: the attack.
         images: (b, c, h, w) in [0, 1].
         labels: (b,) true classes.
         on_pass: called after each forward pass.
 
     Returns:
-        (b, c, h, w) in [0, 1] and inside the ball around `images`. Images the network gets wrong are left alone.
+        (b, c, h, w) in [0, 1] and inside the ball around `images`.
 
     Raises:
         UserError: if the network has fewer classes than the attack needs.
@@ -236,7 +233,7 @@ def _run(model: AttackedNetwork, attack: Attack, images: Tensor, labels: Tensor,
     method = ATTACKS[attack.name]
     torch.manual_seed(attack.seed)
     with torch.enable_grad():
-        perturbed = method.build(model, attack, classes)(images.contiguous(), labels).detach()
+        perturbed = build(model, attack, classes)(images.contiguous(), labels).detach()
     # A gradient that is exactly zero (a saturated softmax) becomes 0/0 in some attacks: nothing was found there.
     usable = perturbed.isfinite().flatten(1).all(1)
     perturbed = perturbed.where(usable[:, None, None, None], images)

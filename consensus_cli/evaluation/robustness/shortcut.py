@@ -95,14 +95,7 @@ def check_cue(kind: str, correlation: float, size_pct: float) -> None:
 
 
 def plant_training_cue(split: ImageTensors, cue: Cue, correlation: float, seed: int) -> ImageTensors:
-    """Plants the cue of its own class in the share `correlation` (ρ) of the images of every class.
-
-    Args:
-        split: training images.
-        cue: what to plant.
-        correlation: ρ in [0, 1].
-        seed: decides which images get the cue.
-    """
+    """Plants the cue of its own class in the share `correlation` (ρ in [0, 1]) of every class's images, by seed."""
     check_cue(cue.kind, correlation, cue.size_pct)
     chosen, _ = stratified_split(split.labels, (correlation, 1 - correlation), seed)
     images = split.images.clone()
@@ -111,16 +104,7 @@ def plant_training_cue(split: ImageTensors, cue: Cue, correlation: float, seed: 
 
 
 def plant(images: Tensor, marked_as: Tensor, cue: Cue) -> Tensor:
-    """Plants in every image the cue of a class.
-
-    Args:
-        images: (n, c, h, w) uint8.
-        marked_as: the class whose cue each image gets, (n,) int64.
-        cue: what to plant.
-
-    Returns:
-        (n, c, h, w) uint8.
-    """
+    """Returns images (n, c, h, w) uint8, each with the cue of the class (n,) that it is marked as."""
     return _MARKS[cue.kind](images.float(), marked_as.to(images.device), cue).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -129,13 +113,7 @@ def shortcut_reliance(
 ) -> ShortcutReliance:
     """Tests a network on the same images with the cue aligned, absent and in conflict with the label.
 
-    Args:
-        model: network that maps images in [0, 1] to logits.
-        split: test images without cue.
-        cue: the cue that was planted in the training images.
-        seed: decides which wrong class each image is marked as, and the bootstrap.
-        device: where the network is.
-        share: this process among those that test together.
+    The seed decides which wrong class each image is marked as, and the interval.
 
     Raises:
         UserError: if there are fewer than two classes.
