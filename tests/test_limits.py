@@ -115,7 +115,7 @@ def test_what_code_of_the_users_raises_at_last_is_told_with_its_place() -> None:
     with pytest.raises(RunFailedError) as told, explained(RUN):
         raise KeyError("mask")
     assert told.value.message.startswith("the network's code raised KeyError: 'mask' (test_limits.py, line")
-    assert told.value.hint == f"mend it, then continue with: consensus resume {RUN}"
+    assert told.value.hint == f"correct it, then continue with: consensus resume {RUN}"
 
 
 def test_an_interruption_survives_the_way_back_from_another_process(tmp_path: Path) -> None:

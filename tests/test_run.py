@@ -230,9 +230,9 @@ def test_corruptions_and_a_planted_cue_have_columns(outputs: Path) -> None:
     assert main(["run", *QUICK, *words, f"output_dir={outputs}"]) == 0
     row = pd.read_csv(outputs / "results.csv").iloc[-1]
     names = [
-        f"corruption_{name}_s{severity}_base_pct" for name in ("brightness", "pixelate") for severity in range(1, 6)
+        f"own_corruption_{name}_s{severity}_base_pct" for name in ("brightness", "pixelate") for severity in range(1, 6)
     ]
-    assert row["corruption_mean_base_pct"] == pytest.approx(row[names].astype(float).mean())
+    assert row["own_corruption_mean_base_pct"] == pytest.approx(row[names].astype(float).mean())
     assert row["corrupted_images"] == 40
     assert row["latency_b4_base_ms"] > 0
     assert pd.isna(row["latency_b1_base_ms"])

@@ -10,7 +10,6 @@ from consensus_cli.data.digits import Digits
 from consensus_cli.data.files import ImageFiles
 from consensus_cli.data.folder import FOLDERS
 from consensus_cli.data.hf import HuggingFace
-from consensus_cli.data.loading import shortage
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.request import Request
 from consensus_cli.data.sampling import stratified_subset
@@ -126,9 +125,6 @@ def _ready(
         notes += told
     if problems:
         raise ConfigError(problems)
-    if isinstance(ready[0], ImageFiles):
-        short = shortage(ready[0].image_shape, ready[0].workers)
-        notes += [] if short is None else [short]
     return ready, notes
 
 

@@ -183,23 +183,21 @@ class ImageFiles:
         """
         if augmentation is not None and generator is None:
             raise ValueError("augmentation needs a generator")
-        on_gpu = torch.device(device).type == "cuda"
         unreadable: dict[int, str] = {}
-        for batch in batches(
+        for images, positions, reasons in batches(
             self.decoded,
             self._transform(augmentation),
             _shared(self._plan(generator), batch_size, share, drop_last=drop_last),
+            image_shape=self.image_shape,
             batch_size=batch_size,
             workers=worker_count(self.workers),
-            pin_memory=on_gpu,
             drop_last=drop_last,
         ):
-            unreadable |= batch.unreadable
+            unreadable |= reasons
             if unreadable and self.on_corrupt == "error":
                 self.left_out(unreadable)
-            if batch.positions:
-                moved = batch.images.to(device, non_blocking=on_gpu)
-                yield to_unit_range(moved), self.labels[batch.positions].to(device)
+            if positions:
+                yield to_unit_range(images.to(device)), self.labels[positions].to(device)
         if unreadable:
             logger.warning(self.left_out(unreadable))
 

@@ -53,8 +53,8 @@ class Request:
     """
 
     source: str = MISSING
-    name: str = MISSING
-    root: str | None = None
+    name: str = field(default=MISSING, metadata={"own": True})
+    root: str | None = field(default=None, metadata={"own": True})
     download: bool = False
     image_size: int | None = field(default=None, metadata={"range": (SMALLEST_SIZE, LARGEST_SIZE)})
     val_fraction: float = field(default=0.1, metadata={"range": (0, 1), "below": 1})

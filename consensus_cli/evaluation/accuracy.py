@@ -8,15 +8,18 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from consensus_cli.data.share import ALL, Share
+from consensus_cli.data.source import Progress
 from consensus_cli.data.split import Split
-from consensus_cli.evaluation.mode import Progress, evaluation_mode
+from consensus_cli.evaluation.pair import Columns, Pair, gather, part
+from consensus_cli.models.modes import evaluating
 
 CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said about every image of a split.
+    """What a network answers to every image of a split.
 
     Attributes:
         logits: (n, k) float32 on the CPU.
@@ -32,52 +35,92 @@ class Predictions:
         return self.logits.argmax(1) == self.labels
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How the answers of a pruned network differ from those of its baseline on the same images.
-
-    Attributes:
-        disagreement_pct: share of images with another predicted class, in [0, 100].
-        mcnemar_p: exact two-sided McNemar test of equal accuracy, in (0, 1]; small: the accuracies differ.
-        base_only_images: images only the baseline classifies correctly.
-        pruned_only_images: images only the pruned network classifies correctly.
-        class_delta_pp: accuracy change of every class in percentage points, (k,); NaN for a class without images.
-        worst_class: the class that lost most.
-        worst_class_delta_pp: its accuracy change in percentage points.
-    """
-
-    disagreement_pct: float
-    mcnemar_p: float
-    base_only_images: int
-    pruned_only_images: int
-    class_delta_pp: tuple[float, ...]
-    worst_class: int
-    worst_class_delta_pp: float
-
-
 def predict(
     model: nn.Module,
     split: Split,
     device: torch.device | str,
     batch_size: int = 256,
+    *,
     progress: Progress | None = None,
+    share: Share = ALL,
 ) -> Predictions:
     """Runs `model` in eval mode over the whole split, in the split's own order.
+
+    Several processes run whole batches each, and all of them get all answers.
 
     Raises:
         ValueError: if the split is empty.
     """
     if len(split) == 0:
         raise ValueError("no images to predict")
-    logits, labels, done = [], [], 0
-    with evaluation_mode(model), torch.no_grad():
-        for images, targets in split.batches(batch_size, device):
-            logits.append(model(images).float().cpu())
-            labels.append(targets.cpu())
-            done += len(targets)
-            if progress is not None:
-                progress("predicting", done, len(split))
+    mine = part(split, batch_size, share)
+
+    def answers() -> list[tuple[Tensor, Tensor]]:
+        found, done = [], 0
+        with evaluating(model):
+            # An unreadable image that is skipped is missing from its batch, so labels come from the batches, too.
+            for images, labels in mine.batches(batch_size, device):
+                found.append((model(images).float().cpu(), labels.cpu()))
+                done += len(labels)
+                if progress is not None:
+                    progress("predicting", done, len(mine))
+        return found
+
+    logits, labels = zip(*gather(share, answers), strict=True)
     return Predictions(torch.cat(logits), torch.cat(labels))
+
+
+def predict_both(pair: Pair) -> tuple[Predictions, Predictions]:
+    """Returns the answers of the original and of the pruned network to all test images."""
+    original, pruned = (
+        predict(model, pair.test, pair.device, progress=pair.progress, share=pair.share)
+        for model in pair.networks.values()
+    )
+    return original, pruned
+
+
+def accuracy_columns(original: Predictions, pruned: Predictions) -> Columns:
+    """Returns accuracy, calibration and agreement of both networks, from their answers to the same images."""
+    columns: Columns = {
+        "accuracy_base_pct": accuracy_pct(original),
+        "accuracy_pruned_pct": accuracy_pct(pruned),
+        "accuracy_delta_pp": accuracy_pct(pruned) - accuracy_pct(original),
+        "test_images": len(original.labels),
+        "nll_base_nats": nll_nats(original),
+        "nll_pruned_nats": nll_nats(pruned),
+        "ece_base_pct": calibration_error_pct(original),
+        "ece_pruned_pct": calibration_error_pct(pruned),
+        **agreement_columns(original, pruned),
+    }
+    if original.logits.shape[1] > 10:
+        columns["top5_base_pct"] = top_k_accuracy_pct(original, 5)
+        columns["top5_pruned_pct"] = top_k_accuracy_pct(pruned, 5)
+    return columns
+
+
+def agreement_columns(original: Predictions, pruned: Predictions) -> Columns:
+    """Returns how the answers of the two networks differ.
+
+    `disagreement_pct` is the share of images with another predicted class. `mcnemar_p` is the exact two-sided McNemar
+    test of equal accuracy, in (0, 1]; small: the accuracies differ. `worst_class` lost most.
+
+    Raises:
+        ValueError: if the predictions are not about the same images.
+    """
+    if not torch.equal(original.labels, pruned.labels):
+        raise ValueError("predictions about different images cannot be compared")
+    only_original = int((original.correct & ~pruned.correct).sum())
+    discordant = int((original.correct ^ pruned.correct).sum())
+    delta = per_class_accuracy_pct(pruned) - per_class_accuracy_pct(original)
+    worst = int(delta.nan_to_num(torch.inf).argmin())
+    changed = original.logits.argmax(1) != pruned.logits.argmax(1)
+    return {
+        "disagreement_pct": 100 * changed.double().mean().item(),
+        # With no discordant image there is nothing to test: the accuracies are equal.
+        "mcnemar_p": float(binomtest(only_original, discordant).pvalue) if discordant else 1.0,
+        "worst_class": worst,
+        "worst_class_delta_pp": delta[worst].item(),
+    }
 
 
 def accuracy_pct(predictions: Predictions) -> float:
@@ -103,15 +146,15 @@ def nll_nats(predictions: Predictions) -> float:
     return nn.functional.cross_entropy(predictions.logits.double(), predictions.labels).item()
 
 
-def calibration_error_pct(predictions: Predictions, bins: int = CALIBRATION_BINS) -> float:
+def calibration_error_pct(predictions: Predictions) -> float:
     """Returns the expected calibration error in [0, 100]; 0: confidence equals accuracy in every bin.
 
-    Σ_b n_b / n · |accuracy_b − confidence_b| over `bins` equal bins (lower, upper] of the largest softmax
-    probability (Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 3).
+    Σ_b n_b / n · |accuracy_b − confidence_b| over 15 equal bins (lower, upper] of the largest softmax probability
+    (Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 3).
     """
     confidence = predictions.logits.double().softmax(1).amax(1)  # (n,)
-    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.float64)
+    which = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
+    gap = torch.zeros(CALIBRATION_BINS, dtype=torch.float64)
     gap.index_add_(0, which, predictions.correct.double() - confidence)
     return 100 * (gap.abs().sum() / len(confidence)).item()
 
@@ -122,29 +165,3 @@ def per_class_accuracy_pct(predictions: Predictions) -> Tensor:
     images = torch.bincount(predictions.labels, minlength=classes)
     hits = torch.bincount(predictions.labels[predictions.correct], minlength=classes)
     return 100 * hits.double() / images.double()
-
-
-def compare(base: Predictions, pruned: Predictions) -> Agreement:
-    """Compares two networks on the same images.
-
-    Raises:
-        ValueError: if the predictions are not about the same images.
-    """
-    if not torch.equal(base.labels, pruned.labels):
-        raise ValueError("predictions about different images cannot be compared")
-    base_only = int((base.correct & ~pruned.correct).sum())
-    pruned_only = int((~base.correct & pruned.correct).sum())
-    # With no discordant image there is nothing to test: the accuracies are equal.
-    p = binomtest(base_only, base_only + pruned_only).pvalue if base_only + pruned_only else 1.0
-    delta = per_class_accuracy_pct(pruned) - per_class_accuracy_pct(base)
-    worst = int(delta.nan_to_num(torch.inf).argmin())
-    changed = base.logits.argmax(1) != pruned.logits.argmax(1)
-    return Agreement(
-        disagreement_pct=100 * changed.double().mean().item(),
-        mcnemar_p=float(p),
-        base_only_images=base_only,
-        pruned_only_images=pruned_only,
-        class_delta_pp=tuple(delta.tolist()),
-        worst_class=worst,
-        worst_class_delta_pp=delta[worst].item(),
-    )

@@ -1,203 +1,219 @@
-"""How the baseline and the pruned network answer, side by side: same data, same device, one set of columns."""
+"""Everything that can be measured of an original and a pruned network, in one call and one table."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import nn
 
-from consensus_cli.data.memory import ImageTensors
-from consensus_cli.data.sampling import stratified_subset
+from consensus_cli.data.batches import Batches, LoaderImages
+from consensus_cli.data.share import ALL, Share
+from consensus_cli.data.source import Progress
 from consensus_cli.data.split import Split
-from consensus_cli.evaluation import accuracy
-from consensus_cli.evaluation.mode import Progress
-from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
-from consensus_cli.evaluation.robustness.attacks import Attack
-from consensus_cli.evaluation.robustness.corruption import corruption_accuracy, mean_accuracy_pct
-from consensus_cli.evaluation.robustness.shift import Archive
-from consensus_cli.evaluation.robustness.shortcut import Cue, shortcut_reliance
-from consensus_cli.evaluation.statistics import paired_change
+from consensus_cli.errors import UserError
+from consensus_cli.evaluation.accuracy import accuracy_columns, predict_both
+from consensus_cli.evaluation.cost.cost_comparison import (
+    complexity_columns,
+    energy_columns,
+    latency_columns,
+    reduction_pct,
+)
+from consensus_cli.evaluation.cost.energy import EnergyMeter
+from consensus_cli.evaluation.pair import Columns, Pair
+from consensus_cli.evaluation.robustness.adversarial import attack_columns
+from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, check_attacks
+from consensus_cli.evaluation.robustness.corruption import check_corruptions, corruption_columns
+from consensus_cli.models.classifier import Classifier
 
-Columns = dict[str, float | int | str]
+#: images shown where `compare` is not given another number, and for how long cost is measured: as in `consensus run`
+ATTACKED_IMAGES, CORRUPTED_IMAGES = 200, 500
+BATCH_SIZES, LATENCY_S = (1, 128), 0.5
+ENERGY_WINDOW_S, ENERGY_REPEATS = 0.2, 8
+
+#: steps of an attack that is only named, where 10 are not enough for it
+_STEPS = {"square": 1000, "deepfool": 50, "cw": 100, "autoattack": 100}
+_EPS255 = {"Linf": 8.0, "L2": 64.0}
+
+_OF_ORIGINAL = re.compile(r"(?P<what>.+)_base(?P<rest>(?:_.+|255)?)")
+#: end of a column's name -> unit, and what turns a value into it
+_UNITS = {
+    "_pct": ("%", 1),
+    "_images_per_s": ("images/s", 1),
+    "_ms": ("ms", 1),
+    "_mib": ("MiB", 1),
+    "_kwh": ("mWh", 1e6),
+    "_kg": ("mg CO2", 1e6),
+    "_nats": ("nats", 1),
+    "255": ("/255", 1),
+}
 
 
-def accuracy_columns(before: accuracy.Predictions, after: accuracy.Predictions) -> Columns:
-    """Returns accuracy, calibration and agreement of both networks, from their answers to all test images."""
-    agreement = accuracy.compare(before, after)
-    columns: Columns = {
-        "accuracy_base_pct": accuracy.accuracy_pct(before),
-        "accuracy_pruned_pct": accuracy.accuracy_pct(after),
-        "accuracy_delta_pp": accuracy.accuracy_pct(after) - accuracy.accuracy_pct(before),
-        "test_images": len(before.labels),
-        "nll_base_nats": accuracy.nll_nats(before),
-        "nll_pruned_nats": accuracy.nll_nats(after),
-        "ece_base_pct": accuracy.calibration_error_pct(before),
-        "ece_pruned_pct": accuracy.calibration_error_pct(after),
-        "disagreement_pct": agreement.disagreement_pct,
-        "mcnemar_p": agreement.mcnemar_p,
-        "worst_class": agreement.worst_class,
-        "worst_class_delta_pp": agreement.worst_class_delta_pp,
-    }
-    if before.logits.shape[1] > 10:
-        columns["top5_base_pct"] = accuracy.top_k_accuracy_pct(before, 5)
-        columns["top5_pruned_pct"] = accuracy.top_k_accuracy_pct(after, 5)
-    return columns
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` measured; `print` shows a table, `comparison["accuracy_delta_pp"]` is one number.
+
+    Attributes:
+        columns: names as in a `results.csv`, where `base` is the original network and the unit ends the name.
+    """
+
+    columns: Columns
+
+    def __getitem__(self, column: str) -> float | int | str:
+        return self.columns[column]
+
+    def __str__(self) -> str:
+        """Returns a table of what was measured of both networks, and below it what is about the two together."""
+        rows, in_table = {}, set()
+        for column in self.columns:
+            found = _OF_ORIGINAL.fullmatch(column)
+            twin = f"{found['what']}_pruned{found['rest']}" if found else ""
+            if found and twin in self.columns:
+                ends = (f"{found['what']}{end}" for end in ("_delta_pp", "_ci95_low", "_ci95_high", "_reduction_pct"))
+                in_table |= {column, twin, *ends}
+                label, *cells = self._row(found["what"], found["rest"])
+                rows[label] = cells
+        table = pd.DataFrame.from_dict(rows, "index", columns=["original", "pruned", "change"]).to_string()
+        others = (f"{name}: {_text(value)}" for name, value in self.columns.items() if name not in in_table)
+        return "\n".join([table, "", *others])
+
+    def _row(self, what: str, rest: str) -> tuple[str, str, str, str]:
+        """Returns label, original, pruned and change: in percentage points with its 95 % interval, or in percent."""
+        ending = next((ending for ending in _UNITS if rest.endswith(ending)), "")
+        unit, scale = _UNITS.get(ending, ("", 1))
+        original, pruned = (float(self.columns[f"{what}_{network}{rest}"]) for network in ("base", "pruned"))
+        label = f"{what}{rest.removesuffix(ending)}".replace("_", " ") + (f", {unit}" if unit else "")
+        if unit == "%":
+            change = f"{pruned - original:+.2f} pp"
+            if f"{what}_ci95_low" in self.columns:
+                change += f" [{self.columns[f'{what}_ci95_low']:+.1f}, {self.columns[f'{what}_ci95_high']:+.1f}]"
+        else:
+            measured = self.columns.get(f"{what}_reduction_pct") if rest == ending else None
+            reduced_pct = reduction_pct(original, pruned) if measured is None else float(measured)
+            change = "–" if math.isnan(reduced_pct) else f"{0.0 - reduced_pct:+.1f} %"
+        return label, _text(scale * original), _text(scale * pruned), change
 
 
-def robustness_columns(
-    base: nn.Module,
+def compare(
+    original: nn.Module,
     pruned: nn.Module,
-    test: Split,
-    attacks: Mapping[str, Attack],
+    test: Split | Batches,
     *,
-    images: int,
-    seed: int,
-    device: torch.device,
+    cost: bool = True,
+    attacks: Iterable[str | Attack] | Mapping[str, Attack] = (),
+    corruptions: Iterable[str] = (),
+    images: int | None = None,
+    energy: EnergyMeter | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    share: Share = ALL,
     progress: Progress | None = None,
-) -> Columns:
-    """Returns accuracy under each attack of both networks, its change with a 95 % interval, transfer, and the time.
+) -> Comparison:
+    """Measures an original and a pruned network on the same images and the same device.
+
+        comparison = compare(original, pruned, test_loader, attacks=["fgsm", "pgd"])
+        print(comparison)                        # a table: original, pruned, change
+        comparison["accuracy_delta_pp"]          # one number
+        comparison.columns                       # all of them, by name
+
+    Both networks are measured in eval mode; mode, gradients and random state are afterwards what they were.
 
     Args:
-        base: the network before pruning.
-        pruned: the network after pruning.
-        test: where the attacked images are drawn from.
-        attacks: column name -> attack.
-        images: test images attacked.
-        seed: of the subset and the interval.
-        device: where the networks are.
-        progress: told after each batch.
+        original: takes images in [0, 1] and returns logits (n, classes); `consensus_cli.normalized` wraps one that
+            takes normalised images.
+        pruned: the same for the pruned network.
+        test: a loader of (images (b, c, h, w) in [0, 1], labels (b,)), which is read once, or a `Split`. Accuracy,
+            calibration and agreement are measured on all of its images.
+        cost: count MACs and parameters, and time both networks in turn, for a few seconds; the machine should be quiet.
+        attacks: names from `consensus list attacks` (8/255, or 64/255 in L2), `Attack`s, or a dictionary of them by the
+            names that their columns are to have.
+        corruptions: such as `fog`, each at five severities. These are our own images, not the published ones.
+        images: test images that are attacked, and corrupted, drawn by seed and spread over the classes; None: 200 are
+            attacked, 500 corrupted.
+        energy: `EnergyMeter("BRA")` measures the energy of inference and its CO2 in that country; None: no energy.
+        seed: of all that is drawn.
+        device: both networks are moved there; None: where the original is.
+        share: this process among several that call this function together. They share images; the first measures cost.
+        progress: called with what is being done, how much of it is done, and how much there is.
+
+    Raises:
+        UserError: an unknown attack or corruption, or networks and images that do not fit together.
     """
-    start_s = time.perf_counter()
-    results = attack_accuracy(base, pruned, test, attacks, images=images, seed=seed, device=device, progress=progress)
-    columns: Columns = {"attacked_images": min(images, len(test)), "attacks_s": time.perf_counter() - start_s}
-    for name, result in results.items():
-        columns |= {
-            f"{name}_eps255": result.attack.eps255,
-            f"{name}_base_pct": result.base_pct,
-            f"{name}_pruned_pct": result.pruned_pct,
-            f"{name}_delta_pp": result.delta_pp,
-            f"{name}_ci95_low": result.ci95_low_pp,
-            f"{name}_ci95_high": result.ci95_high_pp,
-            f"{name}_transfer_to_base_pct": result.transfer_to_base_pct,
-            f"{name}_transfer_to_pruned_pct": result.transfer_to_pruned_pct,
-            "clean_base_pct": result.clean_base_pct,
-            "clean_pruned_pct": result.clean_pruned_pct,
-        }
-    return columns
+    suite, corruptions = _suite(attacks, seed), list(corruptions)
+    check_corruptions(corruptions)
+    split: Split = test if hasattr(test, "batches") else LoaderImages(test)  # type: ignore[assignment]
+    if device is None:
+        device = next((p.device for p in original.parameters()), torch.device("cpu"))
+    pair = Pair(_classifier(original, device), _classifier(pruned, device), split, seed, device, share, progress)
+    check_attacks(suite.values(), _classes(pair))
+    columns = accuracy_columns(*predict_both(pair))
+    if cost:
+        columns |= share.lead(
+            lambda: (
+                complexity_columns(original, pruned, split.image_shape) | latency_columns(pair, BATCH_SIZES, LATENCY_S)
+            )
+        )
+    if energy is not None:
+        columns |= share.lead(lambda: energy_columns(pair, energy, window_s=ENERGY_WINDOW_S, repeats=ENERGY_REPEATS))
+    columns |= attack_columns(pair, suite, ATTACKED_IMAGES if images is None else images)
+    columns |= corruption_columns(pair, corruptions, CORRUPTED_IMAGES if images is None else images)
+    return Comparison(columns)
 
 
-def corruption_columns(
-    base: nn.Module,
-    pruned: nn.Module,
-    test: Split,
-    corruptions: Sequence[str],
-    *,
-    images: int,
-    seed: int,
-    device: torch.device,
-    progress: Progress | None = None,
-) -> Columns:
-    """Returns accuracy of both networks under each corruption at each severity, and the mean over all.
-
-    Args:
-        base: the network before pruning.
-        pruned: the network after pruning.
-        test: where the images are drawn from.
-        corruptions: names of the corruptions.
-        images: test images that are corrupted, stratified.
-        seed: of the subset and of the corruptions.
-        device: where the networks are.
-        progress: told after each corruption and severity.
-    """
-    subset = test.subset(stratified_subset(test.labels, images, seed))
-    rows = corruption_accuracy(
-        base, pruned, subset, corruptions=corruptions, seed=seed, device=device, progress=progress
-    )
-    mean_base, mean_pruned = mean_accuracy_pct(rows)
-    columns: Columns = {
-        "corruption_mean_base_pct": mean_base,
-        "corruption_mean_pruned_pct": mean_pruned,
-        "corruption_mean_delta_pp": mean_pruned - mean_base,
-        "corrupted_images": len(subset),
-    }
-    for row in rows:
-        columns[f"corruption_{row.corruption}_s{row.severity}_base_pct"] = row.base_pct
-        columns[f"corruption_{row.corruption}_s{row.severity}_pruned_pct"] = row.pruned_pct
-    return columns
+def _suite(attacks: Iterable[str | Attack] | Mapping[str, Attack], seed: int) -> dict[str, Attack]:
+    if isinstance(attacks, str):
+        raise UserError(f"attacks='{attacks}' is one text", f"give a list: attacks=['{attacks}']")
+    if isinstance(attacks, Mapping):
+        return dict(attacks)
+    suite: dict[str, Attack] = {}
+    for attack in attacks:
+        settings = _named(attack, seed) if isinstance(attack, str) else attack
+        if settings.name in suite:
+            raise UserError(
+                f"there are two attacks '{settings.name}'",
+                f"give a dictionary: attacks={{'{settings.name}': …, '{settings.name}_mine': …}}",
+            )
+        suite[settings.name] = settings
+    return suite
 
 
-def shift_columns(
-    base: nn.Module,
-    pruned: nn.Module,
-    name: str,
-    archive: Archive,
-    *,
-    image_size: int,
-    images: int | None,
-    seed: int,
-    device: torch.device,
-    progress: Progress | None = None,
-) -> Columns:
-    """Returns accuracy of both networks on every set of a published archive, the mean, and the interval of its change.
-
-    The interval is about images (paired bootstrap). It is left out where the sets do not hold the same images in the
-    same order, so that an image's answers cannot be averaged over them.
-
-    Args:
-        base: the network before pruning.
-        pruned: the network after pruning.
-        name: what the columns begin with.
-        archive: the sets.
-        image_size: pixels that image files are brought to.
-        images: test images of each set, stratified; None for all.
-        seed: of the subset and the interval.
-        device: where the networks are.
-        progress: told after each set.
-    """
-    columns, right, labels = Columns(), [], []
-    for done, (part, read) in enumerate(archive.sets.items(), start=1):
-        split = read(image_size)
-        if images is not None:
-            split = split.subset(stratified_subset(split.labels, images, seed))
-        both = [accuracy.predict(model, split, device).correct.double() for model in (base, pruned)]
-        right.append(torch.stack(both))  # (2, n)
-        labels.append(split.labels)
-        if part:
-            columns[f"{name}_{part}_base_pct"], columns[f"{name}_{part}_pruned_pct"] = (_mean_pct(r) for r in both)
-        if progress is not None:
-            progress(f"testing on {name}", done, len(archive.sets))
-    mean_base, mean_pruned = (sum(_mean_pct(pair[i]) for pair in right) / len(right) for i in (0, 1))
-    columns |= {
-        f"{name}_accuracy_base_pct": mean_base,
-        f"{name}_accuracy_pruned_pct": mean_pruned,
-        f"{name}_accuracy_delta_pp": mean_pruned - mean_base,
-        f"{name}_images": sum(map(len, labels)),
-    }
-    if all(torch.equal(labels[0], others) for others in labels):
-        right_base, right_pruned = torch.stack(right).mean(0)
-        change = paired_change(right_base, right_pruned, seed)
-        columns[f"{name}_accuracy_ci95_low"] = change.ci95_low_pp
-        columns[f"{name}_accuracy_ci95_high"] = change.ci95_high_pp
-    return columns
+def _named(name: str, seed: int) -> Attack:
+    norm = ATTACKS[name].norms[0] if name in ATTACKS else "Linf"
+    return Attack(name, norm=norm, eps255=_EPS255[norm], steps=_STEPS.get(name, 10), seed=seed)
 
 
-def shortcut_columns(
-    base: nn.Module, pruned: nn.Module, test: ImageTensors, cue: Cue, *, seed: int, device: torch.device
-) -> Columns:
-    """Returns how far each network follows the planted cue instead of the image, in percentage points."""
-    columns: Columns = {}
-    for name, model in (("base", base), ("pruned", pruned)):
-        reliance = shortcut_reliance(model, test, cue, seed=seed, device=device)
-        columns |= {
-            f"shortcut_{cue.kind}_{name}_pp": reliance.shortcut_reliance_pp,
-            f"shortcut_{cue.kind}_{name}_ci95_low": reliance.ci95_low_pp,
-            f"shortcut_{cue.kind}_{name}_ci95_high": reliance.ci95_high_pp,
-            f"shortcut_{cue.kind}_absent_{name}_pct": reliance.absent_pct,
-        }
-    return columns
+def _classifier(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """Returns the network on the device, as a module that returns logits alone, whatever form it answers in."""
+    network.to(device)
+    return network if isinstance(network, Classifier) else Classifier(nn.Identity(), network)
 
 
-def _mean_pct(right: torch.Tensor) -> float:
-    return 100 * right.mean().item()
+def _classes(pair: Pair) -> int:
+    """Returns how many classes the networks tell apart, after a look at what they answer to two images."""
+    images, _ = next(iter(pair.test.batches(2, pair.device)))
+    with pair.evaluating():
+        shapes = [tuple(model(images).shape) for model in pair.networks.values()]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2:
+        raise UserError(
+            f"the networks answer {len(images)} images with logits of shape {shapes[0]} and {shapes[1]}",
+            "give two networks that answer (images, classes)",
+        )
+    classes, largest = shapes[0][1], int(pair.test.labels.max())
+    if largest >= classes or int(pair.test.labels.min()) < 0:
+        raise UserError(
+            f"the test images have labels up to {largest}, the networks {classes} classes",
+            "labels count from 0 to classes − 1",
+        )
+    return classes
+
+
+def _text(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

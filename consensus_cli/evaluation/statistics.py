@@ -77,3 +77,8 @@ def paired_reduction_pct(before: Sequence[float], after: Sequence[float]) -> flo
     if 0 in before:
         return float("nan")
     return 100 * (1 - float(np.median(np.divide(after, before))))
+
+
+def alternating(names: Sequence[str], turn: int) -> Sequence[str]:
+    """Returns the order of what is measured in turn 0, 1, …: forwards, then backwards, so that a drift cancels."""
+    return names if turn % 2 == 0 else names[::-1]

@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before data, training or a device costs time: told all at once."""
+"""Everything that can be found wrong before data, training or a device costs time, reported all at once."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from consensus_cli import data, training
 from consensus_cli.config import ranges
-from consensus_cli.config.schema import ModelConfig, RecipeConfig, RunConfig
+from consensus_cli.config.schema import ModelConfig, RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.evaluation.cost.energy import check_country
-from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, check_attacks
+from consensus_cli.evaluation.robustness.attacks import ATTACKS, check_attacks
 from consensus_cli.evaluation.robustness.corruption import SEVERITIES, check_corruptions
 from consensus_cli.evaluation.robustness.shift import Archive, open_archive
 from consensus_cli.experiment import distributed
@@ -31,6 +30,7 @@ from consensus_cli.scoring.ranking.consensus import AGGREGATIONS
 from consensus_cli.scoring.score import metrics_needed
 from consensus_cli.storage.results import check_writable
 from consensus_cli.storage.rundir import RESULTS_NAME
+from consensus_cli.training.recipe import Hyperparameters
 
 
 def check(config: RunConfig) -> None:
@@ -48,17 +48,22 @@ def check(config: RunConfig) -> None:
     if config.output_dir.startswith("~"):
         problems.append(UserError(f"there is no home folder for '{config.output_dir}'", "write out the path"))
     problems += check_writable(Path(config.output_dir) / RESULTS_NAME)
-    for attempt in (
-        lambda: check_country(config.evaluate.country),
-        lambda: _check_device(config),
-        lambda: _check_model(config.model),
-        lambda: check_tracker(config.tracker),
-        lambda: _check_processes(config),
-        lambda: check_corruptions(config.evaluate.corruptions, SEVERITIES),
-    ):
-        problems += _told_by(attempt)
-    for name, path in config.evaluate.shift.items():
-        problems += _told_by(lambda name=name, path=path: shift_archives({name: path}))  # type: ignore[misc]
+    attempts: list[Callable[[], object]] = [
+        partial(metrics_needed, config.criterion.name, config.metrics.weights),
+        *(partial(check_attacks, [attack]) for attack in config.attacks.suite.values()),
+        partial(check_country, config.evaluate.country),
+        partial(_check_device, config),
+        partial(_check_model, config.model),
+        partial(check_tracker, config.tracker),
+        partial(_check_processes, config),
+        partial(check_corruptions, config.evaluate.corruptions, SEVERITIES),
+        *(partial(shift_archives, {name: path}) for name, path in config.evaluate.shift.items()),
+    ]
+    for attempt in attempts:
+        try:
+            attempt()
+        except UserError as error:
+            problems.append(error)
     if problems:
         raise ConfigError(problems)
 
@@ -80,8 +85,7 @@ def shift_archives(paths: Mapping[str, str]) -> dict[str, Archive]:
 def pick_device(name: str) -> torch.device:
     """Returns the device of a name; `auto` is the first GPU where there is one, or this process's own of several.
 
-    Raises:
-        UserError: no such device here.
+    Raises UserError where there is no such device.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         # One process per GPU: each takes the one of its number.
@@ -91,8 +95,8 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise unknown_name("device", name, ("auto", "cpu", "cuda")) from None
-    if device.type not in ("cpu", "cuda"):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise unknown_name("device", name, ("auto", "cpu", "cuda"))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
@@ -106,9 +110,7 @@ def _name_problems(config: RunConfig) -> Iterator[UserError]:
     yield from (unknown_name("metric", name, METRICS) for name in config.metrics.weights if name not in METRICS)
     if config.criterion.aggregation not in AGGREGATIONS:
         yield unknown_name("criterion.aggregation", config.criterion.aggregation, AGGREGATIONS)
-    yield from _told_by(lambda: metrics_needed(config.criterion.name, config.metrics.weights))
     for name, attack in config.attacks.suite.items():
-        yield from _told_by(lambda attack=attack: check_attacks([Attack(**asdict(attack))]))  # type: ignore[misc]
         # So that its columns cannot be those of another measure.
         if attack.name in ATTACKS and not re.fullmatch(rf"{attack.name}[a-z0-9_]*", name):
             yield UserError(
@@ -140,17 +142,9 @@ def _check_model(model: ModelConfig) -> None:
 def _check_processes(config: RunConfig) -> None:
     world = distributed.world()
     for node in ("baseline", "finetune"):
-        recipe: RecipeConfig = getattr(config, node)
+        recipe: Hyperparameters = getattr(config, node)
         if recipe.batch_size < 2 * recipe.accumulate_batches * world > 2 * recipe.accumulate_batches:
             raise UserError(
                 f"{node}.batch_size={recipe.batch_size} leaves fewer than 2 images for each of {world} processes",
                 f"set {node}.batch_size to at least {2 * recipe.accumulate_batches * world}, or start fewer processes",
             )
-
-
-def _told_by(attempt: Callable[[], Any]) -> list[UserError]:
-    try:
-        attempt()
-    except UserError as error:
-        return [error]
-    return []

@@ -101,7 +101,7 @@ def dry_run(model: Classifier, images: Tensor, labels: Tensor, demands: Demands)
         demands: what the run asks for.
 
     Raises:
-        UserError: in one line, what does not work and what mends it.
+        UserError: in one line, what does not work and how to fix it.
     """
     scripts = [path for path, module in model.network.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripts:

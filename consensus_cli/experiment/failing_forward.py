@@ -1,4 +1,4 @@
-"""What mends a network that fails on the images of a dataset: found by trying, in words to type."""
+"""How to fix a network that fails on the images of a dataset, found by trying, in words to type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from consensus_cli.models.modes import evaluating
 #: sizes in pixels that networks are usually made for, tried where the given one does not work
 _USUAL_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
 
-#: what mends a network whose copy does not compute with its own modules
+#: how to fix a network whose copy does not compute with its own modules
 ANOTHER_MODULE = "a hook or closure refers to the original; let it use the module that it is given"
 
 
@@ -28,7 +28,7 @@ def answer(model: Classifier, images: Tensor, name: str) -> Tensor:
 
 
 def explained(model: Classifier, images: Tensor, name: str, failure: ForeignCodeError) -> UserError:
-    """Returns what a network that fails cannot do, and what mends it: other sizes and numbers of channels are tried.
+    """Returns what a failing network cannot do and how to fix it: other sizes and numbers of channels are tried.
 
     Args:
         model: the network, never run before; runs where it must fail anyway.

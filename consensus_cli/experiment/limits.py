@@ -80,6 +80,6 @@ def explained(run_dir: Path, *, resumable: bool = True) -> Iterator[None]:
                 "use a machine with more memory, smaller images, or lower scoring.memory_gb and attacks.images; "
                 f"then {again}",
             ) from error
-        if told := raised_in_foreign_code(error):
-            raise RunFailedError(f"the network's code raised {told}", f"mend it, then {again}") from error
+        if raised := raised_in_foreign_code(error):
+            raise RunFailedError(f"the network's code raised {raised}", f"correct it, then {again}") from error
         raise

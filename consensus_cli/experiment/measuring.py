@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from consensus_cli.data.memory import ImageTensors
-from consensus_cli.evaluation import comparison
-from consensus_cli.evaluation.accuracy import Predictions
-from consensus_cli.evaluation.comparison import Columns
-from consensus_cli.evaluation.cost import cost_comparison
+from consensus_cli.data.share import ALL, Share
+from consensus_cli.data.source import Progress
+from consensus_cli.evaluation.accuracy import Predictions, accuracy_columns, predict_both
+from consensus_cli.evaluation.cost.cost_comparison import complexity_columns, energy_columns, latency_columns
 from consensus_cli.evaluation.cost.energy import EnergyMeter
-from consensus_cli.evaluation.mode import Progress
+from consensus_cli.evaluation.pair import Columns, Pair
+from consensus_cli.evaluation.robustness.adversarial import attack_columns
 from consensus_cli.evaluation.robustness.attacks import Attack
+from consensus_cli.evaluation.robustness.corruption import corruption_columns
+from consensus_cli.evaluation.robustness.shift import shift_columns
+from consensus_cli.evaluation.robustness.shortcut import shortcut_columns
 from consensus_cli.experiment.prepare import Prepared, planted_cue
 from consensus_cli.experiment.threads import Load
 from consensus_cli.models.classifier import Classifier
@@ -40,112 +44,52 @@ def measure(
     original: Classifier,
     network: Classifier,
     *,
-    answers: tuple[Predictions, Predictions],
     training: Training,
     meter: EnergyMeter,
     progress: Progress,
+    share: Share = ALL,
+    answers: tuple[Predictions, Predictions] | None = None,
 ) -> Columns:
-    """Measures both networks on the same data and the same device.
+    """Measures both networks on the same data and the same device, by the pieces that `evaluation.compare` is made of.
 
     Args:
         prepared: what the run works on.
-        original: the network before pruning.
-        network: the network after pruning.
-        answers: what they answer to the test images.
+        original: the original network.
+        network: the pruned network.
         training: trains copies of them.
         meter: reads the energy.
-        progress: told what is being measured.
+        progress: called with what is being measured.
+        share: this process among those of the job; they share images, and rank 0 measures cost.
+        answers: what they answer to the test images, where that is known.
     """
-    progress = prepared.threads.ticking(progress)
-    test = prepared.images.test
-    columns = comparison.accuracy_columns(*answers)
-    columns |= _cost_columns(prepared, original, network, training, meter=meter, progress=progress)
-    columns |= _robustness_columns(prepared, original, network, progress)
-    columns |= _shift_columns(prepared, original, network, progress)
-    cue = planted_cue(prepared.config, len(prepared.images.classes))
+    config, test = prepared.config, prepared.images.test
+    settings = config.evaluate
+    pair = Pair(original, network, test, config.seed, prepared.device, share, prepared.threads.ticking(progress))
+    columns = accuracy_columns(*(answers or predict_both(pair)))
+    columns |= share.lead(lambda: _cost_columns(prepared, pair, training, meter))
+    suite = {key: Attack(**asdict(attack), seed=config.seed) for key, attack in config.attacks.suite.items()}
+    columns |= attack_columns(pair, suite, config.attacks.images)
+    columns |= corruption_columns(pair, settings.corruptions, settings.corruption_images)
+    for name, archive in prepared.shift.items():
+        columns |= shift_columns(pair, name, archive, settings.shift_images)
+    cue = planted_cue(config, len(prepared.images.classes))
     if cue is not None and isinstance(test, ImageTensors):
-        columns |= comparison.shortcut_columns(
-            original, network, test, cue, seed=prepared.config.seed, device=prepared.device
-        )
+        columns |= shortcut_columns(pair, test, cue)
     return columns
 
 
-def _cost_columns(
-    prepared: Prepared,
-    original: Classifier,
-    network: Classifier,
-    training: Training,
-    *,
-    meter: EnergyMeter,
-    progress: Progress,
-) -> Columns:
-    settings, test = prepared.config.evaluate, prepared.images.test
-    before = Load.now()
+def _cost_columns(prepared: Prepared, pair: Pair, training: Training, meter: EnergyMeter) -> Columns:
+    settings, before = prepared.config.evaluate, Load.now()
     columns: Columns = {"idle_w": meter.idle_w(IDLE_WINDOWS * settings.energy_window_s)}
-    columns |= cost_comparison.complexity_columns(original, network, test.image_shape)
-    columns |= cost_comparison.latency_columns(
-        original,
-        network,
-        test.image_shape,
-        batch_sizes=settings.batch_sizes,
-        device=prepared.device,
-        min_run_time_s=settings.latency_min_run_s,
-        progress=progress,
-    )
-    columns |= cost_comparison.energy_columns(
-        original,
-        network,
-        test,
-        training.work,
-        epoch_share=training.epoch_share,
-        meter=meter,
+    columns |= complexity_columns(pair.original, pair.pruned, pair.test.image_shape)
+    columns |= latency_columns(pair, settings.batch_sizes, settings.latency_min_run_s)
+    columns |= energy_columns(
+        pair,
+        meter,
         window_s=settings.energy_window_s,
         repeats=settings.energy_repeats,
-        progress=progress,
+        training=training.work,
+        epoch_share=training.epoch_share,
     )
     other_load_pct = Load.now().used_since_pct(before)
     return columns if other_load_pct is None else columns | {"other_load_pct": other_load_pct}
-
-
-def _robustness_columns(prepared: Prepared, original: Classifier, network: Classifier, progress: Progress) -> Columns:
-    config = prepared.config
-    if not config.attacks.suite:
-        return {}
-    return comparison.robustness_columns(
-        original,
-        network,
-        prepared.images.test,
-        {key: Attack(**asdict(attack), seed=config.seed) for key, attack in config.attacks.suite.items()},
-        images=config.attacks.images,
-        seed=config.seed,
-        device=prepared.device,
-        progress=progress,
-    )
-
-
-def _shift_columns(prepared: Prepared, original: Classifier, network: Classifier, progress: Progress) -> Columns:
-    settings, seed, columns = prepared.config.evaluate, prepared.config.seed, Columns()
-    if settings.corruptions:
-        columns |= comparison.corruption_columns(
-            original,
-            network,
-            prepared.images.test,
-            settings.corruptions,
-            images=settings.corruption_images,
-            seed=seed,
-            device=prepared.device,
-            progress=progress,
-        )
-    for name, archive in prepared.shift.items():
-        columns |= comparison.shift_columns(
-            original,
-            network,
-            name,
-            archive,
-            image_size=prepared.images.test.image_shape[-1],
-            images=settings.shift_images,
-            seed=seed,
-            device=prepared.device,
-            progress=progress,
-        )
-    return columns

@@ -29,7 +29,7 @@ from consensus_cli.experiment.signals import Stopper
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.matching import entries
-from consensus_cli.models.weights import load_into, read_state_dict
+from consensus_cli.models.weights import load_into
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.screen import Screen
 from consensus_cli.storage import checkpoint
@@ -103,7 +103,7 @@ class Session:
         known = str(ratio) in self.state.tuned and self.share.lead(file.is_file)
         if not known:
             return None
-        return _network(prepared, self.state.removed, self.share.lead(lambda: read_state_dict(file)), file)
+        return _network(prepared, self.state.removed, self.share.lead(lambda: checkpoint.read_weights(file)), file)
 
     def save_pruned(
         self, prepared: Prepared, ratio: float, original: Classifier, network: Classifier, pruned: Classifier
@@ -326,7 +326,7 @@ def _read(files: RunDir) -> tuple[RunDir, Identity, RunState, tuple[Weights, Wei
     if not files.state.is_file():
         return files, identity, RunState(), None
     state, weights = read_state(files.state, read_all(files.scores))
-    return files, identity, state, (checkpoint.read_baseline(files), weights)
+    return files, identity, state, (checkpoint.read_weights(files.baseline_checkpoint), weights)
 
 
 def _network(prepared: Prepared, removed: list[str], weights: Mapping[str, Tensor], source: Path | str) -> Classifier:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
+
+from consensus_cli.models.modes import tensors_in
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -19,18 +21,7 @@ def clone(network: Network) -> Network:
     computed = {
         id(value): value.detach().clone()
         for module in network.modules()
-        for value in _tensors(vars(module))
+        for value in tensors_in(vars(module))
         if value.grad_fn is not None
     }
     return copy.deepcopy(network, dict(computed))
-
-
-def _tensors(values: object) -> list[Tensor]:
-    """Returns the tensors in nested lists, tuples and dictionaries."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, dict):
-        values = list(values.values())
-    if isinstance(values, list | tuple):
-        return [tensor for value in values for tensor in _tensors(value)]
-    return []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import logits_of
-from consensus_cli.models.modes import evaluating, tensors_in, uncompiled
+from consensus_cli.models.modes import evaluating, following, tensors_in, uncompiled
 
 _CONVOLUTIONS: tuple[Any, ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
 
@@ -49,7 +49,7 @@ class _Part:
     Attributes:
         path: the module that consists of it; None where it stands in the code of a larger module.
         inside: the innermost module that it runs in.
-        from_end: how many calls that may be products run from this one to the end of the forward pass, itself included.
+        number: how many calls that may be products ran before it.
         operand: which of the tensors it is given holds the features.
         channels_first: whether the features are the second dimension and positions follow.
         transposed: whether they are (d, n).
@@ -57,7 +57,7 @@ class _Part:
 
     path: str | None
     inside: str
-    from_end: int
+    number: int
     operand: int
     channels_first: bool
     transposed: bool
@@ -77,9 +77,11 @@ class Head:
 
     Attributes:
         parts: one product, or several whose results together are the logits (a distilled pair).
+        calls: how many calls that may be products one forward pass makes.
     """
 
     parts: tuple[_Part, ...]
+    calls: int
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -101,25 +103,25 @@ class Head:
             A function that returns the representation (n, d) of the latest forward pass.
         """
         seen: dict[str, Tensor] = {}
-        written = [part for part in self.parts if part.path is None]
-        products = _LatestProducts(max((part.from_end for part in written), default=0))
+        # Counted from the end: a network without some of its blocks makes fewer calls before its head.
+        from_end = {part: self.calls - part.number for part in self.parts if part.path is None}
+        products = _LatestProducts(max(from_end.values(), default=0))
 
-        def features(part: _Part) -> Tensor:
-            if part.path is None:
-                return products.operands[-part.from_end][part.operand]
-            return seen[part.path]
+        def representation() -> Tensor:
+            found = [
+                part.representation(
+                    products.operands[-from_end[part]][part.operand] if part.path is None else seen[part.path]
+                )
+                for part in self.parts
+            ]
+            return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
         with ExitStack() as stack:
             for path in self.modules:
                 hook = _keep_input(seen, path)
                 stack.enter_context(network.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
-            if written:
+            if from_end:
                 stack.enter_context(products)
-
-            def representation() -> Tensor:
-                found = [part.representation(features(part)) for part in self.parts]
-                return found[0] if len(found) == 1 else torch.cat(found, dim=1)
-
             yield representation
 
 
@@ -134,18 +136,14 @@ def find_head(network: nn.Module, images: Tensor) -> Head:
         UserError: the logits are not made of features and weights.
     """
     recorder = _Recorder(images)
-    with evaluating(network), uncompiled(), ExitStack() as stack:
-        for path, module in network.named_modules():
-            stack.enter_context(module.register_forward_pre_hook(recorder.enter(path), with_kwargs=True))
-            stack.enter_context(module.register_forward_hook(recorder.leave))
-        with recorder:
-            logits = logits_of(network(images))
-    products = recorder.products_behind(logits)
-    # An auxiliary head adds something to every logit; its own result has another size.
-    whole = [product for product in products if product.result.numel() == logits.numel()]
-    if not products:
+    with following(network, recorder.enter, recorder.leave), evaluating(network), uncompiled(), recorder:
+        logits = logits_of(network(images))
+    found = recorder.parts_behind(logits)
+    if not found:
         raise no_head(network, "no linear layer, convolution or matrix product gives its logits")
-    return Head(tuple(product.part(recorder.calls, len(images)) for product in whole or products))
+    # An auxiliary head adds something to every logit; its own result has another size.
+    whole = tuple(part for part, size in found if size == logits.numel())
+    return Head(whole or tuple(part for part, _ in found), recorder.calls)
 
 
 def no_head(network: nn.Module, why: str) -> UserError:
@@ -156,24 +154,6 @@ def no_head(network: nn.Module, why: str) -> UserError:
     )
 
 
-@dataclass(frozen=True)
-class _Product:
-    """A product that ran: its number among such calls, the tensors it got, and the modules it makes up and is in."""
-
-    number: int
-    operands: list[Tensor]
-    operand: int
-    result: Tensor
-    path: str | None
-    inside: str
-    channels_first: bool
-
-    def part(self, count: int, images: int) -> _Part:
-        features = self.operands[self.operand]
-        transposed = features.ndim == 2 and len(features) != images == features.shape[1]
-        return _Part(self.path, self.inside, count - self.number, self.operand, self.channels_first, transposed)
-
-
 class _Recorder(TorchFunctionMode):
     """Notes what the tensors of a forward pass are computed from; keeps them alive, so that no id is used twice."""
 
@@ -181,16 +161,13 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.calls = 0
         self._made_from: dict[int, list[Tensor]] = {id(images): [images]}
-        self._product_of: dict[int, _Product] = {}
+        self._part_of: dict[int, tuple[_Part, int]] = {}
+        self._images = len(images)
         self._running: list[tuple[str, list[Tensor]]] = []
 
-    def enter(self, path: str) -> Callable[..., None]:
-        """Returns a hook that notes that a module starts."""
-
-        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._running.append((path, list(tensors_in([args, kwargs]))))
-
-        return hook
+    def enter(self, path: str, given: Any) -> None:
+        """Notes that a module starts."""
+        self._running.append((path, list(tensors_in(given))))
 
     def leave(self, *_: Any) -> None:
         """Notes that the module that started last ends."""
@@ -215,16 +192,25 @@ class _Recorder(TorchFunctionMode):
 
     def _note_product(self, func: Any, sources: list[Tensor], operand: int, result: Tensor) -> None:
         path, given = self._running[-1] if self._running else ("", [])
-        makes_up_module = path if len(given) == 1 and given[0] is sources[operand] else ""
-        spread_last = func in _SPREADING and sources[operand].shape[-1] == 1
-        channels_first = func in _CONVOLUTIONS or spread_last
-        self._product_of[id(result)] = _Product(
-            self.calls, sources, operand, result, makes_up_module or None, path, channels_first
+        makes_up_module = len(given) == 1 and given[0] is sources[operand]
+        features = sources[operand]
+        spread_last = func in _SPREADING and features.shape[-1] == 1
+        part = _Part(
+            path=(path or None) if makes_up_module else None,
+            inside=path,
+            number=self.calls,
+            operand=operand,
+            channels_first=func in _CONVOLUTIONS or spread_last,
+            transposed=features.ndim == 2 and len(features) != self._images == features.shape[1],
         )
+        self._part_of[id(result)] = part, result.numel()
 
-    def products_behind(self, logits: Tensor) -> list[_Product]:
-        """Returns the products that the logits are made of without another one in between, in order of execution."""
-        found: dict[int, _Product] = {}
+    def parts_behind(self, logits: Tensor) -> list[tuple[_Part, int]]:
+        """Returns the products that the logits are made of without another one in between, in order of execution.
+
+        Each with how many numbers it computes.
+        """
+        found: dict[int, tuple[_Part, int]] = {}
         seen: set[int] = set()
         waiting = [logits]
         while waiting:
@@ -232,24 +218,20 @@ class _Recorder(TorchFunctionMode):
             if id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            product = self._product_of.get(id(tensor))
+            product = self._part_of.get(id(tensor))
             if product is None:
                 waiting += self._made_from.get(id(tensor), [])
             else:
-                found[product.number] = product
+                found[product[0].number] = product
         return [found[number] for number in sorted(found)]
 
 
-@dataclass
 class _LatestProducts(TorchFunctionMode):
     """Keeps what the latest products got; only so many, for they keep the features of whole batches alive."""
 
-    count: int
-    operands: deque[list[Tensor]] = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        self.operands = deque(maxlen=self.count)
+        self.operands: deque[list[Tensor]] = deque(maxlen=count)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PRODUCTS or func in _SPREADING:

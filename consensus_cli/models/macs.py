@@ -14,7 +14,6 @@ import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from consensus_cli.models.copying import clone
-from consensus_cli.models.modes import evaluating, tensors_in, unfused_attention
+from consensus_cli.models.modes import evaluating, following, tensors_in, unfused_attention
 
 #: (arguments, result) of an operator -> its MACs
 Formula = Callable[[Sequence[Any], Any], int]
@@ -84,16 +83,10 @@ def count_macs(network: nn.Module, sample: Tensor) -> MacCount:
     """
     network = clone(network)
     recorder = _Recorder(network)
-    with ExitStack() as stack:
-        # Scripted modules take no hooks: what runs in them counts for the module that they are part of.
-        for module in (module for module in network.modules() if not isinstance(module, torch.jit.ScriptModule)):
-            stack.enter_context(module.register_forward_pre_hook(recorder.enter))
-            stack.enter_context(module.register_forward_hook(recorder.leave, always_call=True))
-        # PyTorch refuses to compile, as flex_attention does by itself, what is being watched.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(evaluating(network))
-        stack.enter_context(unfused_attention())
-        stack.enter_context(recorder)
+    # Scripted modules are not followed: what runs in them counts for the module that they are part of. And PyTorch
+    # refuses to compile, as flex_attention does by itself, what is being watched.
+    eager = torch.compiler.set_stance("force_eager")
+    with following(network, recorder.enter, recorder.leave), eager, unfused_attention(), evaluating(network), recorder:
         network(sample)
     uncounted = tuple(f"{name} × {uses}" for name, uses in sorted(recorder.uncounted.items()))
     return MacCount({"": 0} | recorder.macs, uncounted)
@@ -108,14 +101,15 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.macs: Counter[str] = Counter()
         self.uncounted: Counter[str] = Counter()
-        self._paths: defaultdict[nn.Module, list[str]] = defaultdict(list)
+        paths: defaultdict[nn.Module, list[str]] = defaultdict(list)
         for path, module in network.named_modules(remove_duplicate=False):
-            self._paths[module].append(path)
-        self._running: list[nn.Module] = []
+            paths[module].append(path)
+        self._names = {names[0]: names for names in paths.values()}
+        self._running: list[str] = []
 
-    def enter(self, module: nn.Module, _args: Any) -> None:
+    def enter(self, path: str, _given: Any) -> None:
         """Notes that a module starts."""
-        self._running.append(module)
+        self._running.append(path)
 
     def leave(self, *_: Any) -> None:
         """Notes that the module that started last ends."""
@@ -141,8 +135,8 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _add(self, macs: int) -> None:
-        for path in {"", *(path for module in self._running for path in self._paths[module])}:
-            self.macs[path] += macs
+        for name in {"", *(alias for path in self._running for alias in self._names[path])}:
+            self.macs[name] += macs
 
 
 def _formula(operator: Any, kwargs: Mapping[str, Any]) -> Formula | None:

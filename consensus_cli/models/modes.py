@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +45,33 @@ def uncompiled() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+@contextmanager
+def following(network: nn.Module, enter: Callable[[str, Any], None], leave: Callable[[Any], Any]) -> Iterator[None]:
+    """Follows which modules of a network run while the body runs.
+
+    Args:
+        network: the network; scripted modules in it cannot be followed.
+        enter: called with a module's dotted path and all it is given, when it starts.
+        leave: called with what it returns, when it ends; what this returns, if anything, is handed on instead.
+    """
+    with ExitStack() as stack:
+        for path, module in network.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+
+                def start(_: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+                    enter(path, [args, kwargs])
+
+                stack.enter_context(module.register_forward_pre_hook(start, with_kwargs=True))
+                stack.enter_context(module.register_forward_hook(lambda _, __, out: leave(out), always_call=True))
+        yield
+
+
+def answer(network: nn.Module, example: Tensor) -> list[Tensor]:
+    """Returns the tensors that a network answers with, in eval mode and without gradients."""
+    with evaluating(network):
+        return list(tensors_in([network(example)]))
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:

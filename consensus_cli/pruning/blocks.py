@@ -55,7 +55,9 @@ def find_blocks(model: nn.Module, example: Tensor, granularity: str = "block") -
             model, example = model.network, model.inputs(example)
     # A network may keep what its first forward pass computes, from weights that it does not have for long.
     copied = clone(model)
-    found = discover(copied, trace(copied, example), granularity == "branch")
+    seen = trace(copied, example)
+    # A network of TorchScript cannot be followed.
+    found = discover(copied, seen, granularity == "branch") if seen.calls else []
     if not found:
         raise UserError(f"{type(model).__name__} has no residual blocks", _WHAT_CAN_GO)
     return tried(copied, example, _number_stages(found))

@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models.classifier import network_of
-from consensus_cli.models.modes import evaluating, tensors_in
+from consensus_cli.models.modes import answer, tensors_in
 from consensus_cli.pruning.block import Block
 
 _PART = re.compile(r"(?P<path>.+?)(?:\[(?P<element>\d+)of(?P<count>\d+)\])?")
@@ -117,7 +117,7 @@ def remove_blocks(model: nn.Module, blocks: Iterable[Block | str], example: Tens
     expected: list[Tensor] = []
     if example is not None:
         with bypassed(model, *names):
-            expected = _outputs(model, example)
+            expected = answer(model, example)
     exchanged = [pair for pairs in replacements.values() for pair in pairs]
     before, going = _count_parameters(network), sum(_count_parameters(module) for module, _ in exchanged)
     for module, replacement in exchanged:
@@ -126,7 +126,7 @@ def remove_blocks(model: nn.Module, blocks: Iterable[Block | str], example: Tens
     left = _count_parameters(network)
     assert left == before - going, f"{', '.join(names)}: {going} of {before} parameters, {left} left"
     if example is not None:
-        pairs_of_outputs = zip(_outputs(model, example), expected, strict=True)
+        pairs_of_outputs = zip(answer(model, example), expected, strict=True)
         assert all(torch.equal(a, b) for a, b in pairs_of_outputs), f"{', '.join(names)}: removed differs from bypassed"
 
 
@@ -204,8 +204,3 @@ def _places(network: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]
 def _count_parameters(module: nn.Module) -> int:
     # Layers that take their size from the first input have none before it.
     return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
-
-
-def _outputs(network: nn.Module, example: Tensor) -> list[Tensor]:
-    with evaluating(network):
-        return list(tensors_in([network(example)]))

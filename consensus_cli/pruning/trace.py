@@ -9,15 +9,13 @@ another operation (`addcmul`, `torch.stack(...).sum`) are not seen as additions.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.hooks import RemovableHandle
 
-from consensus_cli.models.modes import evaluating, tensors_in, uncompiled, unfused_attention
+from consensus_cli.models.modes import evaluating, following, tensors_in, uncompiled, unfused_attention
 
 #: operations whose result holds the same elements in the same order as their first argument
 SAME_ELEMENTS = {
@@ -204,16 +202,6 @@ class _Recorder(TorchDispatchMode):
         self.trace.ancestors[value] = self.trace.ancestors[with_value]
 
 
-def _hook(recorder: _Recorder, module: nn.Module, path: str) -> list[RemovableHandle]:
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorder.enter(path, (args, kwargs))
-
-    def leave(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        return recorder.leave(output)
-
-    return [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
-
-
 def trace(network: nn.Module, example: Tensor) -> Trace:
     """Runs a network once on the first sample of an example and returns what it computed.
 
@@ -222,13 +210,7 @@ def trace(network: nn.Module, example: Tensor) -> Trace:
         example: (n, ...) a batch on the network's device; only its first sample is used.
     """
     recorder = _Recorder()
-    with ExitStack() as stack:
-        for path, module in network.named_modules():
-            for handle in _hook(recorder, module, path):
-                stack.callback(handle.remove)
-        stack.enter_context(evaluating(network))
-        stack.enter_context(unfused_attention())
-        stack.enter_context(uncompiled())
-        stack.enter_context(recorder)
+    followed = following(network, recorder.enter, recorder.leave)
+    with followed, evaluating(network), unfused_attention(), uncompiled(), recorder:
         network(example[:1])
     return recorder.trace

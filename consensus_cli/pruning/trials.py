@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli.models.copying import clone
-from consensus_cli.models.modes import UsedParameters, evaluating, tensors_in, uncompiled
+from consensus_cli.models.modes import UsedParameters, answer, uncompiled
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import bypassed, parts_of, remove_blocks
 
@@ -27,13 +27,13 @@ def tried(network: nn.Module, example: Tensor, blocks: Sequence[Block]) -> list[
         example: (n, …) images as the network takes them.
         blocks: blocks of the network, in order of execution.
     """
-    expected = [tensor.shape for tensor in _answer(network, example)]
+    expected = [tensor.shape for tensor in answer(network, example)]
     reasons = {b.name: _why_stays(network, example, b, expected) for b in blocks if b.removable}
     names = [name for name, reason in reasons.items() if not reason]
     removed = clone(network)
     remove_blocks(removed, names)
     with bypassed(network, *names):
-        pairs = list(zip(_answer(removed, example), _answer(network, example), strict=True))
+        pairs = list(zip(answer(removed, example), answer(network, example), strict=True))
     if not all(a.is_meta or torch.equal(a, b) for a, b in pairs):
         reasons |= dict.fromkeys(names, "removed, the candidates do not answer as they do bypassed")
     return [replace(b, removable=False, reason=reasons[b.name]) if reasons.get(b.name) else b for b in blocks]
@@ -44,7 +44,7 @@ def _why_stays(network: nn.Module, example: Tensor, block: Block, expected: list
     own = {id(p) for path in parts for p in network.get_submodule(path).parameters()}
     try:
         with bypassed(network, block), uncompiled(), UsedParameters() as used:
-            found = _answer(network, example)
+            found = answer(network, example)
     except Exception as error:
         return f"{_NEEDS_IT} ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
     if own & used.keys:
@@ -69,9 +69,4 @@ def _silenced(network: nn.Module, example: Tensor, path: str) -> list[Tensor]:
         return tuple(None if element is None else torch.zeros_like(element) for element in output)
 
     with network.get_submodule(path).register_forward_hook(silence):
-        return _answer(network, example)
-
-
-def _answer(network: nn.Module, example: Tensor) -> list[Tensor]:
-    with evaluating(network):
-        return list(tensors_in([network(example)]))
+        return answer(network, example)

@@ -70,17 +70,9 @@ def datasets(points: pd.DataFrame, finished: pd.DataFrame, outcomes: Sequence[st
 def tradeoff_chart(
     points: pd.DataFrame, finished: pd.DataFrame, cost: Cost, outcome: str, styles: dict[str, Style]
 ) -> Chart | None:
-    """Returns what the runs of one task kept against what they saved; None where no run has both.
+    """Returns what the runs of one task kept (an accuracy such as `pgd`) against what they saved; None without both.
 
-    Args:
-        points: means over seeds, of the task.
-        finished: its runs.
-        cost: what pruning saved.
-        outcome: the accuracy on the vertical axis, such as `accuracy` or `pgd`.
-        styles: look of each series: a colour, and in grey a marker and a dash.
-
-    Returns:
-        A specification without data, to be completed with what `datasets` returns as its `datasets`.
+    The specification lacks its `datasets`, which `datasets` returns from the same points and runs.
     """
     x, y = cost.column, f"{outcome}_pruned_pct"
     shown = points[points[x].notna() & points[y].notna()]

@@ -18,16 +18,10 @@ from consensus_cli.report.runs import attacks, complete, load
 
 @dataclass(frozen=True)
 class Measure:
-    """A pair of columns.
+    """A pair of columns, `{}` in their names standing for `base` and `pruned`; a value times `scale` is in `unit`.
 
-    Attributes:
-        label: what it is called.
-        columns: their names, `{}` for `base` and `pruned`.
-        scale: what turns a value into `unit`.
-        unit: of what is shown.
-        digits: decimals worth showing.
-        reduction: column with the reduction in percent, where it was measured in turn and is steadier than the
-            ratio of the two values; empty where there is none.
+    `reduction` is the column with the reduction in percent, where it was measured in turn and is steadier than the
+    ratio of the two values.
     """
 
     label: str
@@ -73,9 +67,7 @@ def run_changes(row: Mapping[str, object]) -> tuple[pd.Series, list[Change]]:
 def changes(row: pd.Series, rows: pd.DataFrame) -> list[Change]:
     """Returns every measure of a run, then its accuracy under each attack.
 
-    Args:
-        row: a line of `rows`.
-        rows: the runs to compare: an attack that any of them knows has a line in all.
+    An attack that any of `rows`, the runs to compare, knows has a line in all.
     """
     found = [_change(row, measure) for measure in _measures(rows)]
     for name in attacks(rows):
@@ -89,10 +81,7 @@ def changes(row: pd.Series, rows: pd.DataFrame) -> list[Change]:
 
 
 def compare_runs(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Returns settings, measures and order of removal of two or more runs, a column per run: headings, and rows.
-
-    Args:
-        paths: run directories.
+    """Returns settings, measures and order of removal of two or more run directories: headings, a column per run; rows.
 
     Raises:
         UserError: fewer than two, or one of them holds no row of a single run.

@@ -60,11 +60,7 @@ def write_figures(runs: Runs, folder: Path) -> list[Path]:
 def tradeoff_figure(points: pd.DataFrame, cost: Cost, outcome: str, looks: dict[str, Style]) -> Figure | None:
     """Returns accuracy against saving, a line per series with 95 % intervals over seeds; None where nothing has both.
 
-    Args:
-        points: means over seeds, of one task.
-        cost: what pruning saved.
-        outcome: the accuracy on the vertical axis, such as `accuracy` or `pgd`.
-        looks: style of each series.
+    `points` are means over seeds, of one task; `outcome` is the accuracy on the vertical axis, such as `pgd`.
     """
     x, y = cost.column, f"{outcome}_pruned_pct"
     shown = points[points[x].notna() & points[y].notna()]
@@ -106,18 +102,18 @@ def phase_figure(phases: pd.DataFrame) -> Figure | None:
 
 def removal_figure(network: Removal) -> Figure:
     """Returns steps × blocks, coloured by importance within the step, a cross on what goes; it needs scores."""
-    scaled = np.full((len(network.steps), len(network.blocks)), np.nan)
-    figure, axes = blank(1.6 + 0.28 * len(network.blocks), 1.3 + 0.22 * len(network.steps))
+    shares = np.full((len(network.steps), len(network.blocks)), np.nan)
     for row, step in enumerate(network.steps):
         low, high = step.importance.min(), step.importance.max()
         for block, importance in step.importance.items():
-            scaled[row, network.blocks.index(str(block))] = (importance - low) / (high - low) if high > low else 1
-        for block in step.removed:
-            column = network.blocks.index(block)
-            axes.plot(column, row, "x", color="white" if scaled[row, column] < 0.5 else "black", markersize=6)
-    _heat(axes, scaled, "importance, 0 = least", (0, 1))
-    axes.set_xticks(range(len(network.blocks)), network.blocks, rotation=90)
-    axes.set_yticks(range(len(network.steps)), [str(number) for number in range(1, len(network.steps) + 1)])
+            share = (importance - low) / (high - low) if high > low else 1
+            shares[row, network.blocks.index(str(block))] = share
+    figure, axes = blank(1.6 + 0.28 * len(network.blocks), 1.3 + 0.22 * len(network.steps))
+    numbers = [str(number) for number in range(1, len(network.steps) + 1)]
+    _heat(axes, pd.DataFrame(shares, numbers, network.blocks), "importance, 0 = least", (0, 1))
+    for row, step in enumerate(network.steps):
+        for column in map(network.blocks.index, step.removed):
+            axes.plot(column, row, "x", color="white" if shares[row, column] < 0.5 else "black", markersize=6)
     axes.set_xlabel("block")
     axes.set_ylabel("step (× goes)")
     return figure
@@ -127,10 +123,23 @@ def rank_figure(network: Removal) -> Figure:
     """Returns metrics × blocks, coloured by the rank before the first step; it needs scores."""
     ranks = network.steps[0].ranks
     figure, axes = blank(2.6 + 0.28 * len(ranks), 1.3 + 0.22 * ranks.shape[1])
-    _heat(axes, ranks.to_numpy().T, "rank, 1 = least important", (1, max(2, len(ranks))))
-    axes.set_xticks(range(len(ranks)), list(ranks.index), rotation=90)
-    axes.set_yticks(range(ranks.shape[1]), list(ranks.columns))
+    _heat(axes, ranks.T, "rank, 1 = least important", (1, max(2, len(ranks))))
     axes.set_xlabel("block")
+    return figure
+
+
+def heat_figure(table: pd.DataFrame, unit: str) -> Figure:
+    """Returns a table of numbers as a heat map with the values written in it."""
+    figure, axes = blank(3.0 + 0.55 * table.shape[1], 1.2 + 0.26 * len(table))
+    values = table.to_numpy()
+    low, high = np.nanmin(values), np.nanmax(values)
+    _heat(axes, table.set_axis(list(map(", ".join, table.index))), unit, (low, high if high > low else low + 1))
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = "white" if value < (low + high) / 2 else "black"
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=colour)
+    for label in axes.get_xticklabels():
+        label.set(rotation=45, ha="right")
     return figure
 
 
@@ -163,23 +172,6 @@ def _task_figures(task: str, points: pd.DataFrame, finished: pd.DataFrame, folde
     return [path for name, figure in found if figure for path in save(figure, folder / f"{slug(task)}_{name}")]
 
 
-def heat_figure(table: pd.DataFrame, unit: str) -> Figure:
-    """Returns a table of numbers as a heat map with the values written in it."""
-    figure, axes = blank(3.0 + 0.55 * table.shape[1], 1.2 + 0.26 * len(table))
-    values = table.to_numpy()
-    low, high = np.nanmin(values), np.nanmax(values)
-    _heat(axes, values, unit, (low, high if high > low else low + 1))
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            dark = value < (low + high) / 2
-            axes.text(
-                column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
-            )
-    axes.set_xticks(range(table.shape[1]), [str(name) for name in table.columns], rotation=45, ha="right")
-    axes.set_yticks(range(len(table)), list(map(", ".join, table.index)))
-    return figure
-
-
 def blank(width_in: float, height_in: float) -> tuple[Figure, Axes]:
     """Returns an empty figure of a width and height in inches and its axes, in the style of the report."""
     with matplotlib.rc_context(_STYLE):
@@ -187,12 +179,12 @@ def blank(width_in: float, height_in: float) -> tuple[Figure, Axes]:
         return figure, figure.subplots()
 
 
-def _heat(axes: Axes, values: np.ndarray, label: str, limits: tuple[float, float]) -> None:
-    image = axes.imshow(values, cmap=SCALE, vmin=limits[0], vmax=limits[1], aspect="auto")
+def _heat(axes: Axes, table: pd.DataFrame, label: str, limits: tuple[float, float]) -> None:
+    image = axes.imshow(table.to_numpy(), cmap=SCALE, vmin=limits[0], vmax=limits[1], aspect="auto")
     axes.grid(visible=False)
-    figure = axes.get_figure()
-    assert figure is not None
-    figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+    axes.figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+    axes.set_xticks(range(table.shape[1]), list(table.columns), rotation=90)
+    axes.set_yticks(range(len(table)), list(table.index))
 
 
 def _draw_line(axes: Axes, series: str, group: pd.DataFrame, columns: tuple[str, str], style: Style) -> None:
@@ -201,15 +193,10 @@ def _draw_line(axes: Axes, series: str, group: pd.DataFrame, columns: tuple[str,
     half = group[f"{y}_ci95"]
     # An interval beyond both ends of the axis (two seeds, mostly) would be a line through the whole figure.
     fits = (group[y] - half > low) | (group[y] + half < high)
-    axes.errorbar(
-        group[x],
-        group[y],
-        yerr=half.where(fits).fillna(0),
-        color=style.colour,
-        marker=style.marker,
-        linestyle=style.line_style,
-        markersize=5,
-        linewidth=1.4,
-        capsize=2,
-        label=series,
-    )
+    look: dict[str, Any] = {
+        "color": style.colour,
+        "marker": style.marker,
+        "linestyle": style.line_style,
+        "label": series,
+    }
+    axes.errorbar(group[x], group[y], half.where(fits).fillna(0), markersize=5, linewidth=1.4, capsize=2, **look)

@@ -19,10 +19,10 @@ from vl_convert import javascript_bundle
 from consensus_cli import __version__
 from consensus_cli.errors import UserError
 from consensus_cli.report import charts, energy, figures, removal, robustness, run_table, tradeoff
-from consensus_cli.report.overview import caveats, overview
+from consensus_cli.report.formatting import command
 from consensus_cli.report.palette import SCALE, Style, styles
 from consensus_cli.report.runs import Runs, attacks, load
-from consensus_cli.report.text import point_rows
+from consensus_cli.report.text import caveats, overview, point_rows
 from consensus_cli.storage.atomic import write_atomic
 
 #: runs shown in the table until more are asked for: laying out thousands takes a browser seconds
@@ -32,23 +32,6 @@ MOST_SERIES = 30
 #: lines of the tables of robustness and energy, which are for the eye; the table of runs has every run
 MOST_POINTS = 40
 _SCALE_COLOURS = 32
-
-
-@dataclass(frozen=True)
-class ReportResult:
-    """What was written.
-
-    Attributes:
-        page: the HTML file.
-        figures: the static figures.
-        runs: number of runs in the report, those that did not finish included.
-        notes: what the source lacked or what could not be read, one sentence each.
-    """
-
-    page: Path
-    figures: tuple[Path, ...]
-    runs: int
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,8 +56,8 @@ class Task:
     left_out: int
 
 
-def write_report(source: Path, out: Path, folder: Path | None = None) -> ReportResult:
-    """Writes one HTML file about the runs of a results file, of its folder, or of a run directory.
+def write_report(source: Path, out: Path, folder: Path | None = None) -> tuple[Runs, list[Path]]:
+    """Writes one HTML file about some runs, and returns the runs and the files in `folder`.
 
     Args:
         source: `results.csv`, the folder that holds it or `runs/`, or a single run directory.
@@ -96,7 +79,7 @@ def write_report(source: Path, out: Path, folder: Path | None = None) -> ReportR
         drawn = figures.write_figures(runs, folder) if folder else []
     except OSError as error:
         raise UserError(f"cannot write '{error.filename or out}': {error.strerror}", "choose another --out") from None
-    return ReportResult(out, tuple(drawn), len(runs.rows), runs.notes)
+    return runs, drawn
 
 
 def render(runs: Runs, title: str) -> str:
@@ -113,7 +96,7 @@ def render(runs: Runs, title: str) -> str:
         if figure is not None
     ]
     networks, left_out = removal.chosen(runs, removal.MOST_NETWORKS)
-    shown = run_table.columns(runs.rows)
+    latest_first = runs.rows.sort_values("started_at", ascending=False, kind="stable")
     payload = {
         "data": {
             task.name: charts.datasets(task.points, task.finished, ["accuracy", *attacks(task.finished)])
@@ -123,33 +106,31 @@ def render(runs: Runs, title: str) -> str:
         "networks": [_network(network) for network in networks],
         "scale": [to_hex(matplotlib.colormaps[SCALE](i / (_SCALE_COLOURS - 1))) for i in range(_SCALE_COLOURS)],
     }
-    return (
-        charts.templates()
-        .get_template("report.html.j2")
-        .render(
-            title=title,
-            version=__version__,
-            source=str(runs.source),
-            overview=overview(runs, points),
-            caveats=caveats(runs, points),
-            front=point_rows(front.head(MOST_POINTS)),
-            left_out_points=max(0, len(front) - MOST_POINTS),
-            tasks=tasks,
-            slots=slots,
-            attack_rows=robustness.attack_rows(front.head(MOST_POINTS), finished),
-            phase_rows=energy.phase_rows(finished),
-            network_rows=energy.network_rows(front.head(MOST_POINTS), finished),
-            energy_sources=energy.sources(finished),
-            networks=networks,
-            left_out_networks=left_out,
-            columns=shown,
-            most_lines=MOST_LINES,
-            lines=run_table.lines(runs.rows, shown),
-            payload=htmlsafe_json_dumps(payload, allow_nan=False, separators=(",", ":")),
-            vega=_vega(),
-            style=_asset("report.css"),
-            script=_asset("report.js"),
-        )
+    template = charts.templates().get_template("report.html.j2")
+    return template.render(
+        title=title,
+        version=__version__,
+        source=str(runs.source),
+        overview=overview(runs, points),
+        caveats=caveats(runs, points),
+        front=point_rows(front.head(MOST_POINTS)),
+        left_out_points=max(0, len(front) - MOST_POINTS),
+        tasks=tasks,
+        slots=slots,
+        attack_rows=robustness.attack_rows(front.head(MOST_POINTS), finished),
+        phase_rows=energy.phase_rows(finished),
+        network_rows=energy.network_rows(front.head(MOST_POINTS), finished),
+        energy_sources=energy.sources(finished),
+        networks=networks,
+        left_out_networks=left_out,
+        runs=latest_first,
+        columns=run_table.columns(latest_first) if len(latest_first) else [],
+        command=command,
+        most_lines=MOST_LINES,
+        payload=htmlsafe_json_dumps(payload, allow_nan=False, separators=(",", ":")),
+        vega=_vega(),
+        style=_asset("report.css"),
+        script=_asset("report.js"),
     )
 
 

@@ -36,17 +36,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Removal:
-    """The pruning of one network.
+    """The pruning of one network: every block that could go, in its order, and those that went, in theirs.
 
-    Attributes:
-        run_id: the run.
-        title: what it was.
-        blocks: every block that could go, in the order of the network as far as the scores show it.
-        removed: those that went, in order.
-        steps: the scores before each removal; empty where they are lost.
+    `steps` has the scores before each removal, and is empty where they are lost.
     """
 
-    run_id: str
     title: str
     blocks: tuple[str, ...]
     removed: tuple[str, ...]
@@ -58,9 +52,9 @@ def removal(row: pd.Series, scores: pd.DataFrame | None) -> Removal:
     title = f"{row['task']}, {row['series']}, seed {row['seed']:g}"
     removed = tuple(filter(None, row["removed_blocks"].split(";")))
     if scores is None:
-        return Removal(row["run_id"], title, removed, removed, ())
+        return Removal(title, removed, removed, ())
     blocks = tuple(dict.fromkeys([*scores["block"], *removed]))
-    return Removal(row["run_id"], title, blocks, removed, tuple(_steps(scores, removed)))
+    return Removal(title, blocks, removed, tuple(_steps(scores, removed)))
 
 
 def read_scores(file: Path) -> pd.DataFrame | None:
@@ -77,13 +71,10 @@ def read_scores(file: Path) -> pd.DataFrame | None:
 def chosen(runs: Runs, most: int) -> tuple[list[Removal], int]:
     """Returns the longest removal of each series, one whose scores are there if any, and how many runs were left out.
 
-    Args:
-        runs: where to choose from.
-        most: no more than so many.
+    There are at most `most`, by task, the consensus first.
     """
     longest = runs.finished[runs.finished["removed_blocks"] != ""]
     longest = longest.sort_values(["blocks_removed", "started_at"], ascending=False, kind="stable")
-    # By task, the consensus first.
     longest = longest.assign(other=~longest["series"].str.startswith("consensus"))
     groups = [group for _, group in longest.groupby(["task", "other", "series"])]
     found = [_with_scores(runs, group) for group in groups[:most]]

@@ -10,7 +10,7 @@ import pandas as pd
 from consensus_cli.report.formatting import NONE, fixed, interval, ratio_text
 from consensus_cli.report.runs import attacks
 
-_CORRUPTION = re.compile(r"corruption_(?P<what>.+?)(?:_s(?P<severity>[1-5]))?_(?P<network>base|pruned)_pct")
+_CORRUPTION = re.compile(r"(?:own_)?corruption_(?P<what>.+?)(?:_s(?P<severity>[1-5]))?_(?P<network>base|pruned)_pct")
 _SHORTCUT = re.compile(r"shortcut_(?P<what>.+)_(?P<network>base|pruned)_pp")
 
 
@@ -46,7 +46,7 @@ def attack_rows(shown: pd.DataFrame, finished: pd.DataFrame) -> list[list[str]]:
 def heat_tables(finished: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
     """Yields (name, caption, unit, table) of each table of numbers that a heat map shows, if any run measured it."""
     for name, caption, unit, table in (
-        ("corruption", "Accuracy under corruption", "%", corruptions(finished)),
+        ("corruption", "Accuracy under corruptions (our own, not the published images)", "%", corruptions(finished)),
         ("shortcut", "Shortcut reliance (0: ignores the planted cue)", "pp", shortcuts(finished)),
     ):
         if not table.empty:

@@ -21,12 +21,7 @@ from consensus_cli.storage.rundir import RunDir
 def write_summary(run_dir: RunDir, row: Mapping[str, object]) -> list[Path]:
     """Writes the table baseline / pruned / change and the two key figures of a finished run; returns the files.
 
-    Args:
-        run_dir: of the run; without readable scores in it the figure of the removal is left out.
-        row: the row of the run.
-
-    Raises:
-        OSError: a file cannot be written.
+    Without readable scores in the run directory the figure of the removal is left out.
     """
     run, changes = run_changes(row)
     written = figures.save(comparison_figure(changes), run_dir.comparison_figure.with_suffix(""), ("svg",))

@@ -2,96 +2,65 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
 
-from consensus_cli.report.formatting import command, duration, fixed, ratio_text, significant
+from consensus_cli.report.formatting import duration, fixed, ratio_text, significant
 from consensus_cli.report.robustness import attack_label
 from consensus_cli.report.runs import attacks
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its heading, the text of a row, and the column of the rows whose number it sorts by.
+    """A column of the table.
 
-    Columns with `hover` are what a chart shows of a single run.
+    Attributes:
+        heading: above it.
+        cells: of each run its text, and the number by which it sorts (None: by its text; "" where there is none).
+        hover: whether a chart shows it when one points at a run.
     """
 
     heading: str
-    text: Callable[[pd.Series], str]
-    sorts_by: str | None = None
-    hover: bool = False
+    cells: list[tuple[str, str | None]]
+    hover: bool
 
-
-@dataclass(frozen=True)
-class Line:
-    """A run in the table.
-
-    Attributes:
-        index: the number by which charts know it.
-        status: of the run.
-        cells: text, and the number by which it sorts (None: by its text; "" where the number is missing).
-        command: that repeats the run.
-    """
-
-    index: int
-    status: str
-    cells: tuple[tuple[str, str | None], ...]
-    command: str
+    @property
+    def is_numeric(self) -> bool:
+        """Whether it sorts by number."""
+        return any(sort is not None for _, sort in self.cells)
 
 
 def columns(rows: pd.DataFrame) -> list[Column]:
-    """Returns the columns that are worth showing of these runs."""
+    """Returns the columns that are worth showing of these runs, a cell per row."""
+
+    def text(heading: str, cells: pd.Series, *, hover: bool = False) -> Column:
+        return Column(heading, [(cell, None) for cell in cells], hover)
+
+    def number(heading: str, name: str, texts: Iterable[str], *, hover: bool = False) -> Column:
+        sort = rows[name].map(lambda value: "" if pd.isna(value) else f"{value:.10g}")
+        return Column(heading, list(zip(texts, sort, strict=True)), hover)
+
+    def decimal(heading: str, name: str, digits: int = 2, *, sign: bool = False, hover: bool = False) -> Column:
+        return number(heading, name, [fixed(value, digits, sign=sign) for value in rows[name]], hover=hover)
+
     found = [
-        _text("run", "run_id", hover=True),
-        _text("status"),
-        _text("model"),
-        _text("dataset"),
-        _text("criterion", hover=True),
-        Column("ratio", lambda row: ratio_text(row["ratio"], row["ratio_unit"]), "ratio", hover=True),
-        _number("seed", "seed", 0, hover=True),
-        _number("blocks removed", "blocks_removed", 0),
-        _number("accuracy before (%)", "accuracy_base_pct"),
-        _number("accuracy after (%)", "accuracy_pruned_pct", hover=True),
-        _number("change (pp)", "accuracy_delta_pp", sign=True),
-        _number("MACs saved (%)", "macs_reduction_pct", 1, hover=True),
-        _number("parameters saved (%)", "params_reduction_pct", 1),
-        _number("latency saved (%), batch 1", "latency_b1_reduction_pct", 1),
-        _number("inference energy saved (%)", "energy_inference_reduction_pct", 1),
-        *(_number(f"{attack_label(name, rows)} (%)", f"{name}_pruned_pct") for name in attacks(rows)),
-        Column("energy of the run (Wh)", lambda row: significant(1000 * row["energy_run_kwh"]), "energy_run_kwh"),
-        Column("duration", lambda row: duration(row["duration_s"]), "duration_s"),
-        Column("started (UTC)", lambda row: row["started_at"][:16].replace("T", " ")),
+        text("run", rows["run_id"], hover=True),
+        *(text(name, rows[name], hover=name == "criterion") for name in ("status", "model", "dataset", "criterion")),
+        number("ratio", "ratio", map(ratio_text, rows["ratio"], rows["ratio_unit"]), hover=True),
+        decimal("seed", "seed", 0, hover=True),
+        decimal("blocks removed", "blocks_removed", 0),
+        decimal("accuracy before (%)", "accuracy_base_pct"),
+        decimal("accuracy after (%)", "accuracy_pruned_pct", hover=True),
+        decimal("change (pp)", "accuracy_delta_pp", sign=True),
+        decimal("MACs saved (%)", "macs_reduction_pct", 1, hover=True),
+        decimal("parameters saved (%)", "params_reduction_pct", 1),
+        decimal("latency saved (%), batch 1", "latency_b1_reduction_pct", 1),
+        decimal("inference energy saved (%)", "energy_inference_reduction_pct", 1),
+        *(decimal(f"{attack_label(name, rows)} (%)", f"{name}_pruned_pct") for name in attacks(rows)),
+        number("energy of the run (Wh)", "energy_run_kwh", map(significant, 1000 * rows["energy_run_kwh"])),
+        number("duration", "duration_s", map(duration, rows["duration_s"])),
+        text("started (UTC)", rows["started_at"].str[:16].str.replace("T", " ")),
     ]
-    return [*found, _text("error")] if (rows["error"] != "").any() else found
-
-
-def lines(rows: pd.DataFrame, shown: list[Column]) -> list[Line]:
-    """Returns the runs as lines of the table, the latest first."""
-    ordered = rows.sort_values("started_at", ascending=False, kind="stable")
-    return [
-        Line(
-            int(str(index)),
-            row["status"],
-            tuple((column.text(row), _sort_key(row, column.sorts_by)) for column in shown),
-            command(row["overrides"]),
-        )
-        for index, row in ordered.iterrows()
-    ]
-
-
-def _sort_key(row: pd.Series, name: str | None) -> str | None:
-    if name is None:
-        return None
-    return f"{row[name]:.10g}" if math.isfinite(row[name]) else ""
-
-
-def _text(heading: str, name: str = "", *, hover: bool = False) -> Column:
-    return Column(heading, lambda row: row[name or heading], hover=hover)
-
-
-def _number(heading: str, name: str, digits: int = 2, *, sign: bool = False, hover: bool = False) -> Column:
-    return Column(heading, lambda row: fixed(row[name], digits, sign=sign), name, hover)
+    return [*found, text("error", rows["error"])] if (rows["error"] != "").any() else found

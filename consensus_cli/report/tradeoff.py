@@ -41,9 +41,6 @@ def points(finished: pd.DataFrame) -> pd.DataFrame:
 
     Runs of one seed are averaged first, so that repeating a run makes no interval narrower.
 
-    Args:
-        finished: rows as `Runs.finished` gives them.
-
     Returns:
         `task`, `series`, `ratio`, `criterion`, `ratio_unit`, `runs`, `seeds`, and for each measure its mean and, as
         `<measure>_ci95`, half the width of its 95 % interval (Student's t over seeds; NaN for a single seed); `pareto`

@@ -17,21 +17,24 @@ from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.storage.atomic import write_atomic
 from consensus_cli.storage.rundir import RunDir
 
-FORMAT = 1
-
 
 def save_baseline(run_dir: RunDir, original: Classifier) -> None:
     """Writes the original network (safetensors) into a run directory."""
     write_atomic(run_dir.baseline_checkpoint, serialize(original.network, {}))
 
 
-def read_baseline(run_dir: RunDir) -> dict[str, Tensor]:
-    """Returns the weights of the original network that a run has saved.
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Returns the weights in a file that a run has written.
 
     Raises:
         UserError: the file is missing or damaged.
     """
-    return _read_weights(run_dir.baseline_checkpoint)
+    try:
+        return read_state_dict(path)
+    except UserError as error:
+        raise UserError(
+            f"the run's own file cannot be read: {error.message}", "copy it again from where the run was, or run anew"
+        ) from error
 
 
 def save_pruned(
@@ -47,7 +50,7 @@ def save_pruned(
         classes: names of the classes in the order of the logits.
     """
     write_atomic(run_dir.pruned_checkpoint, serialize(pruned.network, {"removed_blocks": ";".join(removed)}))
-    structure = {"format": FORMAT, "model": asdict(spec), "removed_blocks": list(removed), "classes": list(classes)}
+    structure = {"format": 1, "model": asdict(spec), "removed_blocks": list(removed), "classes": list(classes)}
     write_atomic(run_dir.pruned_structure, json.dumps(structure, indent=2) + "\n")
 
 
@@ -65,30 +68,18 @@ def load_pruned(run_dir: str | Path) -> Classifier:
         UserError: there is no such run, or its files are damaged.
     """
     files = RunDir.open(Path(run_dir))
-    spec, removed, classes = _read_structure(files.pruned_structure)
+    try:
+        content = json.loads(files.pruned_structure.read_text(encoding="utf-8"))
+        spec, removed = zoo.ModelSpec(**content["model"]), list(content["removed_blocks"])
+        # Earlier versions wrote no classes.
+        classes = tuple(content.get("classes", ()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"'{files.pruned_structure}' does not say how to rebuild the network: {error}",
+            "the run may have stopped before its final fine-tuning; check run.log",
+        ) from error
     model = zoo.build(spec)
     model.classes = classes
     remove_blocks(model.network, removed)
-    load_into(model.network, _read_weights(files.pruned_checkpoint), str(files.pruned_checkpoint))
+    load_into(model.network, read_weights(files.pruned_checkpoint), str(files.pruned_checkpoint))
     return model.eval()
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return read_state_dict(path)
-    except UserError as error:
-        raise UserError(
-            f"the run's own file cannot be read: {error.message}", "copy it again from where the run was, or run anew"
-        ) from error
-
-
-def _read_structure(path: Path) -> tuple[zoo.ModelSpec, list[str], tuple[str, ...]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        # Earlier versions wrote no classes.
-        return zoo.ModelSpec(**content["model"]), list(content["removed_blocks"]), tuple(content.get("classes", ()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"'{path}' does not say how to rebuild the network: {error}",
-            "the run may have stopped before its final fine-tuning; check run.log",
-        ) from error

@@ -210,19 +210,15 @@ def _merged(rows: Iterable[Cells]) -> list[Cells]:
 
 @contextmanager
 def _locked(file: Path, timeout_s: float) -> Iterator[None]:
-    lock = FileLock(file.with_name(f".{file.name}.lock"), timeout=timeout_s)
     try:
-        lock.acquire()
+        with FileLock(file.with_name(f".{file.name}.lock"), timeout=timeout_s):
+            remove_partial_files(file)
+            yield
     except Timeout:
         raise UserError(
             f"'{file}' is still locked by another process after {timeout_s:g} s",
             "see whether a run hangs; the row is kept in its run directory: `consensus collect` adds it later",
         ) from None
-    try:
-        remove_partial_files(file)
-        yield
-    finally:
-        lock.release()
 
 
 def _read(file: Path) -> tuple[list[str], list[Cells], list[bytes]]:

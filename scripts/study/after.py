@@ -13,6 +13,7 @@ from torch import Tensor
 from consensus_cli.data.sampling import stratified_indices, stratified_subset
 from consensus_cli.evaluation.cost import cost_comparison
 from consensus_cli.evaluation.cost.energy import EnergyMeter, compare_energy
+from consensus_cli.evaluation.pair import Pair
 from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
 from consensus_cli.evaluation.robustness.attacks import Attack
 from consensus_cli.evaluation.robustness.corruption import corruption_accuracy, mean_accuracy_pct
@@ -82,9 +83,8 @@ def measure_costs(bench: Bench, folder: Path, screen: Screen) -> None:
             continue
         model = bench.without(removed, "recalibrated")
         size = cost_comparison.complexity_columns(bench.model, model, shape)
-        latency = cost_comparison.latency_columns(
-            bench.model, model, shape, batch_sizes=(1, 128), device=bench.device, min_run_time_s=LATENCY_RUN_S
-        )
+        pair = Pair(bench.model, model, bench.images.test, device=bench.device)
+        latency = cost_comparison.latency_columns(pair, (1, 128), LATENCY_RUN_S)
         energy_mwh = _energy_mwh(bench, model, meter)
         rows.add(
             {
@@ -175,15 +175,8 @@ def _robustness_measures(bench: Bench) -> dict[str, Callable[[Classifier], dict[
 
 
 def _attacked(bench: Bench, attack: Attack, model: Classifier) -> dict[str, object]:
-    result = attack_accuracy(
-        bench.model,
-        model,
-        bench.parts["report"],
-        {attack.name: attack},
-        images=ATTACKED_IMAGES,
-        seed=0,
-        device=bench.device,
-    )[attack.name]
+    pair = Pair(bench.model, model, bench.parts["report"], device=bench.device)
+    result = attack_accuracy(pair, {attack.name: attack}, ATTACKED_IMAGES)[attack.name]
     return {
         "images": result.attacked_images,
         "base_pct": result.base_pct,
@@ -195,14 +188,11 @@ def _attacked(bench: Bench, attack: Attack, model: Classifier) -> dict[str, obje
 
 
 def _corrupted(bench: Bench, model: Classifier) -> dict[str, object]:
-    report = bench.parts["report"]
-    images = report.subset(stratified_subset(report.labels, CORRUPTED_IMAGES, seed=0))
-    results = corruption_accuracy(
-        bench.model, model, images, corruptions=list(DISTORTIONS), severities=SEVERITIES, seed=0, device=bench.device
-    )
+    pair = Pair(bench.model, model, bench.parts["report"], device=bench.device)
+    results = corruption_accuracy(pair, list(DISTORTIONS), CORRUPTED_IMAGES, SEVERITIES)
     base_pct, pruned_pct = mean_accuracy_pct(results)
     return {
-        "images": len(images),
+        "images": min(CORRUPTED_IMAGES, len(pair.test)),
         "base_pct": round(base_pct, 4),
         "pruned_pct": round(pruned_pct, 4),
         "delta_pp": round(pruned_pct - base_pct, 4),

@@ -82,7 +82,10 @@ def collect(output_dir: Path, folder: Path) -> None:
     finished = rows[rows["status"] == "done"] if len(rows) else rows
     if finished.empty:
         raise UserError(f"{results} holds no finished run", "run scripts/study.sh iterative first")
-    kept = finished.reindex(columns=list(COLUMNS)).sort_values(["criterion", "aggregation", "ratio", "seed"])
+    # Rows of newer versions call our own corruptions by that name.
+    own = finished.filter(regex="^own_").rename(columns=lambda name: name.removeprefix("own_"))
+    kept = finished.combine_first(own).reindex(columns=list(COLUMNS))
+    kept = kept.sort_values(["criterion", "aggregation", "ratio", "seed"])
     kept["overrides"] = [without_paths(words) for words in kept["overrides"].fillna("")]
     folder.mkdir(parents=True, exist_ok=True)
     kept.to_csv(folder / "iterative.csv", index=False, float_format="%.6g")

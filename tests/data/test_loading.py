@@ -1,11 +1,15 @@
-"""Streaming in real processes: little shared memory, and workers that are ended from outside."""
+"""Streaming in real processes: how batches travel, and workers that are ended from outside."""
 
 from __future__ import annotations
 
+import functools
 import logging
+import multiprocessing
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,21 +101,15 @@ def all_images(split: ImageFiles) -> torch.Tensor:
     return torch.cat([images for images, _ in split.batches(5, generator=torch.Generator().manual_seed(0))])
 
 
-def test_batches_go_through_pipes_where_shared_memory_is_full(
-    make_tree: MakeTree, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_processes_that_are_not_forked_give_the_same_batches(
+    make_tree: MakeTree, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_tree({"train": 6, "test": 2})
-
-    def full(tensor: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
-
-    loading._warn_once.cache_clear()
     alone = all_images(streamed(root, cache_dir, workers=0))
-    # The workers are forked: they inherit it.
-    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    for _ in range(2):
-        assert torch.equal(all_images(streamed(root, cache_dir, workers=2)), alone)
-    assert caplog.text.count("shared memory is full") == 1
+    spawned = functools.partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
+    monkeypatch.setattr(loading, "ProcessPoolExecutor", spawned)
+    monkeypatch.setattr(loading.multiprocessing, "get_start_method", lambda: "spawn")
+    assert torch.equal(all_images(streamed(root, cache_dir, workers=1)), alone)
 
 
 def test_images_are_decoded_by_the_run_where_no_worker_can_be_started(
@@ -119,32 +117,46 @@ def test_images_are_decoded_by_the_run_where_no_worker_can_be_started(
 ) -> None:
     root = make_tree({"train": 6, "test": 2})
 
-    def full() -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     loading._warn_once.cache_clear()
     alone = all_images(streamed(root, cache_dir, workers=0))
-    monkeypatch.setattr(loading.multiprocessing, "Queue", full)
+    monkeypatch.setattr(loading, "ProcessPoolExecutor", full)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(all_images(streamed(root, cache_dir, workers=2)), alone)
     assert "no worker can be started" in caplog.text
 
 
-@pytest.mark.parametrize(("free_mib", "told"), [(1, True), (440, True), (442, False)])
-def test_too_little_shared_memory_is_said_at_the_start(
-    make_tree: MakeTree, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, free_mib: int, told: bool
-) -> None:
-    # 8 workers, 3 batches each, 128 images of 3·224·224 bytes: 441 MiB.
-    class Filesystem:
-        f_bavail, f_frsize = free_mib, 2**20
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and fork")
+def test_workers_end_with_a_run_that_is_killed(make_tree: MakeTree, cache_dir: Path) -> None:
+    code = """
+import multiprocessing, os, sys
+from pathlib import Path
+from consensus_cli import data
+images = data.load(data.Request("imagefolder", root=sys.argv[1], streaming=True, workers=2), Path(sys.argv[2]))
+next(iter(images.train.batches(2)))
+stream = images.train.batches(2)
+next(stream)
+print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    words = [sys.executable, "-c", code, str(make_tree({"train": 30, "test": 2})), str(cache_dir)]
+    told = subprocess.run(words, capture_output=True, text=True, check=False)
+    workers = [Path("/proc", pid) for pid in told.stdout.split()]
+    assert len(workers) >= 2
+    for _ in range(100):
+        if not any(alive(worker) for worker in workers):
+            return
+        time.sleep(0.1)
+    pytest.fail("workers live on")
 
-    monkeypatch.setattr(loading.os, "statvfs", lambda _: Filesystem)
-    root = make_tree({"train": 4, "test": 2})
-    data = load("imagefolder", root=root, cache_dir=cache_dir, streaming=True, workers=8, image_size=224)
-    assert [f"has {free_mib} MiB free, 8 workers that decode images take 441" in note for note in data.notes] == (
-        [True] if told else []
-    )
-    assert load("imagefolder", root=root, cache_dir=cache_dir, workers=8, image_size=224).notes == ()
+
+def alive(process: Path) -> bool:
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_the_handler_of_ended_children_stays_the_run_s(make_tree: MakeTree, cache_dir: Path) -> None:

@@ -9,9 +9,10 @@ from torch import nn
 
 from consensus_cli.evaluation.accuracy import (
     Predictions,
+    accuracy_columns,
     accuracy_pct,
+    agreement_columns,
     calibration_error_pct,
-    compare,
     nll_nats,
     per_class_accuracy_pct,
     predict,
@@ -84,22 +85,29 @@ def test_agreement_by_hand():
     labels = [0, 0, 0, 1, 1, 1]
     base = predicted([0, 0, 0, 1, 1, 0], labels, 3)
     pruned = predicted([0, 1, 2, 1, 0, 1], labels, 3)
-    agreement = compare(base, pruned)
-    assert agreement.disagreement_pct == pytest.approx(100 * 4 / 6)
-    assert (agreement.base_only_images, agreement.pruned_only_images) == (3, 1)
-    # Exact McNemar: two-sided binomial of 1 of 4 → 2 · (1 + 4) / 16.
-    assert agreement.mcnemar_p == pytest.approx(10 / 16)
-    assert agreement.worst_class == 0
-    assert agreement.worst_class_delta_pp == pytest.approx(-200 / 3)
-    assert math.isnan(agreement.class_delta_pp[2])
+    # Three images are right in the original only, one in the pruned network only. Exact McNemar: two-sided binomial of
+    # 1 of 4 → 2 · (1 + 4) / 16. The third class has no images, so that it cannot be the worst.
+    assert agreement_columns(base, pruned) == {
+        "disagreement_pct": pytest.approx(100 * 4 / 6),
+        "mcnemar_p": pytest.approx(10 / 16),
+        "worst_class": 0,
+        "worst_class_delta_pp": pytest.approx(-200 / 3),
+    }
+    assert math.isnan(per_class_accuracy_pct(base)[2])
 
 
 def test_a_network_agrees_with_itself():
     predictions = predicted([0, 1, 1], [0, 1, 0], 2)
-    agreement = compare(predictions, predictions)
-    assert (agreement.disagreement_pct, agreement.mcnemar_p, agreement.worst_class_delta_pp) == (0, 1, 0)
+    agreement = agreement_columns(predictions, predictions)
+    assert (agreement["disagreement_pct"], agreement["mcnemar_p"], agreement["worst_class_delta_pp"]) == (0, 1, 0)
+
+
+def test_top_5_has_columns_where_there_are_more_than_10_classes():
+    few, many = (predicted([0, 3], [0, 1], count) for count in (10, 11))
+    assert "top5_base_pct" not in accuracy_columns(few, few)
+    assert accuracy_columns(many, many)["top5_pruned_pct"] == top_k_accuracy_pct(many, 5)
 
 
 def test_different_images_cannot_be_compared():
     with pytest.raises(ValueError, match="different images"):
-        compare(predicted([0], [0], 2), predicted([0], [1], 2))
+        agreement_columns(predicted([0], [0], 2), predicted([0], [1], 2))

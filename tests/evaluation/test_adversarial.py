@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.comparison import robustness_columns
+from consensus_cli.evaluation.pair import Pair
 from consensus_cli.evaluation.robustness.adversarial import (
     RobustAccuracy,
     adversarial_examples,
     attack_accuracy,
+    attack_columns,
     check_perturbation,
     check_sanity,
     perturbation_size,
@@ -69,7 +70,7 @@ def test_linf_attacks_break_exactly_what_their_ball_reaches(name, eps255, bright
     """On a linear network the least L∞ perturbation is the margin, so the answer is known image by image."""
     attack = Attack(name, eps255=eps255, steps=FAST_STEPS.get(name, 10))
     model = FourClasses() if name == "autoattack" else Brightness()
-    found = attack_accuracy(model, model, brightness_split, {name: attack}, images=20, seed=0, device="cpu")[name]
+    found = attack_accuracy(Pair(model, model, brightness_split), {name: attack}, 20)[name]
     expected = 100 * sum(margin > eps255 for margin in MARGINS255) / 20
     assert found.base_pct == found.pruned_pct == pytest.approx(expected)
     assert found.clean_base_pct == 100
@@ -83,7 +84,7 @@ def test_l2_attacks_break_exactly_what_their_ball_reaches(name, brightness_split
     eps255 = 6 * math.sqrt(192)
     attack = Attack(name, "L2", eps255=eps255, steps=FAST_STEPS.get(name, 10))
     model = Brightness()
-    found = attack_accuracy(model, model, brightness_split, {name: attack}, images=20, seed=0, device="cpu")[name]
+    found = attack_accuracy(Pair(model, model, brightness_split), {name: attack}, 20)[name]
     least = 100 * sum(margin > 6 for margin in MARGINS255) / 20
     # Square moves whole patches at random and need not reach the optimum; nothing may do better than it.
     assert least <= found.base_pct <= (100 if name == "square" else least)
@@ -101,7 +102,7 @@ class FourClasses(Brightness):
 def test_minimal_attacks_find_the_least_perturbation(name, brightness_split):
     subset = brightness_split.subset(torch.tensor([7]))  # level 122: margin 5.5
     attack = Attack(name, "L2", eps255=1000, steps=200)
-    found = attack_accuracy(Brightness(), Brightness(), subset, {name: attack}, images=1, seed=0, device="cpu")[name]
+    found = attack_accuracy(Pair(Brightness(), Brightness(), subset), {name: attack}, 1)[name]
     assert found.base_pct == 0
     assert found.perturbation_base255 == pytest.approx(5.5 * math.sqrt(192), rel=0.06)
 
@@ -122,7 +123,7 @@ def test_deepfool_moves_a_batch_as_torchattacks_moves_each_image():
 def test_fgsm_and_pgd_agree_with_a_few_independent_lines(eps255):
     model, split = trained_conv_net()
     attacks = {"fgsm": Attack("fgsm", eps255=eps255), "pgd": Attack("pgd", eps255=eps255, steps=20)}
-    found = attack_accuracy(model, model, split, attacks, images=200, seed=0, device="cpu")
+    found = attack_accuracy(Pair(model, model, split), attacks, 200)
     ((images, labels),) = split.batches(200)
     right = model(images).argmax(1) == labels
     images, labels = images[right].contiguous(), labels[right]
@@ -171,7 +172,7 @@ def test_wrongly_classified_images_are_left_alone():
 def test_a_constant_network_is_as_robust_as_it_is_accurate(noise_split):
     model = Fixed(torch.tensor([0.0, 3.0, 1.0, 1.0]))
     attacks = {"fgsm": Attack("fgsm"), "mifgsm": Attack("mifgsm"), "pgd_l2": Attack("pgd", "L2")}
-    found = attack_accuracy(model, model, noise_split(40, 4), attacks, images=40, seed=0, device="cpu")
+    found = attack_accuracy(Pair(model, model, noise_split(40, 4)), attacks, 40)
     assert [r.base_pct for r in found.values()] == [25, 25, 25]
     assert math.isnan(found["fgsm"].perturbation_base255)
 
@@ -179,9 +180,7 @@ def test_a_constant_network_is_as_robust_as_it_is_accurate(noise_split):
 def test_networks_are_compared_on_the_same_images_with_an_interval_and_transfer(brightness_split):
     """The pruned network's boundary lies 10/255 higher: the images in between are wrong before any attack."""
     base, pruned = Brightness(), Brightness(threshold=137.5 / 255)
-    found = attack_accuracy(
-        base, pruned, brightness_split, {"fgsm": Attack("fgsm", eps255=4)}, images=20, seed=0, device="cpu"
-    )
+    found = attack_accuracy(Pair(base, pruned, brightness_split), {"fgsm": Attack("fgsm", eps255=4)}, 20)
     result = found["fgsm"]
     assert (result.clean_base_pct, result.clean_pruned_pct) == (100, 75)
     # Standing: base with margin > 4 (16 of 20); pruned: levels ≤ 126 (all, at least 11.5 away), and 142, 144, 146.
@@ -200,15 +199,10 @@ def test_restarts_never_leave_more_standing_and_progress_is_told():
     seen = []
     one, many = (
         attack_accuracy(
-            model,
-            model,
-            split,
+            Pair(model, model, split, progress=lambda *step: seen.append(step)),
             {"pgd": Attack("pgd", eps255=3, steps=2, restarts=restarts)},
-            images=60,
-            seed=0,
-            device="cpu",
+            60,
             batch_size=25,
-            progress=lambda *step: seen.append(step),
         )["pgd"].base_pct
         for restarts in (1, 5)
     )
@@ -223,9 +217,7 @@ def test_restarts_never_leave_more_standing_and_progress_is_told():
 def test_the_seed_decides_the_subset(noise_split):
     model, split = small_conv_net(), noise_split(200, 4)
     accuracy_pct = [
-        attack_accuracy(model, model, split, {"fgsm": Attack("fgsm")}, images=40, seed=seed, device="cpu")[
-            "fgsm"
-        ].clean_base_pct
+        attack_accuracy(Pair(model, model, split, seed), {"fgsm": Attack("fgsm")}, 40)["fgsm"].clean_base_pct
         for seed in (0, 0, 1, 2, 3)
     ]
     assert accuracy_pct[0] == accuracy_pct[1]
@@ -239,9 +231,7 @@ def test_autoattack_needs_four_classes(brightness_split):
 
 def test_no_images_are_refused(brightness_split):
     with pytest.raises(UserError, match="0 images to attack"):
-        attack_accuracy(
-            Brightness(), Brightness(), brightness_split, {"fgsm": Attack("fgsm")}, images=0, seed=0, device="cpu"
-        )
+        attack_accuracy(Pair(Brightness(), Brightness(), brightness_split), {"fgsm": Attack("fgsm")}, 0)
 
 
 @pytest.mark.parametrize("bad", [0.2, float("nan"), 1.5, -0.1])
@@ -253,7 +243,7 @@ def test_a_perturbation_outside_its_ball_is_a_bug(bad):
         check_perturbation(perturbed, images, Attack("pgd", eps255=8))
 
 
-RESULT = RobustAccuracy(Attack("pgd", eps255=8), 100, 90, 90, 40, 40, 0, 0, 0, 40, 40, 8, 8)
+RESULT = RobustAccuracy(0, 0, 0, Attack("pgd", eps255=8), 100, 90, 90, 40, 40, 40, 40, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +268,6 @@ def test_possible_results_pass():
 
 def test_attacks_that_differ_in_steps_alone_have_columns_of_their_own(brightness_split):
     attacks = {"pgd": Attack("pgd", steps=1, step255=1), "pgd50": Attack("pgd", steps=50)}
-    columns = robustness_columns(
-        Brightness(), Brightness(), brightness_split, attacks, images=20, seed=0, device=torch.device("cpu")
-    )
+    columns = attack_columns(Pair(Brightness(), Brightness(), brightness_split), attacks, 20)
     assert columns["pgd50_base_pct"] < columns["pgd_base_pct"]
+    assert columns["pgd50_perturbation_base255"] == pytest.approx(8, abs=1e-3)

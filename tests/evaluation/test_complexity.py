@@ -70,7 +70,7 @@ def test_the_row_says_what_its_macs_leave_out():
     )
     assert one["macs_base"] == 64 * 4 * 3 * 9
     assert one["macs_uncounted"] == "aten::_fft_c2r × 1, aten::_fft_r2c × 1"
-    assert two["macs_uncounted"] == "nothing"  # of the baseline
+    assert two["macs_uncounted"] == "nothing"  # of the original
 
 
 def test_masked_attention_weights_are_counted_by_hand():
@@ -100,8 +100,6 @@ def test_latency_names_its_units_and_ranks_a_network_ten_times_deeper_as_slower(
     assert found["many"].median_ms > 3 * found["one"].median_ms
     assert len(found["one"].blocks_ms) == len(found["many"].blocks_ms) >= 5
     assert found["one"].iqr_ms >= 0
-    assert (found["one"].batch_size, found["one"].threads, found["one"].device) == (4, torch.get_num_threads(), "cpu")
-    assert found["one"].images_per_s == pytest.approx(4000 / found["one"].median_ms)
 
 
 @pytest.mark.slow

@@ -5,9 +5,11 @@ import torch
 from helpers.evaluation_networks import Brightness, Fixed, small_conv_net
 
 from consensus_cli.errors import UserError
+from consensus_cli.evaluation.pair import Pair
 from consensus_cli.evaluation.robustness.corruption import (
     check_corruptions,
     corruption_accuracy,
+    corruption_columns,
     mean_accuracy_pct,
 )
 from consensus_cli.evaluation.robustness.distortions import DISTORTIONS, SEVERITIES, distort
@@ -86,15 +88,10 @@ def test_brightness_and_contrast_by_hand():
 def test_both_networks_see_the_same_corrupted_images(noise_split):
     split, model, seen = noise_split(30, 4), small_conv_net(), []
     rows = corruption_accuracy(
-        model,
-        model,
-        split,
-        corruptions=["fog", "jpeg_compression"],
+        Pair(model, model, split, progress=lambda *step: seen.append(step)),
+        ["fog", "jpeg_compression"],
         severities=[1, 5],
-        seed=0,
-        device="cpu",
         batch_size=8,
-        progress=lambda *step: seen.append(step),
     )
     assert [(row.corruption, row.severity) for row in rows] == [
         ("fog", 1),
@@ -102,18 +99,21 @@ def test_both_networks_see_the_same_corrupted_images(noise_split):
         ("jpeg_compression", 1),
         ("jpeg_compression", 5),
     ]
-    assert all(row.delta_pp == 0 and row.images == 30 for row in rows)
+    assert all(row.base_pct == row.pruned_pct for row in rows)
     assert seen[-1] == ("corrupting: jpeg_compression", 4, 4)
 
 
 def test_a_brightness_reader_fails_under_brightness_and_a_constant_network_under_nothing(brightness_split):
     constant = Fixed(torch.tensor([0.0, 1.0]))
-    rows = corruption_accuracy(
-        Brightness(), constant, brightness_split, corruptions=["brightness"], seed=0, device="cpu"
-    )
+    pair = Pair(Brightness(), constant, brightness_split)
+    rows = corruption_accuracy(pair, ["brightness"])
     # 0.05 lifts every level by 12.75: class 0 from level 115 up is lost, six of ten; 0.1 lifts all of it.
     assert [row.base_pct for row in rows] == [70, 50, 50, 50, 50]
     assert mean_accuracy_pct(rows) == (54, 50)
+    columns = corruption_columns(pair, ["brightness"], 20)
+    assert columns["corrupted_images"] == 20
+    assert columns["own_corruption_mean_delta_pp"] == -4
+    assert [columns[f"own_corruption_brightness_s{severity}_base_pct"] for severity in (1, 2)] == [70, 50]
 
 
 def test_the_mean_of_nothing_is_refused():

@@ -8,9 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from codecarbon.external import hardware
 
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.cost.energy import EnergyMeter, StageMeter, _nvml_id, check_country, compare_energy
+from consensus_cli.evaluation.cost.energy import (
+    _COUNTERS,
+    EnergyMeter,
+    StageMeter,
+    _nvml_id,
+    check_country,
+    compare_energy,
+)
 from consensus_cli.evaluation.statistics import paired_reduction_pct
 
 
@@ -26,12 +34,17 @@ def burn(seconds: float) -> None:
 
 
 def test_twice_the_work_takes_twice_the_energy(meter):
-    work = {"one": lambda: burn(0.05), "two": lambda: burn(0.10)}
+    calls = {"one": 0, "two": 0}
+
+    def work_of(name: str, seconds: float) -> None:
+        calls[name] += 1
+        burn(seconds)
+
+    work = {"one": lambda: work_of("one", 0.05), "two": lambda: work_of("two", 0.10)}
     found = compare_energy(work, meter=meter, window_s=0.4, repeats=5)
     assert 40 < -paired_reduction_pct(found["one"].windows_kwh, found["two"].windows_kwh) < 180
     assert len(found["one"].windows_kwh) == 5
-    assert found["one"].calls > found["two"].calls >= 3
-    assert found["one"].source == meter.source
+    assert min(calls.values()) >= 6
     assert found["one"].kwh_iqr >= 0
 
 
@@ -41,7 +54,7 @@ def test_windows_alternate_and_report_progress(meter):
     found = compare_energy(work, meter=meter, window_s=0, repeats=2, progress=lambda *step: seen.append(step))
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert seen == [("measuring energy", done, 6) for done in range(1, 7)]
-    assert (len(found["a"].windows_kwh), found["a"].calls) == (2, 2)  # the first window is not counted
+    assert len(found["a"].windows_kwh) == 2  # the first window is not counted
 
 
 def test_a_cold_start_does_not_count(meter):
@@ -51,18 +64,9 @@ def test_a_cold_start_does_not_count(meter):
         calls.append(burn(0.02 if calls else 0.6))
 
     found = compare_energy({"a": cold_at_first}, meter=meter, window_s=0.1, repeats=2)
-    assert found["a"].duration_s < 0.3
-    # As a third window the first call would stand out by its energy, which the median duration hides.
+    assert len(calls) > 3
+    # As a third window the first call would stand out by its energy.
     assert max(found["a"].windows_kwh) < 5 * min(found["a"].windows_kwh)
-
-
-def test_a_given_carbon_intensity_turns_kwh_into_kg():
-    meter = EnergyMeter("FRA", carbon_intensity_g_per_kwh=500)
-    with meter.measure() as used:
-        burn(0.2)
-    assert used.kwh > 0
-    assert used.co2_kg == pytest.approx(0.5 * used.kwh)
-    assert used.duration_s > 0.2
 
 
 def test_countries_differ_in_carbon_intensity():
@@ -70,6 +74,7 @@ def test_countries_differ_in_carbon_intensity():
     for country in ("BRA", "POL"):
         with EnergyMeter(country).measure() as used:
             burn(0.1)
+        assert min(used.kwh, used.duration_s) > 0
         intensity[country] = used.co2_kg / used.kwh
     assert intensity["POL"] > 2 * intensity["BRA"]
 
@@ -100,15 +105,23 @@ def test_idle_power_is_less_than_busy_power(meter):
     assert 0 <= meter.idle_w(0.5) < busy_w
 
 
-def test_machine_mode_reads_too():
-    meter = EnergyMeter("BRA", tracking_mode="machine")
-    assert "machine" in meter.source
-    assert meter.idle_w(0.2) > 0
-
-
 def test_source_says_tool_version_mode_and_kind(meter):
     assert meter.source.startswith("codecarbon 3.3.2 process: CPU e")
     assert meter.estimated == ("estimate" in meter.source)
+
+
+def test_codecarbon_describes_its_counters_as_the_meter_expects():
+    """Private: `tracker._hardware`, and the words of its parts, say whether a counter is read."""
+    tracker = EnergyMeter("BRA")._tracker()
+    tracker.get_detected_hardware()
+    assert any(isinstance(part, hardware.CPU) for part in tracker._hardware)
+    described = {hardware.AppleSiliconChip.__name__, hardware.Raspberry.__name__}
+    for mode in ("intel_rapl", "intel_power_gadget", "windows_emi", "cpu_load", "constant"):
+        cpu = hardware.CPU(tempfile.gettempdir(), "constant", "a model", 50)
+        cpu._mode = mode
+        described.add(cpu.description())
+    read = {text for text in described if any(counter in text for counter in _COUNTERS)}
+    assert len(read) == len(_COUNTERS) == 5
 
 
 def test_nothing_is_written_printed_or_stopped_by_leftovers(tmp_path, monkeypatch, capfd):
@@ -210,11 +223,6 @@ def test_unknown_country_is_refused_with_a_hint():
     with pytest.raises(UserError, match="unknown country 'GERMANY'") as caught:
         check_country("GERMANY")
     assert "DEU" in caught.value.hint
-
-
-def test_negative_carbon_intensity_is_refused():
-    with pytest.raises(UserError, match="negative"):
-        EnergyMeter("BRA", carbon_intensity_g_per_kwh=-1)
 
 
 def test_gpu_is_named_as_the_driver_numbers_it(monkeypatch):

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from consensus_cli.evaluation.accuracy import predict
 from consensus_cli.evaluation.cost.complexity import latency_ms, peak_memory_mib
-from consensus_cli.evaluation.cost.cost_comparison import _forward_passes
+from consensus_cli.evaluation.cost.cost_comparison import forward_passes
+from consensus_cli.evaluation.pair import Pair
 from consensus_cli.evaluation.robustness.adversarial import adversarial_examples
 from consensus_cli.evaluation.robustness.attacks import Attack
 from consensus_cli.evaluation.robustness.corruption import corruption_accuracy
@@ -33,9 +34,9 @@ RUNS = {
     "predict": lambda network, split: predict(network, split, "cpu"),
     "latency": lambda network, _: latency_ms({"a": network}, (3, 8, 8), 2, "cpu", 0.001),
     "peak memory": lambda network, _: peak_memory_mib(network, (3, 8, 8), 2, "cpu"),
-    "energy": lambda network, split: _forward_passes(network, [next(split.batches(4))[0]])(),
+    "energy": lambda network, split: forward_passes(network, [next(split.batches(4))[0]])(),
     "corruption": lambda network, split: corruption_accuracy(
-        network, network, split, corruptions=["contrast"], severities=[1], seed=0, device="cpu"
+        Pair(network, network, split), ["contrast"], severities=[1]
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Published test images: every form is read, every defect is told, and the columns are those worked out by hand."""
+"""Published test images: every form is read, every defect is reported, and the columns are those worked out by hand."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from helpers.shift_archives import cifar_c, flat, imagenet_c
 from torchvision.io import write_png
 
 from consensus_cli.cli.main import main
+from consensus_cli.data.memory import ImageTensors
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.comparison import shift_columns
-from consensus_cli.evaluation.robustness.shift import open_archive
+from consensus_cli.evaluation.pair import Pair
+from consensus_cli.evaluation.robustness.shift import open_archive, shift_columns
 
 LABELS = np.array([0, 0, 1, 1])
 #: four images a severity: with each, one more image of class 0 becomes bright
 LEVELS = np.array([[10, 20, 200, 210], [10, 130, 200, 210], [140, 130, 200, 210], [140, 130, 200, 210], [0, 0, 0, 0]])
 
 
-def columns(name, path, base, pruned, **arguments):
-    archive = open_archive(name, path)
-    settings = {"image_size": 8, "images": None, "seed": 0, "device": torch.device("cpu")} | arguments
-    return shift_columns(base, pruned, name, archive, **settings)
+def columns(name, path, base, pruned, *, image_size=8, images=None, progress=None):
+    test = ImageTensors(torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8), torch.arange(2))
+    return shift_columns(Pair(base, pruned, test, progress=progress), name, open_archive(name, path), images)
 
 
 def test_cifar_c_has_a_column_per_severity_and_the_mean(tmp_path):
@@ -97,13 +97,13 @@ def test_there_is_no_interval_where_sets_hold_other_images(tmp_path):
         ("c10", "pair_data.npy", "pair_labels.npy cannot be read"),
         ("c10", "whole_data.npy", "with labels of shape"),
         ("c10", "cifar/labels.npy", "holds images of shape"),
-        ("c10", "text.npz", "no archive of images and labels"),
+        ("c10", "text.npz", "not an archive of images and labels"),
         ("c10", "empty_tree", "holds 0 different sets of classes"),
         ("c10", "uneven_tree", "holds 2 different sets of classes"),
         ("c10", "hollow_tree", "there are no images in"),
     ],
 )
-def test_defects_are_told(tmp_path, name, path, message):
+def test_defects_are_reported(tmp_path, name, path, message):
     cifar_c(tmp_path / "cifar", LABELS, LEVELS)
     for folder, labels, images in (
         ("lonely", 5, {}),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from helpers.evaluation_networks import Brightness, Fixed
@@ -7,13 +9,15 @@ from torch import Tensor, nn
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.errors import UserError
+from consensus_cli.evaluation.pair import Pair
 from consensus_cli.evaluation.robustness.shortcut import (
-    CUES,
     Cue,
+    CueKind,
     check_cue,
     conflicting_labels,
     plant,
     plant_training_cue,
+    shortcut_columns,
     shortcut_reliance,
 )
 
@@ -62,9 +66,8 @@ def test_a_network_that_reads_only_the_cue_relies_on_it_completely(channels):
     cue = Cue("patch", 25, 4)
     found = shortcut_reliance(CueReader(cue, channels), noise_images(80, 4, channels), cue, seed=0, device="cpu")
     assert (found.aligned_pct, found.conflict_pct, found.followed_pct) == (100, 0, 100)
-    assert (found.shortcut_reliance_pp, found.ci95_low_pp, found.ci95_high_pp) == (100, 100, 100)
+    assert (found.delta_pp, found.ci95_low_pp, found.ci95_high_pp) == (100, 100, 100)
     assert found.absent_pct < 60
-    assert found.images == 80
 
 
 def test_a_constant_network_relies_on_nothing():
@@ -72,10 +75,10 @@ def test_a_constant_network_relies_on_nothing():
         Fixed(torch.tensor([1.0, 0.0, 0.0])), noise_images(60, 3), Cue("tint", 50, 3), seed=0, device="cpu"
     )
     assert found.aligned_pct == found.absent_pct == found.conflict_pct == pytest.approx(100 / 3)
-    assert found.shortcut_reliance_pp == 0
+    assert found.delta_pp == 0
 
 
-@pytest.mark.parametrize("kind", CUES)
+@pytest.mark.parametrize("kind", get_args(CueKind))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_training_with_the_cue_makes_a_network_rely_on_it_and_without_it_does_not(kind, channels):
     """The images are noise, so there is nothing to learn but the cue."""
@@ -91,10 +94,10 @@ def test_training_with_the_cue_makes_a_network_rely_on_it_and_without_it_does_no
         )
         for correlation in (1.0, 0.0)
     )
-    assert with_cue.shortcut_reliance_pp > 50
+    assert with_cue.delta_pp > 50
     assert with_cue.ci95_low_pp > 40
-    assert abs(without.shortcut_reliance_pp) < 25
-    assert with_cue.shortcut_reliance_pp > without.shortcut_reliance_pp + 40
+    assert abs(without.delta_pp) < 25
+    assert with_cue.delta_pp > without.delta_pp + 40
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.25, 1.0])
@@ -116,7 +119,7 @@ def test_a_patch_covers_the_stated_square_and_nothing_else():
     assert torch.equal(changed, expected)
 
 
-@pytest.mark.parametrize("kind", CUES)
+@pytest.mark.parametrize("kind", get_args(CueKind))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_class_has_a_cue_of_its_own(kind, channels):
     grey = torch.full((10, channels, 16, 16), 128, dtype=torch.uint8)
@@ -138,6 +141,16 @@ def test_a_brightness_reader_partly_follows_a_grey_tint(brightness_split):
     # The patch covers the whole image and both colours have the same mean: all images look alike.
     assert found.absent_pct == 100
     assert found.aligned_pct + found.conflict_pct == 100
+
+
+def test_each_answer_to_a_cue_has_a_column(brightness_split):
+    cue = Cue("patch", 100, 2)
+    found = shortcut_reliance(Brightness(), brightness_split, cue, seed=0, device="cpu")
+    columns = shortcut_columns(Pair(Brightness(), Brightness(), brightness_split), brightness_split, cue)
+    for name in ("base", "pruned"):
+        assert columns[f"shortcut_patch_{name}_pp"] == found.delta_pp
+        for answer in ("aligned", "absent", "conflict", "followed"):
+            assert columns[f"shortcut_patch_{answer}_{name}_pct"] == getattr(found, f"{answer}_pct")
 
 
 @pytest.mark.parametrize(

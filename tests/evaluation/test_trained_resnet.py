@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.evaluation.accuracy import accuracy_pct, calibration_error_pct, predict
+from consensus_cli.evaluation.pair import Pair
 from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
 from consensus_cli.evaluation.robustness.attacks import Attack
 from consensus_cli.evaluation.robustness.corruption import corruption_accuracy
@@ -72,7 +73,7 @@ def test_fgsm_and_pgd_agree_with_independent_lines(model, split, eps255):
     attacks = {"fgsm": Attack("fgsm", eps255=eps255), "pgd": Attack("pgd", eps255=eps255, steps=20)}
     subset = split.subset(torch.arange(images))
     constant = Fixed(torch.arange(10.0))  # a second network that costs nothing to attack
-    found = attack_accuracy(model, constant, subset, attacks, images=images, seed=0, device="cpu", batch_size=images)
+    found = attack_accuracy(Pair(model, constant, subset), attacks, images, batch_size=images)
     ((x, y),) = subset.batches(images)
     with torch.no_grad():
         right = model(x).argmax(1) == y
@@ -93,7 +94,7 @@ def test_attacks_rank_as_they_must(model, split):
     }
     constant = Fixed(torch.arange(10.0))
     subset = split.subset(torch.arange(24))
-    found = attack_accuracy(model, constant, subset, attacks, images=24, seed=0, device="cpu")
+    found = attack_accuracy(Pair(model, constant, subset), attacks, 24)
     weaker, strongest, none = found.values()
     assert strongest.base_pct <= weaker.base_pct < weaker.clean_base_pct
     assert none.base_pct == none.clean_base_pct
@@ -101,8 +102,7 @@ def test_attacks_rank_as_they_must(model, split):
 
 def test_corruptions_cost_more_with_severity(model, split):
     names = ["gaussian_noise", "defocus_blur", "contrast", "jpeg_compression"]
-    rows = corruption_accuracy(
-        model, model, split.subset(torch.arange(300)), corruptions=names, severities=[1, 5], seed=0, device="cpu"
-    )
+    pair = Pair(model, model, split.subset(torch.arange(300)))
+    rows = corruption_accuracy(pair, names, severities=[1, 5])
     for mild, strong in zip(rows[::2], rows[1::2], strict=True):
         assert strong.base_pct < mild.base_pct

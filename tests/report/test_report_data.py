@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from consensus_cli.errors import UserError
 from consensus_cli.report import energy, formatting, removal, robustness, tradeoff
-from consensus_cli.report.overview import caveats
 from consensus_cli.report.runs import complete, load
+from consensus_cli.report.text import caveats
 
 
 def points_of(*rows: dict[str, object]) -> pd.DataFrame:
@@ -220,6 +220,8 @@ def test_corruptions_and_shortcuts_are_found_by_their_columns() -> None:
     }
     rows, _ = complete(pd.DataFrame([finished_row("a", **values)]))
     assert robustness.corruptions(rows)["fog 3"].to_list() == [80.0, 70.0]
+    newer = rows.rename(columns=lambda name: f"own_{name}" if name.startswith("corruption") else name)
+    pd.testing.assert_frame_equal(robustness.corruptions(newer), robustness.corruptions(rows))
     assert robustness.shortcuts(rows)["patch"].to_list() == [12.0]
     assert robustness.shortcuts(complete(pd.DataFrame([finished_row("a")]))[0]).empty
 
@@ -255,9 +257,9 @@ def test_damaged_scores_are_no_scores(tmp_path: Path, text: str) -> None:
 
 
 def test_chosen_prefers_a_run_whose_scores_are_there(tmp_path: Path) -> None:
-    rows = [finished_row("a", blocks_removed=3), finished_row("b"), finished_row("c", criterion="cka")]
+    rows = [finished_row("a", blocks_removed=3), finished_row("b", seed=1), finished_row("c", criterion="cka")]
     path = write_results(tmp_path, rows)
     write_scores(tmp_path, "b")
     found, left_out = removal.chosen(load(path), 5)
-    assert [(network.run_id, len(network.steps)) for network in found] == [("b", 2), ("c", 0)]
+    assert [(network.title[-6:], len(network.steps)) for network in found] == [("seed 1", 2), ("seed 0", 0)]
     assert left_out == 1

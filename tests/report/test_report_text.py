@@ -104,7 +104,7 @@ def test_figures_have_axes_units_and_embedded_fonts(tmp_path: Path) -> None:
     added = {"corruption_fog_pruned_pct": 50.0}
     rows = [row | gone | added for row in sweep(criteria=["consensus", "cost$_x"], seeds=2)]
     source = write_results(tmp_path, rows)
-    figures = write_report(source, tmp_path / "r.html", tmp_path / "figures").figures
+    _, figures = write_report(source, tmp_path / "r.html", tmp_path / "figures")
     names = {path.name for path in figures}
     stem = "resnet20-on-digits"
     for name in ("tradeoff_macs", "tradeoff_latency_b1", "robustness_pgd", "energy_phases", "corruption"):

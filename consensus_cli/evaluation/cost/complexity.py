@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import benchmark
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from consensus_cli.evaluation.mode import alternating, evaluation_mode
+# Private by its path alone: PyTorch's documentation names it as the way to see every operator, and has no other.
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from consensus_cli.evaluation.statistics import alternating
 from consensus_cli.models.macs import count_macs
+from consensus_cli.models.modes import evaluating, tensors_in
 
 #: least length of one timed block of forward passes, and least number of blocks per network
 LATENCY_BLOCK_S = 0.02
@@ -31,7 +34,7 @@ class Complexity:
     Attributes:
         macs: multiply-accumulates of convolutions, linear layers and matrix products (what papers call FLOPs).
         params: numbers in its parameters, each shared one once.
-        uncounted: operators that may multiply and add but that nobody has a formula for, as `name × uses`.
+        uncounted: operators that may multiply and add but have no formula, as `name × uses`.
     """
 
     macs: int
@@ -41,33 +44,18 @@ class Complexity:
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one forward pass.
-
-    Attributes:
-        median_ms: median over the blocks, in milliseconds.
-        iqr_ms: interquartile range over the blocks, in milliseconds.
-        blocks_ms: time of a forward pass in each timed block, in the order in which they were timed.
-        batch_size: images per forward pass.
-        threads: threads the CPU operators may use.
-        device: where it ran.
-    """
+    """Time of one forward pass in milliseconds: median and interquartile range over blocks, and each block in turn."""
 
     median_ms: float
     iqr_ms: float
     blocks_ms: tuple[float, ...]
-    batch_size: int
-    threads: int
-    device: str
-
-    @property
-    def images_per_s(self) -> float:
-        """Throughput at this batch size, from the median."""
-        return 1000 * self.batch_size / self.median_ms
 
 
 def complexity(model: nn.Module, image_shape: Sequence[int]) -> Complexity:
     """Counts multiply-accumulates and parameters for one image of `image_shape` (c, h, w)."""
-    count = count_macs(model, torch.zeros(1, *image_shape, device=_device(model)))
+    # A network without weights runs where its input is made.
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    count = count_macs(model, torch.zeros(1, *image_shape, device=device))
     return Complexity(count.total, sum(p.numel() for p in model.parameters()), count.uncounted)
 
 
@@ -78,7 +66,7 @@ def latency_ms(
     device: torch.device | str,
     min_run_time_s: float,
     *,
-    tick: Callable[[], None] | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Latency]:
     """Times the forward pass of every network, in short alternating blocks.
 
@@ -95,8 +83,10 @@ def latency_ms(
     """
     images = torch.rand(batch_size, *image_shape, device=device)
     threads = torch.get_num_threads()
-    times_s: dict[str, list[float]] = {name: [] for name in models}
-    with evaluation_mode(*models.values()), torch.no_grad():
+    times_ms: dict[str, list[float]] = {name: [] for name in models}
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluating(model))
         timers = {
             name: benchmark.Timer("model(images)", globals={"model": model, "images": images}, num_threads=threads)
             for name, model in models.items()
@@ -106,12 +96,11 @@ def latency_ms(
         shortest_block_s = min(passes[name] * pass_s for name, pass_s in passes_s.items())
         for block in range(max(LATENCY_MIN_BLOCKS, math.ceil(min_run_time_s / shortest_block_s))):
             for name in alternating(list(models), block):
-                times_s[name] += timers[name].timeit(passes[name]).times
-                if tick is not None:
-                    tick()
+                times_ms[name] += [1000 * time_s for time_s in timers[name].timeit(passes[name]).times]
+                tick()
                 if torch.get_num_threads() != threads:
                     return latency_ms(models, image_shape, batch_size, device, min_run_time_s, tick=tick)
-    return {name: _latency(times, batch_size, threads, device) for name, times in times_s.items()}
+    return {name: _latency(times) for name, times in times_ms.items()}
 
 
 def peak_memory_mib(model: nn.Module, image_shape: Sequence[int], batch_size: int, device: torch.device | str) -> float:
@@ -122,7 +111,7 @@ def peak_memory_mib(model: nn.Module, image_shape: Sequence[int], batch_size: in
     """
     images = torch.rand(batch_size, *image_shape, device=device)
     held_bytes = images.nbytes + sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    with evaluation_mode(model), torch.no_grad():
+    with evaluating(model):
         if torch.device(device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             before_bytes = torch.cuda.memory_allocated(device)
@@ -148,11 +137,11 @@ class _LiveTensors(TorchDispatchMode):
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = {t.untyped_storage().data_ptr() for t in tensors_in([args, kwargs or {}])}
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in given:
-                self._follow(leaf.untyped_storage())
+        for tensor in tensors_in(result):
+            if tensor.untyped_storage().data_ptr() not in given:
+                self._follow(tensor.untyped_storage())
         return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
@@ -168,12 +157,6 @@ class _LiveTensors(TorchDispatchMode):
         self._live_bytes -= size_bytes
 
 
-def _device(model: nn.Module) -> torch.device:
-    """Where the weights are; a network without any runs where its input is made."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _latency(times_s: list[float], batch_size: int, threads: int, device: torch.device | str) -> Latency:
-    blocks_ms = tuple(1000 * time_s for time_s in times_s)
-    low, median, high = np.percentile(blocks_ms, [25, 50, 75])
-    return Latency(float(median), float(high - low), blocks_ms, batch_size, threads, str(device))
+def _latency(times_ms: list[float]) -> Latency:
+    low, median, high = np.percentile(times_ms, [25, 50, 75])
+    return Latency(float(median), float(high - low), tuple(times_ms))

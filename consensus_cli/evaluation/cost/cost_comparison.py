@@ -1,19 +1,18 @@
-"""What the baseline and the pruned network cost, side by side: operations, time, memory, disk, energy."""
+"""What the original and the pruned network cost, side by side: operations, time, memory, disk, energy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
-from consensus_cli.data.split import Split
-from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.cost.complexity import complexity, file_size_mib, latency_ms, peak_memory_mib
 from consensus_cli.evaluation.cost.energy import EnergyMeter, compare_energy
-from consensus_cli.evaluation.mode import Progress, evaluation_mode
+from consensus_cli.evaluation.pair import Columns, Pair
 from consensus_cli.evaluation.statistics import paired_reduction_pct
 
 #: what `macs_uncounted` says where every operator that multiplies and adds was counted
@@ -24,12 +23,12 @@ DISTURBING_PCT = 5.0
 INFERENCE_IMAGES = 1000
 
 
-def complexity_columns(base: nn.Module, pruned: nn.Module, image_shape: Sequence[int]) -> Columns:
+def complexity_columns(original: nn.Module, pruned: nn.Module, image_shape: Sequence[int]) -> Columns:
     """Returns MACs and parameters of both networks for one image, and their reduction in percent.
 
-    `macs_uncounted` names the operators of the baseline that may hold MACs but are not counted, or says `nothing`.
+    `macs_uncounted` names the operators of the original that may hold MACs but are not counted, or says `nothing`.
     """
-    before, after = complexity(base, image_shape), complexity(pruned, image_shape)
+    before, after = complexity(original, image_shape), complexity(pruned, image_shape)
     return {
         "macs_base": before.macs,
         "macs_pruned": after.macs,
@@ -41,86 +40,65 @@ def complexity_columns(base: nn.Module, pruned: nn.Module, image_shape: Sequence
     }
 
 
-def latency_columns(
-    base: nn.Module,
-    pruned: nn.Module,
-    image_shape: Sequence[int],
-    *,
-    batch_sizes: Sequence[int],
-    device: torch.device,
-    min_run_time_s: float,
-    progress: Progress | None = None,
-) -> Columns:
+def latency_columns(pair: Pair, batch_sizes: Sequence[int], min_run_time_s: float) -> Columns:
     """Returns latency (median, interquartile range, reduction), throughput and peak memory of both networks.
 
     Args:
-        base: the network before pruning.
-        pruned: the network after pruning.
-        image_shape: (c, h, w).
+        pair: the networks; progress is reported after each timed block and each batch size.
         batch_sizes: images per forward pass; each has columns of its own.
-        device: where the networks are.
         min_run_time_s: seconds to time each network for, per batch size.
-        progress: told after each timed block and each batch size.
     """
     columns: Columns = {}
-    models = {"base": base, "pruned": pruned}
+    shape, device = pair.test.image_shape, pair.device
     for done, size in enumerate(batch_sizes, start=1):
-        tick = None if progress is None else partial(progress, "timing the networks", done - 1, len(batch_sizes))
-        timed = latency_ms(models, image_shape, size, device, min_run_time_s, tick=tick)
+        tick = partial(pair.report, "timing the networks", done - 1, len(batch_sizes))
+        timed = latency_ms(pair.networks, shape, size, device, min_run_time_s, tick=tick)
         for network, latency in timed.items():
             columns |= {
                 f"latency_b{size}_{network}_ms": latency.median_ms,
                 f"latency_b{size}_{network}_iqr_ms": latency.iqr_ms,
-                f"throughput_b{size}_{network}_images_per_s": latency.images_per_s,
-                f"peak_memory_b{size}_{network}_mib": peak_memory_mib(models[network], image_shape, size, device),
+                f"throughput_b{size}_{network}_images_per_s": 1000 * size / latency.median_ms,
+                f"peak_memory_b{size}_{network}_mib": peak_memory_mib(pair.networks[network], shape, size, device),
             }
         blocks_ms = timed["base"].blocks_ms, timed["pruned"].blocks_ms
         columns[f"latency_b{size}_reduction_pct"] = paired_reduction_pct(*blocks_ms)
-        if progress is not None:
-            progress("timing the networks", done, len(batch_sizes))
+        pair.report("timing the networks", done, len(batch_sizes))
     return columns
 
 
-def file_size_columns(base: Path, pruned: Path) -> Columns:
+def file_size_columns(original: Path, pruned: Path) -> Columns:
     """Returns the size on disk of both networks' weights."""
-    return {"file_size_base_mib": file_size_mib(base), "file_size_pruned_mib": file_size_mib(pruned)}
+    return {"file_size_base_mib": file_size_mib(original), "file_size_pruned_mib": file_size_mib(pruned)}
 
 
 def energy_columns(
-    base: nn.Module,
-    pruned: nn.Module,
-    test: Split,
-    training: Mapping[str, Callable[[], None]],
-    *,
-    epoch_share: float,
+    pair: Pair,
     meter: EnergyMeter,
+    *,
     window_s: float,
     repeats: int,
-    progress: Progress | None = None,
+    training: Mapping[str, Callable[[], None]] = MappingProxyType({}),
+    epoch_share: float = 1.0,
 ) -> Columns:
     """Returns energy (median, interquartile range) and CO2 of both networks: per 1,000 images, per training epoch.
 
     Args:
-        base: the network before pruning.
-        pruned: the network after pruning.
-        test: the first 1,000 of these images are classified, as often as the windows take.
-        training: `base` and `pruned`: functions that train a copy of the network for a share of an epoch; empty where
-            it cannot be trained, which leaves the columns of the epoch out.
-        epoch_share: that share, in (0, 1].
+        pair: the networks; the first 1,000 test images are classified, as often as the windows take.
         meter: reads the energy.
         window_s: least seconds of one window.
         repeats: windows per network.
-        progress: told after each window.
+        training: `base` and `pruned`: functions that train a copy of the network for a share of an epoch; empty where
+            it cannot be trained, which leaves the columns of the epoch out.
+        epoch_share: that share, in (0, 1].
     """
-    shown = test.subset(torch.arange(min(INFERENCE_IMAGES, len(test))))
+    shown = pair.test.subset(torch.arange(min(INFERENCE_IMAGES, len(pair.test))))
     batches = [images for images, _ in shown.batches(256, meter.device)]
-    passes = {name: _forward_passes(model, batches) for name, model in (("base", base), ("pruned", pruned))}
-    with evaluation_mode(base, pruned):
-        inference = compare_energy(passes, meter=meter, window_s=window_s, repeats=repeats, progress=progress)
-    measurements = [("inference", inference, INFERENCE_IMAGES / len(shown))]
+    passes = {name: forward_passes(model, batches) for name, model in pair.networks.items()}
+    measure = partial(compare_energy, meter=meter, window_s=window_s, repeats=repeats, progress=pair.report)
+    with pair.evaluating():
+        measurements = [("inference", measure(passes), INFERENCE_IMAGES / len(shown))]
     if training:
-        epoch = compare_energy(training, meter=meter, window_s=window_s, repeats=repeats, progress=progress)
-        measurements.append(("epoch", epoch, 1 / epoch_share))
+        measurements.append(("epoch", measure(training), 1 / epoch_share))
     columns: Columns = {}
     for what, measured, scale in measurements:
         for name, energy in measured.items():
@@ -138,7 +116,9 @@ def reduction_pct(before: float, after: float) -> float:
     return 100 * (1 - after / before) if before else float("nan")
 
 
-def _forward_passes(model: nn.Module, batches: Sequence[torch.Tensor]) -> Callable[[], None]:
+def forward_passes(model: nn.Module, batches: Sequence[torch.Tensor]) -> Callable[[], None]:
+    """Returns a function that shows the network every batch once, without gradients."""
+
     @torch.no_grad()
     def run() -> None:
         for images in batches:

@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Literal
 
 import numpy as np
 import torch
 from codecarbon import OfflineEmissionsTracker, emissions_tracker
 from codecarbon.input import DataSource
 
+from consensus_cli.data.source import Progress
 from consensus_cli.errors import UserError, did_you_mean
-from consensus_cli.evaluation.mode import Progress, alternating, synchronize
+from consensus_cli.evaluation.statistics import alternating
 
-TrackingMode = Literal["process", "machine"]
+#: how codecarbon describes what reads a counter
 _COUNTERS = ("Intel Rapl", "Intel Power Gadget", "Windows Emi", "AppleSiliconChip", "Raspberry")
 
 
@@ -54,74 +54,53 @@ class Energy:
         kwh: kWh per call.
         kwh_iqr: interquartile range over the windows, in kWh per call.
         co2_kg: kg of CO2 equivalents per call.
-        duration_s: wall-clock seconds per call.
         windows_kwh: kWh per call in each window, in the order in which they were measured.
-        calls: calls in all windows together.
-        source: where the readings come from.
-        estimated: whether CPU power is an estimate and not a counter's reading.
     """
 
     kwh: float
     kwh_iqr: float
     co2_kg: float
-    duration_s: float
     windows_kwh: tuple[float, ...]
-    calls: int
-    source: str
-    estimated: bool
 
 
 class EnergyMeter:
     """Measures stretches of work on one device; stretches may nest and overlap.
 
+    Where there is no counter, the power of this process and its children is estimated from their CPU time, so that
+    neighbours on a shared machine do not count. A counter such as RAPL always reads the whole machine.
+
     Args:
         country: ISO 3166 alpha-3 code of the country whose electricity is used, such as `BRA`.
         device: where the work runs; a GPU is counted only if it is this one.
-        tracking_mode: `process` estimates the power of this process and its children from their CPU time, so
-            that neighbours on a shared machine do not count; `machine` estimates from the load of all cores. A
-            counter such as RAPL always reads the whole machine.
-        carbon_intensity_g_per_kwh: overrides the country's yearly mean.
 
     Raises:
-        UserError: if codecarbon has no electricity data for the country, or the carbon intensity is negative.
+        UserError: if codecarbon has no electricity data for the country.
     """
 
-    def __init__(
-        self,
-        country: str,
-        *,
-        device: torch.device | str = "cpu",
-        tracking_mode: TrackingMode = "process",
-        carbon_intensity_g_per_kwh: float | None = None,
-    ) -> None:
+    def __init__(self, country: str, *, device: torch.device | str = "cpu") -> None:
         check_country(country)
-        if carbon_intensity_g_per_kwh is not None and carbon_intensity_g_per_kwh < 0:
-            raise UserError(
-                f"carbon intensity {carbon_intensity_g_per_kwh} g/kWh is negative", "give 0 or more, or leave it out"
-            )
         self.country = country
         self.device = torch.device(device)
-        self._tracking_mode: TrackingMode = tracking_mode
-        self._carbon_intensity_g_per_kwh = carbon_intensity_g_per_kwh
         tracker = self._tracker()
         tracker.get_detected_hardware()
+        # Private: nothing public of codecarbon says whether a counter is read or the power estimated.
         parts = [part.description() for part in tracker._hardware]
         #: Whether CPU power is codecarbon's estimate and not a counter's reading.
         self.estimated: bool = not any(counter in part for part in parts for counter in _COUNTERS)
         #: The tool, its version, its tracking mode and where the readings come from, in one line.
-        self.source: str = self._describe(parts)
+        self.source: str = _source(parts, self.device, estimated=self.estimated)
 
     @contextmanager
     def measure(self) -> Iterator[Consumption]:
         """Yields a `Consumption` that is filled when the block ends, also if it ends with an exception."""
         consumption = Consumption()
         tracker = self._tracker()
-        synchronize(self.device)
+        _synchronize(self.device)
         start_s = time.perf_counter()
         tracker.start()
         try:
             yield consumption
-            synchronize(self.device)
+            _synchronize(self.device)
         finally:
             tracker.stop()
             consumption.duration_s = time.perf_counter() - start_s
@@ -144,8 +123,7 @@ class EnergyMeter:
         with _no_settings_from_outside():
             return OfflineEmissionsTracker(
                 country_iso_code=self.country,
-                tracking_mode=self._tracking_mode,
-                force_carbon_intensity_g_co2e_kwh=self._carbon_intensity_g_per_kwh,
+                tracking_mode="process",
                 gpu_ids=[_nvml_id(self.device)] if self.device.type == "cuda" else None,
                 pue=1.0,
                 allow_multiple_runs=True,
@@ -153,11 +131,6 @@ class EnergyMeter:
                 output_dir=tempfile.gettempdir(),
                 log_level="critical",
             )
-
-    def _describe(self, parts: list[str]) -> str:
-        cpu = "CPU estimate from load (no energy counter)" if self.estimated else "CPU energy counter"
-        gpu = " + GPU by NVML" if self.device.type == "cuda" and any("GPU" in part for part in parts) else ""
-        return f"codecarbon {version('codecarbon')} {self._tracking_mode}: {cpu} + RAM model{gpu}"
 
 
 def compare_energy(
@@ -194,7 +167,7 @@ def compare_energy(
                 progress("measuring energy", done, (1 + repeats) * len(work))
             if torch.get_num_threads() != threads:
                 return compare_energy(work, meter=meter, window_s=window_s, repeats=repeats, progress=progress)
-    return {name: _medians(windows, meter) for name, windows in readings.items()}
+    return {name: _medians(windows) for name, windows in readings.items()}
 
 
 def check_country(country: str) -> None:
@@ -223,31 +196,39 @@ def _no_settings_from_outside() -> Iterator[None]:
         emissions_tracker.get_hierarchical_config = read
 
 
+def _source(parts: list[str], device: torch.device, *, estimated: bool) -> str:
+    cpu = "CPU estimate from load (no energy counter)" if estimated else "CPU energy counter"
+    gpu = " + GPU by NVML" if device.type == "cuda" and any("GPU" in part for part in parts) else ""
+    return f"codecarbon {version('codecarbon')} process: {cpu} + RAM model{gpu}"
+
+
 def _window(call: Callable[[], None], meter: EnergyMeter, window_s: float) -> tuple[Consumption, int]:
     calls = 0
     with meter.measure() as reading:
         end_s = time.perf_counter() + window_s
         while calls == 0 or time.perf_counter() < end_s:
             call()
-            # A GPU only queues the work: without waiting, the loop would run far ahead of it.
-            synchronize(meter.device)
+            # Without waiting, the loop would run far ahead of a GPU, which only queues the work.
+            _synchronize(meter.device)
             calls += 1
     return reading, calls
 
 
-def _medians(windows: list[tuple[Consumption, int]], meter: EnergyMeter) -> Energy:
+def _medians(windows: list[tuple[Consumption, int]]) -> Energy:
     kwh = [reading.kwh / calls for reading, calls in windows]
     low, median, high = np.percentile(kwh, [25, 50, 75])
     return Energy(
         kwh=float(median),
         kwh_iqr=float(high - low),
         co2_kg=float(np.median([reading.co2_kg / calls for reading, calls in windows])),
-        duration_s=float(np.median([reading.duration_s / calls for reading, calls in windows])),
         windows_kwh=tuple(kwh),
-        calls=sum(calls for _, calls in windows),
-        source=meter.source,
-        estimated=meter.estimated,
     )
+
+
+def _synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _nvml_id(device: torch.device) -> int | str:

@@ -1,8 +1,9 @@
-"""Accuracy of a baseline and a pruned network under attack, by one protocol for both.
+"""Accuracy of the original and of the pruned network under attack, by one protocol for both.
 
 Both networks see the same stratified images in [0, 1], in eval mode, with gradients through the normalisation. An
 image that a network already gets wrong is not attacked again. Every perturbation is checked to lie in its ball and
-in [0, 1], and what each network's examples do to the other is recorded (transfer).
+in [0, 1], and what each network's examples do to the other is recorded (transfer). Several processes attack whole
+batches each; an attack begins every batch with the same random numbers, so that the answers are those of one process.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.mode import Progress, evaluation_mode, frozen_parameters
-from consensus_cli.evaluation.robustness.attacked import AttackedNetwork, AttackProgress
-from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, check_attacks
-from consensus_cli.evaluation.statistics import paired_change
+from consensus_cli.evaluation.pair import Columns, Pair, gather, part
+from consensus_cli.evaluation.robustness.attacked import AttackedNetwork
+from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, build, check_attacks
+from consensus_cli.evaluation.statistics import Change, paired_change
+from consensus_cli.models.modes import evaluating
 
 _TOLERANCE = 1e-5
 
@@ -31,23 +33,20 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RobustAccuracy:
-    """What one attack did to both networks, on the same images. All `_pct` are shares of `attacked_images`.
+class RobustAccuracy(Change):
+    """Accuracy of both networks under one attack, on the same images, and its change from the original to the pruned.
 
     Attributes:
         attack: the attack and its threat model.
-        attacked_images: images in the subset.
-        clean_base_pct: accuracy of the baseline on the subset without attack.
+        attacked_images: images attacked; all `_pct` are shares of them.
+        clean_base_pct: accuracy of the original network without attack.
         clean_pruned_pct: the same of the pruned network.
-        base_pct: accuracy of the baseline under attack.
+        base_pct: accuracy of the original network under attack.
         pruned_pct: accuracy of the pruned network under attack.
-        delta_pp: pruned minus base, in percentage points.
-        ci95_low_pp: lower end of the change's 95 % interval (paired bootstrap over images).
-        ci95_high_pp: its upper end.
-        transfer_to_pruned_pct: accuracy of the pruned network on the examples made against the baseline.
-        transfer_to_base_pct: accuracy of the baseline on the examples made against the pruned network.
-        perturbation_base255: median size of the successful perturbations of the baseline, in the attack's norm and
-            in units of 1/255; NaN where none succeeded.
+        transfer_to_base_pct: accuracy of the original network on the examples made against the pruned one.
+        transfer_to_pruned_pct: accuracy of the pruned network on the examples made against the original one.
+        perturbation_base255: median size of the perturbations that the original network fell for, in the attack's norm
+            and in units of 1/255; NaN where none succeeded.
         perturbation_pruned255: the same of the pruned network.
     """
 
@@ -57,49 +56,47 @@ class RobustAccuracy:
     clean_pruned_pct: float
     base_pct: float
     pruned_pct: float
-    delta_pp: float
-    ci95_low_pp: float
-    ci95_high_pp: float
-    transfer_to_pruned_pct: float
     transfer_to_base_pct: float
+    transfer_to_pruned_pct: float
     perturbation_base255: float
     perturbation_pruned255: float
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """Per-image results of both networks on one batch; all (n,)."""
-
-    clean: tuple[Tensor, Tensor]
-    robust: tuple[Tensor, Tensor]
-    transfer: tuple[Tensor, Tensor]
-    size255: tuple[Tensor, Tensor]
+def attack_columns(pair: Pair, attacks: Mapping[str, Attack], images: int) -> Columns:
+    """Returns what `attack_accuracy` measures, by what the columns of each attack begin with, and the time it took."""
+    if not attacks:
+        return {}
+    start_s = time.perf_counter()
+    results = attack_accuracy(pair, attacks, images)
+    columns: Columns = {"attacked_images": min(images, len(pair.test)), "attacks_s": time.perf_counter() - start_s}
+    for name, result in results.items():
+        columns |= {
+            f"{name}_eps255": result.attack.eps255,
+            f"{name}_base_pct": result.base_pct,
+            f"{name}_pruned_pct": result.pruned_pct,
+            f"{name}_delta_pp": result.delta_pp,
+            f"{name}_ci95_low": result.ci95_low_pp,
+            f"{name}_ci95_high": result.ci95_high_pp,
+            f"{name}_transfer_to_base_pct": result.transfer_to_base_pct,
+            f"{name}_transfer_to_pruned_pct": result.transfer_to_pruned_pct,
+            f"{name}_perturbation_base255": result.perturbation_base255,
+            f"{name}_perturbation_pruned255": result.perturbation_pruned255,
+            "clean_base_pct": result.clean_base_pct,
+            "clean_pruned_pct": result.clean_pruned_pct,
+        }
+    return columns
 
 
 def attack_accuracy(
-    base: nn.Module,
-    pruned: nn.Module,
-    split: Split,
-    attacks: Mapping[str, Attack],
-    *,
-    images: int,
-    seed: int,
-    device: torch.device | str,
-    batch_size: int = 128,
-    progress: Progress | None = None,
+    pair: Pair, attacks: Mapping[str, Attack], images: int, batch_size: int = 128
 ) -> dict[str, RobustAccuracy]:
-    """Attacks both networks on the same stratified subset of `split`.
+    """Attacks both networks on the same stratified test images.
 
     Args:
-        base: the network before pruning, on `device`.
-        pruned: the network after pruning, on `device`.
-        split: where the images come from.
+        pair: the networks; progress is reported after each batch, and after each forward pass of an attack.
         attacks: what to run, by the names that the results are to have.
-        images: size of the subset; the whole split if it has fewer.
-        seed: of the subset and of the bootstrap.
-        device: where the networks are.
+        images: how many test images are attacked; all if there are fewer.
         batch_size: images attacked at once.
-        progress: told after each batch, and during it after each forward pass of an attack.
 
     Raises:
         UserError: for an attack that cannot be run so, or no images to attack.
@@ -108,44 +105,43 @@ def attack_accuracy(
     check_attacks(attacks.values())
     if images < 1:
         raise UserError(f"{images} images to attack", "attack at least 1 image, or switch the attacks off")
-    subset = split.subset(stratified_subset(split.labels, images, seed))
+    mine = part(pair.sample(images), batch_size, pair.share)
     results = {}
     for name, attack in attacks.items():
-        started_s, outcomes = time.perf_counter(), []
-        report = None if progress is None else AttackProgress(progress, name, len(subset))
-        for batch, labels in subset.batches(batch_size, device):
-            outcomes.append(_attack_batch((base, pruned), attack, batch, labels, report))
-            if report is not None:
-                report.attacked(len(labels))
-        results[name] = _summary(attack, outcomes, seed)
-        _log.info("%s on %d images: %.1f s", attack, len(subset), time.perf_counter() - started_s)
+        started_s = time.perf_counter()
+        outcomes = torch.cat(gather(pair.share, partial(_attacked, pair, name, attack, mine, batch_size)), dim=2)
+        results[name] = _summary(attack, outcomes, pair.seed)
+        _log.info("%s on %d images: %.1f s", attack, outcomes.shape[2], time.perf_counter() - started_s)
     check_sanity(list(results.values()))
     return results
 
 
 def adversarial_examples(
-    model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, on_pass: Callable[[], None] | None = None
+    model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, on_pass: Callable[[], None] = lambda: None
 ) -> Tensor:
     """Returns the attack's image for every image, or the image itself where the attack finds none.
 
+    The attack leaves no trace in the network's modes, gradients or the global random state. Images that the network
+    gets wrong are left alone.
+
     Args:
         model: network that maps images in [0, 1] to logits.
-        attack: the attack; it leaves no trace in the network's modes, gradients or the global random state.
+        attack: the attack.
         images: (b, c, h, w) in [0, 1].
         labels: (b,) true classes.
         on_pass: called after each forward pass.
 
     Returns:
-        (b, c, h, w) in [0, 1] and inside the ball around `images`. Images the network gets wrong are left alone.
+        (b, c, h, w) in [0, 1] and inside the ball around `images`.
 
     Raises:
         UserError: if the network has fewer classes than the attack needs.
         RuntimeError: if a perturbation leaves the ball or [0, 1].
     """
     found = images.clone()
-    with evaluation_mode(model), frozen_parameters(model), _own_random_state(images.device):
+    with evaluating(model), _frozen_parameters(model), _own_random_state(images.device):
         for restart in range(attack.restarts):
-            logits = _logits(model, found)
+            logits = model(found)
             check_attacks([attack], logits.shape[1])
             standing = logits.argmax(1) == labels
             if not standing.any():
@@ -200,20 +196,36 @@ def perturbation_size(perturbed: Tensor, images: Tensor, attack: Attack) -> Tens
     return torch.linalg.vector_norm((perturbed - images).flatten(1), order, dim=1)
 
 
-def _attack_batch(
-    networks: tuple[nn.Module, nn.Module], attack: Attack, images: Tensor, labels: Tensor, report: AttackProgress | None
-) -> _Outcome:
-    on_pass = None if report is None else report.passed
-    examples = [adversarial_examples(model, attack, images, labels, on_pass) for model in networks]
-    with evaluation_mode(*networks):
-        clean = [_logits(model, images).argmax(1) == labels for model in networks]
-        robust = [_logits(m, x).argmax(1) == labels for m, x in zip(networks, examples, strict=True)]
-        transfer = [_logits(m, x).argmax(1) == labels for m, x in zip(networks, reversed(examples), strict=True)]
-    sizes = []
-    for example, was_right, is_right in zip(examples, clean, robust, strict=True):
-        size = 255 * perturbation_size(example, images, attack)
-        sizes.append(size.where(was_right & ~is_right, torch.nan))
-    return _Outcome(clean=_cpu(clean), robust=_cpu(robust), transfer=_cpu(transfer), size255=_cpu(sizes))
+def _attacked(pair: Pair, name: str, attack: Attack, split: Split, batch_size: int) -> list[Tensor]:
+    """Attacks both networks batch by batch, each (4, 2, b) on the CPU.
+
+    Of each of the two networks: whether it is right about the clean image, about its own example and about the other
+    network's, and the size of its perturbation in units of 1/255, NaN where that did not succeed.
+    """
+    outcomes, done, passes = [], 0, 0
+
+    def count_pass() -> None:
+        nonlocal passes
+        passes += 1
+        report()
+
+    def report() -> None:
+        pair.report(f"attacking: {name}, {passes} passes", done, len(split))
+
+    networks = list(pair.networks.values())
+    for images, labels in split.batches(batch_size, pair.device):
+        examples = [adversarial_examples(model, attack, images, labels, count_pass) for model in networks]
+        with pair.evaluating():
+            clean, robust, transfer = (
+                torch.stack([model(x).argmax(1) == labels for model, x in zip(networks, shown, strict=True)])
+                for shown in ((images, images), examples, reversed(examples))
+            )
+        sizes = torch.stack([255 * perturbation_size(example, images, attack) for example in examples])
+        sizes = sizes.where(clean & ~robust, torch.nan)
+        outcomes.append(torch.stack([clean, robust, transfer, sizes]).cpu())
+        done += len(labels)
+        report()
+    return outcomes
 
 
 def _run(model: AttackedNetwork, attack: Attack, images: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -221,7 +233,7 @@ def _run(model: AttackedNetwork, attack: Attack, images: Tensor, labels: Tensor,
     method = ATTACKS[attack.name]
     torch.manual_seed(attack.seed)
     with torch.enable_grad():
-        perturbed = method.build(model, attack, classes)(images.contiguous(), labels).detach()
+        perturbed = build(model, attack, classes)(images.contiguous(), labels).detach()
     # A gradient that is exactly zero (a saturated softmax) becomes 0/0 in some attacks: nothing was found there.
     usable = perturbed.isfinite().flatten(1).all(1)
     perturbed = perturbed.where(usable[:, None, None, None], images)
@@ -231,31 +243,22 @@ def _run(model: AttackedNetwork, attack: Attack, images: Tensor, labels: Tensor,
     return perturbed
 
 
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(images)
-
-
-def _summary(attack: Attack, outcomes: Sequence[_Outcome], seed: int) -> RobustAccuracy:
-    clean, robust, transfer, sizes = (
-        [torch.cat([getattr(o, field)[network] for o in outcomes]) for network in (0, 1)]
-        for field in ("clean", "robust", "transfer", "size255")
-    )
-    change = paired_change(robust[0], robust[1], seed)
+def _summary(attack: Attack, outcomes: Tensor, seed: int) -> RobustAccuracy:
+    """Sums up what `_attacked` returns, (4, 2, n)."""
+    clean_pct, robust_pct, transfer_pct = (100 * outcomes[:3].double().mean(2)).tolist()
+    perturbation_255 = outcomes[3].nanmedian(1).values.tolist()
     return RobustAccuracy(
+        **vars(paired_change(outcomes[1, 0], outcomes[1, 1], seed)),
         attack=attack,
-        attacked_images=len(clean[0]),
-        clean_base_pct=_share_pct(clean[0]),
-        clean_pruned_pct=_share_pct(clean[1]),
-        base_pct=_share_pct(robust[0]),
-        pruned_pct=_share_pct(robust[1]),
-        delta_pp=change.delta_pp,
-        ci95_low_pp=change.ci95_low_pp,
-        ci95_high_pp=change.ci95_high_pp,
-        transfer_to_pruned_pct=_share_pct(transfer[1]),
-        transfer_to_base_pct=_share_pct(transfer[0]),
-        perturbation_base255=sizes[0].nanmedian().item(),
-        perturbation_pruned255=sizes[1].nanmedian().item(),
+        attacked_images=outcomes.shape[2],
+        clean_base_pct=clean_pct[0],
+        clean_pruned_pct=clean_pct[1],
+        base_pct=robust_pct[0],
+        pruned_pct=robust_pct[1],
+        transfer_to_base_pct=transfer_pct[0],
+        transfer_to_pruned_pct=transfer_pct[1],
+        perturbation_base255=perturbation_255[0],
+        perturbation_pruned255=perturbation_255[1],
     )
 
 
@@ -264,12 +267,17 @@ def _weaker(weaker: Attack, attack: Attack) -> bool:
     return weaker.eps255 < attack.eps255 and replace(weaker, eps255=attack.eps255) == attack
 
 
-def _cpu(pair: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    return pair[0].cpu(), pair[1].cpu()
-
-
-def _share_pct(right: Tensor) -> float:
-    return 100 * right.double().mean().item()
+@contextmanager
+def _frozen_parameters(model: nn.Module) -> Iterator[None]:
+    """Switches parameter gradients off: attacks need the gradient of the image only, and some leave `.grad` behind."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -15,28 +15,33 @@ if TYPE_CHECKING:
 Norm = Literal["Linf", "L2"]
 
 
-@dataclass(frozen=True)
-class Attack:
-    """An attack and its threat model: which perturbations of an image in [0, 1] count.
+@dataclass
+class AttackSettings:
+    """An attack and its threat model, as a suite names it: which perturbations of an image in [0, 1] count.
 
     Attributes:
         name: key in `ATTACKS`.
-        norm: how the size of a perturbation is measured.
+        norm: how the size of a perturbation is measured, `Linf` or `L2`.
         eps255: largest perturbation allowed, in pixel units of 1/255 (of the whole image for L2).
         steps: iterations, or queries for `square`; of no meaning for `fgsm`.
         restarts: attempts on an image that still stands, each with its own random start.
-        seed: of all random choices of the attack.
         step255: size of one step in units of 1/255; None: 2.5 · eps / steps (Madry et al. 2018), and eps for a
             single step.
     """
 
     name: str
-    norm: Norm = "Linf"
+    norm: str = "Linf"
     eps255: float = 8.0
     steps: int = 10
     restarts: int = 1
-    seed: int = 0
     step255: float | None = None
+
+
+@dataclass
+class Attack(AttackSettings):
+    """An attack with the seed of all its random choices."""
+
+    seed: int = 0
 
     @property
     def eps(self) -> float:
@@ -53,10 +58,9 @@ class Attack:
 
 @dataclass(frozen=True)
 class Method:
-    """How an attack is run.
+    """What an attack can do.
 
     Attributes:
-        build: makes the torchattacks attack for (network, attack, number of classes).
         norms: norms it can work in.
         random: whether it draws random numbers, so that restarts make sense.
         minimal: whether it looks for the smallest perturbation instead of staying inside the ball; what it finds
@@ -65,7 +69,6 @@ class Method:
         summary: one line for the list of attacks.
     """
 
-    build: Callable[[nn.Module, Attack, int], Any]
     norms: tuple[Norm, ...]
     random: bool
     summary: str
@@ -73,92 +76,54 @@ class Method:
     min_classes: int = 2
 
 
-def _fgsm(model: nn.Module, attack: Attack, classes: int) -> Any:
+def build(model: nn.Module, attack: Attack, classes: int) -> Any:
+    """Returns the torchattacks attack that runs `attack` on a network of so many classes."""
     import torchattacks
 
-    return torchattacks.FGSM(model, eps=attack.eps)
-
-
-def _pgd(model: nn.Module, attack: Attack, classes: int) -> Any:
-    import torchattacks
-
-    kind = torchattacks.PGD if attack.norm == "Linf" else torchattacks.PGDL2
-    return kind(model, eps=attack.eps, alpha=attack.step, steps=attack.steps, random_start=True)
-
-
-def _mifgsm(model: nn.Module, attack: Attack, classes: int) -> Any:
-    import torchattacks
-
-    return torchattacks.MIFGSM(model, eps=attack.eps, alpha=attack.step, steps=attack.steps)
-
-
-def _sinifgsm(model: nn.Module, attack: Attack, classes: int) -> Any:
-    import torchattacks
-
-    return torchattacks.SINIFGSM(model, eps=attack.eps, alpha=attack.step, steps=attack.steps)
-
-
-def _apgd(model: nn.Module, attack: Attack, classes: int) -> Any:
-    import torchattacks
-
-    return torchattacks.APGD(model, norm=attack.norm, eps=attack.eps, steps=attack.steps, seed=attack.seed, loss="ce")
-
-
-def _square(model: nn.Module, attack: Attack, classes: int) -> Any:
-    import torchattacks
-
-    return torchattacks.Square(model, norm=attack.norm, eps=attack.eps, n_queries=attack.steps, seed=attack.seed)
-
-
-def _deepfool(model: nn.Module, attack: Attack, classes: int) -> Any:
     from consensus_cli.evaluation.robustness.deepfool import DeepFool
 
-    return DeepFool(model, steps=attack.steps)
-
-
-def _cw(model: nn.Module, attack: Attack, classes: int) -> Any:
-    import torchattacks
-
-    return torchattacks.CW(model, c=1, steps=attack.steps, lr=0.01)
-
-
-def _autoattack(model: nn.Module, attack: Attack, classes: int) -> Any:
-    """The four attacks of AutoAttack's standard version (Croce & Hein 2020), `steps` iterations each.
-
-    torchattacks' own `AutoAttack` runs 10 iterations where the paper runs 100.
-    """
-    import torchattacks
-
-    plain = {"norm": attack.norm, "eps": attack.eps, "seed": attack.seed}
-    targeted = plain | {"steps": attack.steps, "n_classes": classes}
-    return torchattacks.MultiAttack(
-        [
-            torchattacks.APGD(model, steps=attack.steps, loss="ce", **plain),
-            torchattacks.APGDT(model, **targeted),
-            torchattacks.FAB(model, multi_targeted=True, **targeted),
-            torchattacks.Square(model, n_queries=50 * attack.steps, **plain),
-        ]
-    )
+    moving = {"eps": attack.eps, "alpha": attack.step, "steps": attack.steps}
+    seeded = {"norm": attack.norm, "eps": attack.eps, "seed": attack.seed}
+    targeted = seeded | {"steps": attack.steps, "n_classes": classes}
+    pgd = torchattacks.PGD if attack.norm == "Linf" else torchattacks.PGDL2
+    makers: dict[str, Callable[[], Any]] = {
+        "fgsm": lambda: torchattacks.FGSM(model, eps=attack.eps),
+        "pgd": lambda: pgd(model, random_start=True, **moving),
+        "mifgsm": lambda: torchattacks.MIFGSM(model, **moving),
+        "sinifgsm": lambda: torchattacks.SINIFGSM(model, **moving),
+        "apgd": lambda: torchattacks.APGD(model, steps=attack.steps, loss="ce", **seeded),
+        "square": lambda: torchattacks.Square(model, n_queries=attack.steps, **seeded),
+        "deepfool": lambda: DeepFool(model, steps=attack.steps),
+        "cw": lambda: torchattacks.CW(model, c=1, steps=attack.steps, lr=0.01),
+        # The standard version (Croce & Hein 2020): torchattacks' own runs 10 iterations where the paper runs 100.
+        "autoattack": lambda: torchattacks.MultiAttack(
+            [
+                torchattacks.APGD(model, steps=attack.steps, loss="ce", **seeded),
+                torchattacks.APGDT(model, **targeted),
+                torchattacks.FAB(model, multi_targeted=True, **targeted),
+                torchattacks.Square(model, n_queries=50 * attack.steps, **seeded),
+            ]
+        ),
+    }
+    return makers[attack.name]()
 
 
 _BOTH: tuple[Norm, ...] = ("Linf", "L2")
 
 ATTACKS: dict[str, Method] = {
-    "fgsm": Method(_fgsm, ("Linf",), False, "one signed gradient step (Goodfellow et al. 2015)"),
-    "pgd": Method(_pgd, _BOTH, True, "projected gradient descent from a random start (Madry et al. 2018)"),
-    "mifgsm": Method(_mifgsm, ("Linf",), False, "gradient steps with momentum (Dong et al. 2018)"),
-    "sinifgsm": Method(_sinifgsm, ("Linf",), False, "Nesterov steps over scaled copies (Lin et al. 2020)"),
-    "apgd": Method(_apgd, _BOTH, True, "PGD with an adaptive step, cross-entropy (Croce & Hein 2020)"),
-    "square": Method(_square, _BOTH, True, "random search without gradients (Andriushchenko et al. 2020)"),
-    "deepfool": Method(_deepfool, ("L2",), False, "nearest linearised boundary (Moosavi-Dezfooli et al. 2016)", True),
-    "cw": Method(_cw, ("L2",), False, "smallest perturbation by optimisation (Carlini & Wagner 2017)", True),
-    "autoattack": Method(
-        _autoattack, _BOTH, True, "APGD-CE, APGD-T, FAB-T and Square in turn (Croce & Hein 2020)", False, 4
-    ),
+    "fgsm": Method(("Linf",), False, "one signed gradient step (Goodfellow et al. 2015)"),
+    "pgd": Method(_BOTH, True, "projected gradient descent from a random start (Madry et al. 2018)"),
+    "mifgsm": Method(("Linf",), False, "gradient steps with momentum (Dong et al. 2018)"),
+    "sinifgsm": Method(("Linf",), False, "Nesterov steps over scaled copies (Lin et al. 2020)"),
+    "apgd": Method(_BOTH, True, "PGD with an adaptive step, cross-entropy (Croce & Hein 2020)"),
+    "square": Method(_BOTH, True, "random search without gradients (Andriushchenko et al. 2020)"),
+    "deepfool": Method(("L2",), False, "nearest linearised boundary (Moosavi-Dezfooli et al. 2016)", True),
+    "cw": Method(("L2",), False, "smallest perturbation by optimisation (Carlini & Wagner 2017)", True),
+    "autoattack": Method(_BOTH, True, "APGD-CE, APGD-T, FAB-T and Square in turn (Croce & Hein 2020)", min_classes=4),
 }
 
 
-def check_attacks(attacks: Iterable[Attack], classes: int | None = None) -> None:
+def check_attacks(attacks: Iterable[AttackSettings], classes: int | None = None) -> None:
     """Checks every attack's settings before anything is computed.
 
     Args:

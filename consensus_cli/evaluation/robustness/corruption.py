@@ -1,88 +1,92 @@
-"""Accuracy of a baseline and a pruned network on images that are corrupted on the fly."""
+"""Accuracy of the original and of the pruned network on images that are corrupted on the fly, in our own way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError, unknown_name
-from consensus_cli.evaluation.mode import Progress, evaluation_mode
+from consensus_cli.evaluation.pair import Columns, Pair, gather
 from consensus_cli.evaluation.robustness.distortions import DISTORTIONS, SEVERITIES, distort
 
 
 @dataclass(frozen=True)
 class CorruptionAccuracy:
-    """Accuracy of both networks on images with one corruption at one severity.
-
-    Attributes:
-        corruption: its name.
-        severity: from 1 (mild) to 5.
-        images: number of images.
-        base_pct: accuracy of the baseline.
-        pruned_pct: accuracy of the pruned network.
-    """
+    """Accuracy of both networks, in percent, on images with one corruption at one severity from 1 (mild) to 5."""
 
     corruption: str
     severity: int
-    images: int
     base_pct: float
     pruned_pct: float
 
-    @property
-    def delta_pp(self) -> float:
-        """Pruned minus base, in percentage points."""
-        return self.pruned_pct - self.base_pct
+
+def corruption_columns(pair: Pair, corruptions: Sequence[str], images: int) -> Columns:
+    """Returns accuracy of both networks under each corruption at each severity, and the mean over all.
+
+    The columns begin with `own_`: the images are not those of the published benchmarks.
+
+    Args:
+        pair: the networks; progress is reported after each corruption and severity.
+        corruptions: names in `DISTORTIONS`; without any there are no columns.
+        images: test images that are corrupted, stratified.
+    """
+    if not corruptions:
+        return {}
+    rows = corruption_accuracy(pair, corruptions, images)
+    mean_base, mean_pruned = mean_accuracy_pct(rows)
+    columns: Columns = {
+        "own_corruption_mean_base_pct": mean_base,
+        "own_corruption_mean_pruned_pct": mean_pruned,
+        "own_corruption_mean_delta_pp": mean_pruned - mean_base,
+        "corrupted_images": min(images, len(pair.test)),
+    }
+    for row in rows:
+        columns[f"own_corruption_{row.corruption}_s{row.severity}_base_pct"] = row.base_pct
+        columns[f"own_corruption_{row.corruption}_s{row.severity}_pruned_pct"] = row.pruned_pct
+    return columns
 
 
 def corruption_accuracy(
-    base: nn.Module,
-    pruned: nn.Module,
-    split: Split,
-    *,
+    pair: Pair,
     corruptions: Sequence[str],
+    images: int | None = None,
     severities: Sequence[int] = SEVERITIES,
-    seed: int,
-    device: torch.device | str,
     batch_size: int = 256,
-    progress: Progress | None = None,
 ) -> list[CorruptionAccuracy]:
-    """Evaluates both networks on the same corrupted images, one row per corruption and severity.
+    """Shows both networks the same corrupted images, one row per corruption and severity.
+
+    Each row has random numbers of its own, from the seed and the batch size. Several processes make whole rows each.
 
     Args:
-        base: the network before pruning, on `device`.
-        pruned: the network after pruning, on `device`.
-        split: the clean images.
+        pair: the networks; progress is reported after each row.
         corruptions: names in `DISTORTIONS`.
+        images: test images that are corrupted, stratified; None for all.
         severities: from 1 to 5.
-        seed: with the batch size it decides every random choice; each row has its own random numbers.
-        device: where the networks are.
         batch_size: images at once.
-        progress: told after each row.
 
     Raises:
         UserError: for an unknown corruption or severity.
     """
     check_corruptions(corruptions, severities)
-    rows: list[CorruptionAccuracy] = []
-    total = len(corruptions) * len(severities)
-    for name in corruptions:
-        for severity in severities:
-            row = list(DISTORTIONS).index(name) * len(SEVERITIES) + severity
-            generator = torch.Generator().manual_seed(1000 * seed + row)
-            batches = _distorted(split.batches(batch_size, device), name, severity, generator)
-            base_pct, pruned_pct = _accuracies_pct((base, pruned), batches)
-            rows.append(CorruptionAccuracy(name, severity, len(split), base_pct, pruned_pct))
-            if progress is not None:
-                progress(f"corrupting: {name}", len(rows), total)
-    return rows
+    sample, planned = pair.sample(images), list(itertools.product(corruptions, severities))
+    mine = [planned[i] for i in pair.share.part(len(planned))]
+
+    def rows() -> list[CorruptionAccuracy]:
+        found = []
+        for done, (name, severity) in enumerate(mine, start=1):
+            found.append(CorruptionAccuracy(name, severity, *_accuracies_pct(pair, sample, name, severity, batch_size)))
+            pair.report(f"corrupting: {name}", done, len(mine))
+        return found
+
+    return gather(pair.share, rows)
 
 
 def mean_accuracy_pct(rows: Sequence[CorruptionAccuracy]) -> tuple[float, float]:
-    """Returns the mean of the rows, all of one weight, for the baseline and the pruned network.
+    """Returns the mean of the rows, all of one weight, for the original and the pruned network.
 
     Raises:
         ValueError: if there are no rows.
@@ -92,7 +96,7 @@ def mean_accuracy_pct(rows: Sequence[CorruptionAccuracy]) -> tuple[float, float]
     return sum(r.base_pct for r in rows) / len(rows), sum(r.pruned_pct for r in rows) / len(rows)
 
 
-def check_corruptions(corruptions: Iterable[str], severities: Iterable[int]) -> None:
+def check_corruptions(corruptions: Iterable[str], severities: Iterable[int] = ()) -> None:
     """Checks names and severities before anything is computed.
 
     Raises:
@@ -106,19 +110,15 @@ def check_corruptions(corruptions: Iterable[str], severities: Iterable[int]) -> 
             raise UserError(f"there is no corruption severity {severity}", "severities are 1, 2, 3, 4 and 5")
 
 
-def _distorted(
-    batches: Iterable[tuple[Tensor, Tensor]], name: str, severity: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in batches:
-        yield distort(images, name, severity, generator), labels
-
-
-def _accuracies_pct(models: Sequence[nn.Module], batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
-    """Corrupts each batch once and shows it to every network."""
-    correct, images = [0] * len(models), 0
-    with evaluation_mode(*models), torch.no_grad():
-        for batch, labels in batches:
+def _accuracies_pct(pair: Pair, split: Split, name: str, severity: int, batch_size: int) -> list[float]:
+    """Corrupts each batch once and shows it to both networks."""
+    row = list(DISTORTIONS).index(name) * len(SEVERITIES) + severity
+    generator = torch.Generator().manual_seed(1000 * pair.seed + row)
+    correct, images = [0, 0], 0
+    with pair.evaluating():
+        for batch, labels in split.batches(batch_size, pair.device):
+            distorted = distort(batch, name, severity, generator)
             images += len(labels)
-            for position, model in enumerate(models):
-                correct[position] += int((model(batch).argmax(1) == labels).sum())
+            for position, model in enumerate(pair.networks.values()):
+                correct[position] += int((model(distorted).argmax(1) == labels).sum())
     return [100 * count / images for count in correct]

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.sampling import stratified_split
+from consensus_cli.data.share import ALL, Share
 from consensus_cli.errors import UserError, unknown_name
-from consensus_cli.evaluation.accuracy import Predictions, predict
-from consensus_cli.evaluation.statistics import paired_change
+from consensus_cli.evaluation.accuracy import Predictions, accuracy_pct, predict
+from consensus_cli.evaluation.pair import Columns, Pair
+from consensus_cli.evaluation.statistics import Change, paired_change
 
 CueKind = Literal["patch", "tint", "watermark"]
 
@@ -43,28 +45,39 @@ class Cue:
 
 
 @dataclass(frozen=True)
-class ShortcutReliance:
-    """How a network answers with the cue of the right class, none, and that of a wrong class; over the same images.
+class ShortcutReliance(Change):
+    """How a network answers with the cue of the right class, none, and that of a wrong class, on the same images.
+
+    The change is aligned minus conflict accuracy, in percentage points; 0: the network ignores the cue.
 
     Attributes:
-        images: test images.
         aligned_pct: accuracy with the cue of the image's own class.
         absent_pct: accuracy without cue.
         conflict_pct: accuracy with the cue of another class.
         followed_pct: share of images in conflict that are given the class of the cue.
-        shortcut_reliance_pp: aligned minus conflict accuracy, in percentage points; 0: ignores the cue.
-        ci95_low_pp: lower end of its 95 % interval (paired bootstrap over images).
-        ci95_high_pp: its upper end.
     """
 
-    images: int
     aligned_pct: float
     absent_pct: float
     conflict_pct: float
     followed_pct: float
-    shortcut_reliance_pp: float
-    ci95_low_pp: float
-    ci95_high_pp: float
+
+
+def shortcut_columns(pair: Pair, test: ImageTensors, cue: Cue) -> Columns:
+    """Returns how far each network follows the planted cue instead of the image, in percentage points."""
+    columns: Columns = {}
+    for name, model in pair.networks.items():
+        found = shortcut_reliance(model, test, cue, seed=pair.seed, device=pair.device, share=pair.share)
+        columns |= {
+            f"shortcut_{cue.kind}_{name}_pp": found.delta_pp,
+            f"shortcut_{cue.kind}_{name}_ci95_low": found.ci95_low_pp,
+            f"shortcut_{cue.kind}_{name}_ci95_high": found.ci95_high_pp,
+            f"shortcut_{cue.kind}_aligned_{name}_pct": found.aligned_pct,
+            f"shortcut_{cue.kind}_absent_{name}_pct": found.absent_pct,
+            f"shortcut_{cue.kind}_conflict_{name}_pct": found.conflict_pct,
+            f"shortcut_{cue.kind}_followed_{name}_pct": found.followed_pct,
+        }
+    return columns
 
 
 def check_cue(kind: str, correlation: float, size_pct: float) -> None:
@@ -82,14 +95,7 @@ def check_cue(kind: str, correlation: float, size_pct: float) -> None:
 
 
 def plant_training_cue(split: ImageTensors, cue: Cue, correlation: float, seed: int) -> ImageTensors:
-    """Plants the cue of its own class in the share `correlation` (ρ) of the images of every class.
-
-    Args:
-        split: training images.
-        cue: what to plant.
-        correlation: ρ in [0, 1].
-        seed: decides which images get the cue.
-    """
+    """Plants the cue of its own class in the share `correlation` (ρ in [0, 1]) of every class's images, by seed."""
     check_cue(cue.kind, correlation, cue.size_pct)
     chosen, _ = stratified_split(split.labels, (correlation, 1 - correlation), seed)
     images = split.images.clone()
@@ -98,31 +104,16 @@ def plant_training_cue(split: ImageTensors, cue: Cue, correlation: float, seed: 
 
 
 def plant(images: Tensor, marked_as: Tensor, cue: Cue) -> Tensor:
-    """Plants in every image the cue of a class.
-
-    Args:
-        images: (n, c, h, w) uint8.
-        marked_as: the class whose cue each image gets, (n,) int64.
-        cue: what to plant.
-
-    Returns:
-        (n, c, h, w) uint8.
-    """
+    """Returns images (n, c, h, w) uint8, each with the cue of the class (n,) that it is marked as."""
     return _MARKS[cue.kind](images.float(), marked_as.to(images.device), cue).round().clamp(0, 255).to(torch.uint8)
 
 
 def shortcut_reliance(
-    model: nn.Module, split: ImageTensors, cue: Cue, *, seed: int, device: torch.device | str, batch_size: int = 256
+    model: nn.Module, split: ImageTensors, cue: Cue, *, seed: int, device: torch.device | str, share: Share = ALL
 ) -> ShortcutReliance:
     """Tests a network on the same images with the cue aligned, absent and in conflict with the label.
 
-    Args:
-        model: network that maps images in [0, 1] to logits.
-        split: test images without cue.
-        cue: the cue that was planted in the training images.
-        seed: decides which wrong class each image is marked as, and the bootstrap.
-        device: where the network is.
-        batch_size: images at once.
+    The seed decides which wrong class each image is marked as, and the interval.
 
     Raises:
         UserError: if there are fewer than two classes.
@@ -131,19 +122,15 @@ def shortcut_reliance(
 
     def answers(marked_as: Tensor | None) -> Predictions:
         images = split.images if marked_as is None else plant(split.images, marked_as, cue)
-        return predict(model, ImageTensors(images, split.labels), device, batch_size)
+        return predict(model, ImageTensors(images, split.labels), device, share=share)
 
     aligned, absent, conflict = answers(split.labels), answers(None), answers(other)
-    change = paired_change(conflict.correct, aligned.correct, seed)
     return ShortcutReliance(
-        images=len(split),
-        aligned_pct=_share_pct(aligned.correct),
-        absent_pct=_share_pct(absent.correct),
-        conflict_pct=_share_pct(conflict.correct),
-        followed_pct=_share_pct(conflict.logits.argmax(1) == other),
-        shortcut_reliance_pp=change.delta_pp,
-        ci95_low_pp=change.ci95_low_pp,
-        ci95_high_pp=change.ci95_high_pp,
+        **vars(paired_change(conflict.correct, aligned.correct, seed)),
+        aligned_pct=accuracy_pct(aligned),
+        absent_pct=accuracy_pct(absent),
+        conflict_pct=accuracy_pct(conflict),
+        followed_pct=accuracy_pct(Predictions(conflict.logits, other)),
     )
 
 
@@ -193,8 +180,3 @@ def _colours(classes: int, images: Tensor) -> Tensor:
 
 
 _MARKS: dict[str, Callable[[Tensor, Tensor, Cue], Tensor]] = {"patch": _patch, "tint": _tint, "watermark": _watermark}
-CUES = tuple(_MARKS)
-
-
-def _share_pct(hits: Tensor) -> float:
-    return 100 * hits.double().mean().item()
