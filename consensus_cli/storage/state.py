@@ -79,12 +79,12 @@ def read_state(path: Path, scores: pd.DataFrame | None) -> tuple[RunState, dict[
         # Format 1 held the scores themselves, and called the phases stages.
         scorings = content["scorings"] if "scorings" in content else len(content["scores"])
         state = RunState(
-            removed=[_text(name) for name in content["removed"]],
+            removed=_texts(content["removed"]),
             scores=pd.DataFrame() if scores is None else scores[scores["step"] <= scorings],
             scorings=int(scorings),
             phases=_phases(content.get("phases", content.get("stages"))),
             batch_sizes={name: int(size) for name, size in content["batch_sizes"].items()},
-            threads_lowered=[_text(when) for when in content.get("threads_lowered", [])],
+            threads_lowered=_texts(content.get("threads_lowered", [])),
             tuned={ratio: _phases(phases) for ratio, phases in content["tuned"].items()},
             duration_s=float(content["duration_s"]),
         )
@@ -95,10 +95,10 @@ def read_state(path: Path, scores: pd.DataFrame | None) -> tuple[RunState, dict[
     return state, weights
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a text expected, got {value!r}")
-    return value
+def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("a list of texts expected")
+    return values
 
 
 def _phases(content: dict[str, Any]) -> Phases:
