@@ -66,7 +66,7 @@ def test_a_criterion_is_a_name_a_metric_or_a_function(network, images):
     ranking = rank_blocks(network, loader, criterion=middle_first)
     assert ranking.least_important == BLOCKS[3]
     assert list(ranking.distances) == ["middle_first"]
-    with pytest.raises(UserError, match="criterion <lambda> gives .* for 6 blocks"):
+    with pytest.raises(UserError, match=r"criterion <lambda> gives .* for 6 blocks"):
         rank_blocks(network, loader, criterion=lambda network, blocks, generator: np.zeros(len(blocks) - 1))
     drawn = {tuple(rank_blocks(network, loader, criterion="random", removed=n).order) for n in (0, 0, 1, 2)}
     assert len(drawn) == 3
