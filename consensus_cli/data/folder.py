@@ -14,8 +14,8 @@ from torch import Tensor
 
 from consensus_cli.data.decoding import UnreadableImageError, read_file, side_lengths
 from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geometry, ImageFiles, because
-from consensus_cli.data.layout import LAYOUT_HINT, Layout, check_classes, class_names, find_layout
-from consensus_cli.data.listing import Listing, counted, enumerated, shown
+from consensus_cli.data.layout import LAYOUT_HINT, class_names, find_layout
+from consensus_cli.data.listing import counted, enumerated, list_class, shown
 from consensus_cli.data.request import SMALLEST_SIZE, Request
 from consensus_cli.data.sampling import stratified_split
 from consensus_cli.data.source import SPLIT_SEED, Parts, hold_out
@@ -111,28 +111,31 @@ class Folder:
             UserError: a class without training images, a split without images, or a folder that cannot be opened.
         """
         assert request.folder is not None
-        layout = _layout(request.folder)
-        classes = class_names(layout.parts["train"])
+        parts, notes = _layout(request.folder)
+        classes = class_names(parts["train"])
         listed = {}
-        notes = list(layout.notes)
-        for part, folder in layout.parts.items():
-            listed[part], told = _list_files(folder, classes, needs_all=part == "train", on_corrupt=request.on_corrupt)
-            notes += told
+        for part, folder in parts.items():
+            images, labels, more = _list_files(
+                folder, classes, needs_all=part == "train", on_corrupt=request.on_corrupt
+            )
+            listed[part] = images, labels
+            notes += more
         images, labels = listed["train"]
         size = request.image_size or self.image_size or usual_size(images, len(labels))
-        geometry = Geometry.for_size(size)
-        splits = {
-            part: ImageFiles(
-                images,
-                torch.arange(len(labels)),
-                labels,
-                geometry,
-                on_corrupt=request.on_corrupt,
-                workers=request.workers,
-            )
-            for part, (images, labels) in listed.items()
-        }
-        train, val, test = divide(splits, request.val_fraction)
+        train, val, test = divide(
+            {
+                part: ImageFiles(
+                    images,
+                    torch.arange(len(labels)),
+                    labels,
+                    Geometry.for_size(size),
+                    on_corrupt=request.on_corrupt,
+                    workers=request.workers,
+                )
+                for part, (images, labels) in listed.items()
+            },
+            request.val_fraction,
+        )
         return Parts(
             train,
             val,
@@ -194,13 +197,11 @@ def usual_size(images: EncodedImages, count: int) -> int:
     return max(SMALLEST_SIZE, min(median, LARGEST_DEFAULT_SIZE))
 
 
-def _layout(root: Path) -> Layout:
+def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
     try:
-        layout = find_layout(root)
-        check_classes(layout)
+        return find_layout(root)
     except OSError as error:
         raise _closed([f"{shown(error.filename)} ({(error.strerror or str(error)).lower()})"]) from error
-    return layout
 
 
 def _closed(folders: list[str]) -> UserError:
@@ -212,49 +213,37 @@ def _closed(folders: list[str]) -> UserError:
 
 def _list_files(
     folder: Path, classes: list[str], *, needs_all: bool, on_corrupt: str
-) -> tuple[tuple[FolderImages, Tensor], list[str]]:
+) -> tuple[FolderImages, Tensor, list[str]]:
     """Returns files and labels of a split, and what is to be said about it."""
-    every = Listing()
-    counts: list[int] = []
-    left_out_of: Counter[str] = Counter()
-    empty: dict[str, str] = {}
-    for label, name in enumerate(classes):
-        before, left_out = len(every.paths), every.left_out.copy()
-        if (folder / name).is_dir():
-            every.add(str(folder), name)
-        counts.append(len(every.paths) - before)
-        left_out_of[shown(name)] = (every.left_out - left_out).total()
-        if counts[label] == 0:
-            empty[shown(name)] = counted(every.left_out - left_out) or "no files"
-    if every.closed and on_corrupt == "error":
-        raise _closed(every.closed)
-    if not every.paths:
+    listings = {name: list_class(folder, name) for name in classes}
+    closed = [place for listing in listings.values() for place in listing.closed]
+    if closed and on_corrupt == "error":
+        raise _closed(closed)
+    paths = [path for listing in listings.values() for path in listing.paths]
+    empty = {
+        shown(name): counted(listing.left_out) or "no files" for name, listing in listings.items() if not listing.paths
+    }
+    if empty and (needs_all or not paths):
+        what = "has class folders without images" if paths else "holds no images"
         raise UserError(
-            f"{shown(folder)} holds no images: {enumerated(f'{name} ({what})' for name, what in empty.items())}",
-            LAYOUT_HINT,
+            f"{shown(folder)} {what}: {enumerated(f'{name} ({found})' for name, found in empty.items())}",
+            "remove them, or put images into them: JPEG, PNG, WebP, TIFF, BMP, GIF, …" if paths else LAYOUT_HINT,
         )
-    if empty and needs_all:
-        raise UserError(
-            f"{shown(folder)} has class folders without images: "
-            f"{enumerated(f'{name} ({what})' for name, what in empty.items())}",
-            "remove them, or put images into them: JPEG, PNG, WebP, TIFF, BMP, GIF, …",
-        )
-    images = FolderImages(folder, every.paths, torch.from_numpy(np.array(every.stamps)).reshape(-1, 3))
-    labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
-    return (images, labels), list(_notes(folder, every, left_out_of, empty))
-
-
-def _notes(folder: Path, listing: Listing, left_out_of: Counter[str], empty: dict[str, str]) -> list[str]:
     notes = []
-    if left_out_of.total():
-        where = counted(+left_out_of, "{name} ({count})")
-        what = "1 entry" if left_out_of.total() == 1 else f"{left_out_of.total()} entries"
-        notes.append(f"{what} of {shown(folder)} left out: {counted(listing.left_out)}; in {where}")
-    if listing.closed:
-        notes.append(f"folders left out, for they cannot be opened: {enumerated(listing.closed)}")
+    left_out = sum((listing.left_out for listing in listings.values()), Counter[str]())
+    if left_out:
+        where = {shown(name): listing.left_out.total() for name, listing in listings.items() if listing.left_out}
+        what = "1 entry" if left_out.total() == 1 else f"{left_out.total()} entries"
+        where_text = counted(where, "{name} ({count})")
+        notes.append(f"{what} of {shown(folder)} left out: {counted(left_out)}; in {where_text}")
+    if closed:
+        notes.append(f"folders left out, for they cannot be opened: {enumerated(closed)}")
     if empty:
         notes.append(f"{shown(folder)} has no images of {enumerated(empty)}")
-    return notes
+    stamps = np.concatenate([np.array(listing.stamps) for listing in listings.values()]).reshape(-1, 3)
+    counts = torch.tensor([len(listing.paths) for listing in listings.values()])
+    labels = torch.repeat_interleave(torch.arange(len(classes)), counts)
+    return FolderImages(folder, paths, torch.from_numpy(stamps)), labels, notes
 
 
 FOLDERS = {
