@@ -109,7 +109,7 @@ def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
     if row.get("macs_uncounted") not in (None, EVERYTHING_COUNTED):
         screen.warning(f"MACs leave out: {row['macs_uncounted']}")
     if row["energy_estimated"]:
-        screen.warning("energy is estimated from CPU time (no energy counter here): it says little more than time does")
+        screen.warning("no energy counter found: energy is estimated from CPU time and adds little beyond the run time")
     if (row.get("other_load_pct") or 0.0) > DISTURBING_PCT:
         screen.warning(
             f"other programs used {row['other_load_pct']:.0f} % of the processor while latency and energy were "
