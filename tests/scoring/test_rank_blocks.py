@@ -106,8 +106,8 @@ def test_progress_and_ticks_are_reported(network, images):
     [
         ([], "yields no images"),
         ([{"image": torch.rand(2, 3, 8, 8)}], "does not yield pairs"),
-        ([(torch.rand(2, 3, 8, 8), torch.rand(2))], "one class index per image"),
-        ([(torch.rand(2, 3, 8, 8), torch.tensor([0, -1]))], "one class index per image"),
+        ([(torch.rand(2, 3, 8, 8), torch.rand(2))], "one whole number per image"),
+        ([(torch.rand(2, 3, 8, 8), torch.tensor([0, -1]))], "has the label -1"),
         ([(torch.rand(2, 3, size, size), torch.zeros(2).long()) for size in (8, 9)], "differ in shape"),
     ],
 )
