@@ -16,7 +16,7 @@ TIMM_WEIGHTS = "pretrained"
 
 
 def is_named(source: str, weights: str) -> bool:
-    """Says whether `weights` is the name of published weights and not the path of a file."""
+    """Returns whether `weights` is the name of published weights and not the path of a file."""
     if source == "timm":
         return weights == TIMM_WEIGHTS
     path = expanded(weights)

@@ -23,7 +23,7 @@ Constructor = Callable[..., object]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that is needed to build an unpruned network, as plain values that a JSON file can hold.
+    """Everything that is needed to build the original network, as plain values that a JSON file can hold.
 
     Attributes:
         source: key of `SOURCES`.
