@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,14 @@ import torch
 from torch import Tensor
 
 from consensus_cli.data.decoding import UnreadableImageError, read_file, side_lengths
-from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geometry, ImageFiles, because
+from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geometry, ImageFiles
 from consensus_cli.data.layout import LAYOUT_HINT, class_names, find_layout
 from consensus_cli.data.listing import counted, enumerated, list_class, shown
 from consensus_cli.data.request import SMALLEST_SIZE, Request
-from consensus_cli.data.sampling import stratified_split
-from consensus_cli.data.source import SPLIT_SEED, Parts, hold_out
+from consensus_cli.data.source import ImageData, divide
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
 
-# Where one tree holds all images.
-TEST_FRACTION = 0.2
 LARGEST_DEFAULT_SIZE = 224
 SIZES_LOOKED_AT = 101
 
@@ -78,14 +76,13 @@ class Folder:
         name: as the user calls it.
         image_size: in pixels, where the user asks for none; None for the usual size of the training images, at most
             224.
-        mean: per channel, of images in [0, 1]; None to measure it.
-        std: per channel, of images in [0, 1]; None to measure it.
+        mean, std: per channel, of images in [0, 1]; empty to measure them.
     """
 
     name: str
     image_size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     streams = True
 
@@ -104,7 +101,7 @@ class Folder:
             return [problem]
         return []
 
-    def read(self, request: Request, cache_dir: Path) -> Parts:
+    def read(self, request: Request, cache_dir: Path) -> ImageData:
         """Lists the files of each split; of a few it reads the size.
 
         Raises:
@@ -118,53 +115,38 @@ class Folder:
             images, labels, more = _list_files(
                 folder, classes, needs_all=part == "train", on_corrupt=request.on_corrupt
             )
-            listed[part] = images, labels
+            listed[part] = images, torch.arange(len(labels)), labels
             notes += more
-        images, labels = listed["train"]
-        size = request.image_size or self.image_size or usual_size(images, len(labels))
-        train, val, test = divide(
-            {
-                part: ImageFiles(
-                    images,
-                    torch.arange(len(labels)),
-                    labels,
-                    Geometry.for_size(size),
-                    on_corrupt=request.on_corrupt,
-                    workers=request.workers,
-                )
-                for part, (images, labels) in listed.items()
-            },
-            request.val_fraction,
-        )
-        return Parts(
-            train,
-            val,
-            test,
-            classes=tuple(map(shown, classes)),
-            augmentation=usual_augmentation(size),
-            mean=self.mean,
-            std=self.std,
-            notes=tuple(notes),
-        )
+        shown_classes = tuple(map(shown, classes))
+        found = from_files(self.name, listed, request, shown_classes, notes=notes, usual=self.image_size)
+        return replace(found, mean=self.mean, std=self.std)
 
 
-def divide(splits: dict[str, ImageFiles], val_fraction: float) -> tuple[ImageFiles, ImageFiles, ImageFiles]:
-    """Returns training, validation and test images; those that are missing are held out of the others.
+def from_files(
+    name: str,
+    listed: Mapping[str, tuple[EncodedImages, Tensor, Tensor]],
+    request: Request,
+    classes: tuple[str, ...],
+    *,
+    notes: Sequence[str],
+    usual: int | None = None,
+) -> ImageData:
+    """Returns image files as a dataset.
 
-    With `val` but no `test`, as in ImageNet, `val` is what results are reported on.
+    Args:
+        name: of the dataset.
+        listed: `train`, `val` or `test` -> files, the indices of those that belong to it, (n,) int64, and their labels.
+        request: how the images are wanted.
+        classes: names by label.
+        notes: as in `ImageData`.
+        usual: image size in pixels where the request has none; None for the usual size of the training images.
     """
-    train = splits["train"]
-    if "test" in splits and "val" in splits:
-        return train, splits["val"], splits["test"]
-    if "test" in splits:
-        test = splits["test"]
-    elif "val" in splits:
-        test = splits["val"]
-    else:
-        rest, last = stratified_split(train.labels, (1 - TEST_FRACTION, TEST_FRACTION), SPLIT_SEED)
-        train, test = train.subset(rest), train.subset(last)
-    kept, held_out = hold_out(train.labels, val_fraction)
-    return train.subset(kept), train.subset(held_out), test
+    images, indices, _ = listed["train"]
+    size = request.image_size or usual or usual_size(images, indices)
+    geometry, on_corrupt, workers = Geometry.for_size(size), request.on_corrupt, request.workers
+    files = {part: ImageFiles(*found, geometry, on_corrupt, workers) for part, found in listed.items()}
+    train, val, test = divide(files, request.val_fraction)
+    return ImageData(name, train, val, test, classes, usual_augmentation(size), notes=tuple(notes))
 
 
 def usual_augmentation(image_size: int) -> Augmentation:
@@ -174,22 +156,23 @@ def usual_augmentation(image_size: int) -> Augmentation:
     return Augmentation(flip=True, min_area=0.08)
 
 
-def usual_size(images: EncodedImages, count: int) -> int:
-    """Returns the median of the shorter sides in pixels, from 8 to 224, of images spread over `count` of them.
+def usual_size(images: EncodedImages, indices: Tensor) -> int:
+    """Returns the median of the shorter sides in pixels, from 8 to 224, of some of the images at `indices`.
 
     Raises:
         UserError: if none of them is an image.
     """
-    indices = torch.linspace(0, count - 1, min(count, SIZES_LOOKED_AT)).round().long().tolist()
+    count = len(indices)
+    looked_at = torch.linspace(0, count - 1, min(count, SIZES_LOOKED_AT)).round().long()
     sides, problems = [], []
-    for index in indices:
+    for index in indices[looked_at].tolist():
         try:
             sides.append(min(side_lengths(images.read(index))))
         except UnreadableImageError as error:
-            problems.append(because(images.name(index), error))
+            problems.append(f"{images.name(index)} ({error})")
     if not sides:
         raise UserError(
-            f"none of {len(indices)} image files looked at can be read: {enumerated(problems)}",
+            f"none of {len(looked_at)} image files looked at can be read: {enumerated(problems)}",
             "replace or fetch the files",
         )
     # The lower one of two medians: a side that an image has.
