@@ -18,6 +18,8 @@ from consensus_cli import api
 from consensus_cli.config.composition import compose_run
 from consensus_cli.experiment.prepare import prepare
 from consensus_cli.models.resnet import resnet
+from consensus_cli.scoring.metrics import METRICS
+from consensus_cli.scoring.ranking.criteria import CRITERIA
 from consensus_cli.screen import QuietScreen
 from consensus_cli.storage.rundir import RunDir
 
@@ -82,3 +84,15 @@ def test_the_same_blocks_go_as_through_the_command(tmp_path: Path, words: tuple[
     assert ";".join(removed) == result.row["removed_blocks"]
     images = torch.rand(2, *prepared.images.train.image_shape)
     torch.testing.assert_close(result.pruned()(images), model.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_the_code_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, in one session; only the run's folder is another."""
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL))
+    try:
+        exec(compile(code, str(DOCS), "exec"), {"__name__": "docs"})
+    finally:
+        METRICS.data.pop("mean_shift", None)
+        CRITERIA.data.pop("spread", None)
+    assert (tmp_path / "outputs" / "results.csv").is_file()

@@ -9,7 +9,7 @@ import pytest
 from consensus_cli import data
 from consensus_cli.config import conf_files, launchers, ranges, schema
 from consensus_cli.config.composition import compose_run, from_plain
-from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, check_attacks
+from consensus_cli.evaluation.robustness.attacks import ATTACKS, check_attacks
 from consensus_cli.models.zoo import SOURCES
 from consensus_cli.scoring.metrics import METRICS
 from consensus_cli.scoring.ranking.criteria import CRITERIA
@@ -32,7 +32,7 @@ def test_every_option_composes_to_valid_values(group: str, option: str) -> None:
     assert run.model.source in SOURCES
     assert run.dataset.source in data.DATASETS
     for attack in run.attacks.suite.values():
-        check_attacks([Attack(attack.name, attack.norm, attack.eps255, attack.steps, attack.restarts)])  # type: ignore[arg-type]
+        check_attacks([attack])
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS + LAUNCHERS, ids=str)

@@ -1,4 +1,4 @@
-"""What a network must be able to do is tried before a run; what it cannot is one line, with what mends it."""
+"""What a network must be able to do is tried before a run; what it cannot is one line, with how to fix it."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def test_nothing_is_wrong_with(name: str, demands: Demands) -> None:
         ("FailsInTraining", "Net, in training mode, raised KeyError: 'labels' (odd_networks.py, line", "backward pass"),
     ],
 )
-def test_what_cannot_work_is_one_line_with_what_mends_it(name: str, message: str, hint: str) -> None:
+def test_what_cannot_work_is_one_line_with_how_to_fix_it(name: str, message: str, hint: str) -> None:
     with pytest.raises(UserError) as error:
         tried(name)
     assert message in error.value.message
     assert hint in error.value.hint
 
 
-def test_a_colour_network_on_grey_images_is_told_how_grey_spreads() -> None:
+def test_a_colour_network_on_grey_images_gets_a_hint_how_grey_spreads() -> None:
     for name, size in (("Plain", ""), ("NeedsSize", "dataset.image_size=32 and ")):
         with pytest.raises(UserError) as error:
             dry_run(build(name, channels=1), IMAGES, LABELS, DEMANDS)
@@ -109,7 +109,7 @@ def test_outputs_that_no_class_has_are_named() -> None:
     assert found.notes == ["Net has 1000 outputs for the 10 classes of the dataset"]
 
 
-def test_what_cannot_be_told_from_the_answers_is_said() -> None:
+def test_what_the_answers_leave_open_is_noted() -> None:
     found, _ = tried("Exits")
     assert found.notes == ["Net answers with 3 tensors that may be logits; the first is taken"]
     found, _ = tried("Centred")

@@ -1,4 +1,4 @@
-"""What keeps an export from being written is said in one line, before the network runs."""
+"""What keeps an export from being written is one line, before the network runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "load_pruned", fail)
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> str:
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     error, hint = capsys.readouterr().err.splitlines()
     assert hint.startswith("hint: ")
     return error
@@ -48,7 +48,7 @@ def test_a_file_that_cannot_be_written(
 ) -> None:
     (tmp_path / "a_file").write_text("mine")
     assert main(["export", str(finished_run), "--out", str(tmp_path / out)]) == 2
-    assert message in told(capsys)
+    assert message in error_line(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
 
 
@@ -62,7 +62,7 @@ def test_a_folder_without_permission(
     # The superuser may write everywhere.
     monkeypatch.setattr(export, "try_writing", refuse)
     assert main(["export", str(finished_run), "--out", str(tmp_path / "net")]) == 2
-    assert "net': Permission denied" in told(capsys)
+    assert "net': Permission denied" in error_line(capsys)
 
 
 @pytest.mark.parametrize("name", ["pruned_checkpoint", "baseline_checkpoint"])
@@ -73,7 +73,7 @@ def test_the_weights_of_the_run_are_not_overwritten(
     file = getattr(RunDir(finished_run), name)
     before = file.read_bytes()
     assert main(["export", str(finished_run), "--out", str(file.parent / ".." / file.parent.name / file.name)]) == 2
-    assert "holds the weights that the run has saved" in told(capsys)
+    assert "holds the weights that the run has saved" in error_line(capsys)
     assert file.read_bytes() == before
 
 
@@ -85,7 +85,7 @@ def test_a_missing_extra(
     for needed in ("onnxruntime", "onnxscript"):
         monkeypatch.setitem(sys.modules, needed, None if needed == package else sys)
     assert main(["export", str(finished_run), "--format", "onnx"]) == 2
-    assert f"ONNX needs a package that is not installed: {package}" in told(capsys)
+    assert f"ONNX needs a package that is not installed: {package}" in error_line(capsys)
     assert not (finished_run / "pruned.onnx").exists()
 
 
@@ -97,7 +97,7 @@ def test_images_that_are_gone(
 
     monkeypatch.setattr(data, "load", gone)
     assert main(["export", str(finished_run), "--out", str(tmp_path / "net")]) == 2
-    assert "no test images to check the file with: there is no folder 'images'" in told(capsys)
+    assert "no test images to check the file with: there is no folder 'images'" in error_line(capsys)
 
 
 class Branches(nn.Module):
@@ -110,4 +110,4 @@ def test_a_network_that_the_exporter_cannot_take(
 ) -> None:
     monkeypatch.setattr(export, "load_pruned", lambda _: Branches())
     assert main(["export", str(finished_run), "--format", "torch-export", "--out", str(tmp_path / "net")]) == 2
-    assert told(capsys).startswith("error: the export as torch-export raised ")
+    assert error_line(capsys).startswith("error: the export as torch-export raised ")

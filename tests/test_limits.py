@@ -1,4 +1,4 @@
-"""Signals, memory and disk: what stops a run, and how it is told."""
+"""Signals, memory and disk: what stops a run, and how it is reported."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_another_error_is_let_through_at_once() -> None:
         (TrainingDivergedError("the loss is nan at update 3 of 9"), "at update 3 of 9", "lower finetune.learning_rate"),
     ],
 )
-def test_limits_are_told_with_a_hint(error: Exception, message: str, hint: str) -> None:
+def test_limits_are_reported_with_a_hint(error: Exception, message: str, hint: str) -> None:
     with pytest.raises(RunFailedError) as told, explained(RUN):
         raise error
     assert message in told.value.message
@@ -111,7 +111,7 @@ def test_bugs_stay_bugs(error: Exception) -> None:
     assert same.value is error
 
 
-def test_what_code_of_the_users_raises_at_last_is_told_with_its_place() -> None:
+def test_what_the_users_code_raises_late_is_reported_with_its_place() -> None:
     with pytest.raises(RunFailedError) as told, explained(RUN):
         raise KeyError("mask")
     assert told.value.message.startswith("the network's code raised KeyError: 'mask' (test_limits.py, line")

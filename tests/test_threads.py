@@ -34,7 +34,7 @@ from consensus_cli.storage.state import RunState, read_state
 
 
 class Machine:
-    """A machine with a clock that only moves when told to, and others who use a changing number of its cores."""
+    """A machine with a clock that the test moves, and others who use a changing number of its cores."""
 
     def __init__(self, cores: int, others: float = 0.0) -> None:
         self.cores, self.others, self.now_s, self.used_s, self.said = cores, others, 0.0, 0.0, []
@@ -164,7 +164,7 @@ def test_it_falls_again_where_more_cores_are_taken_and_never_rises() -> None:
 
 
 @pytest.mark.parametrize("asked", [2, 3, 16])
-def test_the_users_number_stays_and_a_stall_is_said_once(asked: int) -> None:
+def test_the_users_number_stays_and_a_stall_is_reported_once(asked: int) -> None:
     machine = Machine(cores=2)
     watch = machine.watch(asked)
     watch.look()
@@ -188,7 +188,7 @@ def test_one_thread_waits_for_nobody_and_a_gpu_for_no_thread() -> None:
         assert (machine.now_s, watch.lowered, machine.said) == (15.0, [], [])
 
 
-def test_a_quota_of_the_container_counts_and_a_system_that_tells_nothing_does_not(
+def test_a_quota_of_the_container_counts_and_a_system_that_shows_nothing_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
@@ -272,7 +272,7 @@ def test_latency_begins_anew_where_the_number_of_threads_changes() -> None:
 
     found = latency_ms({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}, (1, 4, 4), 1, "cpu", 0.0, tick=lowered_once)
     assert blocks == [2, 2, 2] + [1] * 10
-    assert [(one.threads, len(one.blocks_ms)) for one in found.values()] == [(1, 5), (1, 5)]
+    assert [len(one.blocks_ms) for one in found.values()] == [5, 5]
 
 
 def test_energy_begins_anew_where_the_number_of_threads_changes() -> None:

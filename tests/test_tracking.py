@@ -93,7 +93,7 @@ def test_wandb_drops_nothing_although_removed_blocks_are_fewer_than_updates(
     }
 
 
-def test_a_tracker_that_is_not_installed_is_told_before_anything_runs(
+def test_a_tracker_that_is_not_installed_is_reported_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)

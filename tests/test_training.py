@@ -1,4 +1,4 @@
-"""The training loop: learns, repeats, counts its updates, and stops when the loss is no number."""
+"""The training loop: learns, repeats, counts its updates, and stops when the loss is not a number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.tiny import CPU, bright_or_dark, small_network
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation
@@ -24,7 +25,7 @@ from consensus_cli.training import (
     train,
 )
 from consensus_cli.training.distillation import distilling
-from consensus_cli.training.machine import repeated_modules
+from consensus_cli.training.machine import make_accelerator, repeated_modules
 
 RECIPE = Recipe(
     epochs=6,
@@ -75,7 +76,7 @@ def test_same_seed_same_weights_other_seed_other_weights() -> None:
 @pytest.mark.parametrize(("epochs", "updates"), [(1, 8), (0.5, 4), (2.25, 18), (0.01, 1)])
 def test_epochs_may_be_fractions(epochs: float, updates: int) -> None:
     reports = run(small_network(), replace(RECIPE, epochs=epochs))
-    assert (reports[-1].step, reports[-1].steps) == (updates, updates)
+    assert (reports[-1].update, reports[-1].updates) == (updates, updates)
 
 
 def test_no_epochs_change_nothing() -> None:
@@ -86,7 +87,7 @@ def test_no_epochs_change_nothing() -> None:
 
 
 def test_a_batch_larger_than_the_data_still_trains() -> None:
-    assert run(small_network(), replace(RECIPE, epochs=2, batch_size=1000))[-1].steps == 2
+    assert run(small_network(), replace(RECIPE, epochs=2, batch_size=1000))[-1].updates == 2
 
 
 def test_weight_decay_spares_biases_and_norms() -> None:
@@ -101,7 +102,7 @@ def test_weight_decay_spares_biases_and_norms() -> None:
     assert all(torch.equal(now, before) for now, before in zip(vectors, reference[1:], strict=True))
 
 
-def test_a_loss_that_is_no_number_stops_the_training() -> None:
+def test_a_loss_that_is_not_a_number_stops_the_training() -> None:
     model = small_network()
     with torch.no_grad():
         model[2].weight.fill_(math.nan)  # type: ignore[index, union-attr, operator]
@@ -140,7 +141,7 @@ def test_micro_batches_give_the_update_of_the_whole_batch() -> None:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
         reports = run(network, replace(RECIPE, accumulate_batches=parts, epochs=1.5))
-        assert (reports[-1].step, reports[-1].steps) == (12, 12)
+        assert (reports[-1].update, reports[-1].updates) == (12, 12)
         networks.append(network)
     torch.testing.assert_close(networks[0][1].weight, networks[1][1].weight)
 
@@ -244,6 +245,27 @@ def test_the_repeated_blocks_are_what_is_compiled() -> None:
     assert resolve_compile("auto", torch.device("cuda"))
 
 
+def test_private_names_of_other_libraries_still_do_what_they_are_used_for() -> None:
+    """`AcceleratorState._reset_state` forgets the precision, `_compiled_call_impl = None` undoes `Module.compile`."""
+    precisions = [make_accelerator(CPU, precision, 1).mixed_precision for precision in ("bf16", "fp32", "bf16")]
+    assert precisions == ["bf16", "no", "bf16"]
+    assert make_accelerator(CPU, "fp32", 4).gradient_accumulation_steps == 4
+    layer = nn.Linear(2, 2)
+    assert layer._compiled_call_impl is None
+    layer.compile()
+    assert layer._compiled_call_impl is not None
+    layer._compiled_call_impl = None
+    assert layer(torch.zeros(1, 2)).shape == (1, 2)
+    assert all(issubclass(kind, _BatchNorm) for kind in (nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm))
+
+
+def test_a_strangers_loader_is_trained_on_with_nothing_but_a_recipe() -> None:
+    by_split, by_loader = small_network(), small_network()
+    train(by_split, bright_or_dark(), RECIPE)
+    train(by_loader, list(bright_or_dark().batches(50)), RECIPE)
+    assert all(torch.equal(a, b) for a, b in zip(by_split.parameters(), by_loader.parameters(), strict=True))
+
+
 @pytest.mark.slow
 def test_compiled_training_ends_where_the_plain_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     split = bright_or_dark()
@@ -279,15 +301,15 @@ def test_compiled_training_ends_where_the_plain_one_does(monkeypatch: pytest.Mon
 
 
 def test_a_training_leaves_no_trace_that_changes_the_next_one() -> None:
-    fresh = small_network()
-    trained_before = copy.deepcopy(fresh)
-    own = set(vars(fresh))
+    untrained = small_network()
+    trained_before = copy.deepcopy(untrained)
+    own = set(vars(untrained))
     train_in_bf16(trained_before, epochs=0.2)
     assert set(vars(trained_before)) == own
-    fresh.load_state_dict(trained_before.state_dict())
-    for model in (fresh, trained_before):
+    untrained.load_state_dict(trained_before.state_dict())
+    for model in (untrained, trained_before):
         train_in_bf16(model, epochs=1)
-    states = [model.state_dict() for model in (fresh, trained_before)]
+    states = [model.state_dict() for model in (untrained, trained_before)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 

@@ -2,75 +2,62 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
-from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from consensus_cli.cli.fast_imports import lasting_imports
-from consensus_cli.cli.flags import parser, read_flags
-from consensus_cli.config import launchers, repairs, schema
+from consensus_cli.config import launchers, schema
 from consensus_cli.config.composition import compose_runs, to_run_config
 from consensus_cli.config.conf_files import Origin
-from consensus_cli.config.explanations import COMPOSING, explain
+from consensus_cli.config.mistakes import COMPOSING, explain, quoted
 from consensus_cli.config.overrides import check_overrides, opened
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, foreign_code, memory_told, tell
 from consensus_cli.experiment.last import Last
 
-if TYPE_CHECKING:
-    from consensus_cli.data.share import Share
-
 #: packages whose exceptions, in a sweep, say that they lost a run's process
 _LAUNCHING = ("joblib", "submitit", "ray")
 
 
-def launch(words: list[str], screen_kind: str, *, debug: bool = False, share: Share | None = None) -> int:
-    """Runs what the words of `consensus run` ask for, Hydra's own flags included, on a screen of this kind.
+def launch(asked: Namespace) -> int:
+    """Runs, or shows, what the words of `consensus run` ask for.
 
     Args:
-        words: settings and flags.
-        screen_kind: `auto`, `quiet` or `json`.
-        debug: whether the runs show tracebacks behind their errors.
-        share: this process among those of a job, of which the first has Hydra start the runs; None without one.
+        asked: the settings and options that its parser read.
 
     Raises:
         UserError: a mistake in any of the runs, before the first one starts.
     """
-    flags = read_flags(words)
-    origin = _origin(flags)
-    if flags.cfg or flags.info or flags.hydra_help:
+    origin, share = _origin(asked), asked.share
+    if asked.cfg or asked.info:
         if share is None or share.leads:
-            _show(flags, origin)
+            _show(asked, origin)
         return 0
-    if share is None:
-        runs = _checked_runs(flags, origin)
-    else:
-        runs = share.agree(lambda: _checked_runs(flags, origin, in_job=True))
+    runs = _checked_runs(asked, origin) if share is None else share.agree(lambda: _checked_runs(asked, origin))
     if share is not None and not share.leads:
-        return _follow(runs, sweeping=flags.multirun)
-    job = _Job(screen_kind, debug)
-    return _sweep(flags, origin, runs, job) if flags.multirun else _run(flags, origin, job)
+        return _follow(runs, sweeping=asked.multirun)
+    job = _Job(asked.screen, asked.debug)
+    return _sweep(asked, origin, runs, job) if asked.multirun else _run(asked, origin, job)
 
 
-def _checked_runs(flags: Namespace, origin: Origin, *, in_job: bool = False) -> list[RunConfig]:
-    if in_job and any(word.startswith("hydra/launcher=") for word in flags.overrides):
+def _checked_runs(asked: Namespace, origin: Origin) -> list[RunConfig]:
+    if asked.share is not None and any(word.startswith("hydra/launcher=") for word in asked.settings):
         raise UserError("a job of several processes cannot start others", "leave out hydra/launcher, or torchrun")
-    runs = compose_runs(flags.overrides, multirun=flags.multirun, origin=origin)
+    runs = compose_runs(asked.settings, multirun=asked.multirun, origin=origin)
     with lasting_imports():
         from consensus_cli.experiment import checks
 
@@ -96,20 +83,24 @@ def _follow(runs: list[RunConfig], *, sweeping: bool) -> int:
     return 0
 
 
-def _origin(flags: Namespace) -> Origin:
-    """Returns where the flags say that config files lie."""
+def _origin(asked: Namespace) -> Origin:
+    """Returns where the options say that config files lie."""
     own = Origin()
     origin = Origin(
-        folder=own.folder if flags.config_path is None else Path(flags.config_path),
-        name=own.name if flags.config_name is None else flags.config_name.removesuffix(".yaml"),
-        further=None if flags.config_dir is None else Path(flags.config_dir),
+        folder=own.folder if asked.config_path is None else Path(asked.config_path),
+        name=own.name if asked.config_name is None else asked.config_name.removesuffix(".yaml"),
+        further=None if asked.config_dir is None else Path(asked.config_dir),
     )
     origin.check()
     return origin
 
 
 @contextmanager
-def _hydra(origin: Origin) -> Iterator[Hydra]:
+def _hydra(origin: Origin) -> Iterator[Any]:
+    """Starts Hydra and yields it: its class is private, but no public function starts a job or a sweep of given words.
+
+    `tests/test_launchers.py` notices when what is called on it changes.
+    """
     schema.register()
     launchers.register()
     with hydra.initialize_config_dir(str(origin.folder.resolve()), job_name="consensus", version_base="1.3"):
@@ -118,32 +109,33 @@ def _hydra(origin: Origin) -> Iterator[Hydra]:
         yield started
 
 
-def _show(flags: Namespace, origin: Origin) -> None:
+def _show(asked: Namespace, origin: Origin) -> None:
     """Prints what Hydra would run with, or how it got there; the values may be incomplete or out of range.
 
     What is missing is one of the things to look up, and a launcher's settings can be looked up without a sweep.
     """
-    check_overrides(flags.overrides, multirun=True, own_files=origin.own)
-    words = [*map(opened, flags.overrides), *origin.searchpath]
-    said = io.StringIO()
+    check_overrides(asked.settings, multirun=True, own_files=origin.own)
+    words = [*map(opened, asked.settings), *origin.searchpath]
     try:
-        with _hydra(origin) as started, redirect_stderr(said):
-            if flags.hydra_help:
-                started.hydra_help(origin.name, parser(), flags)
-            elif flags.cfg:
-                started.show_cfg(origin.name, words, flags.cfg, flags.package, flags.resolve)
-            else:
-                started.show_info(flags.info, origin.name, words, RunMode.RUN)
+        with _hydra(origin) as started:
+            if asked.info:
+                started.show_info(asked.info, origin.name, words)
+                return
+            composed = hydra.compose(origin.name, words, return_hydra_config=asked.cfg != "job")
+        package = asked.package or ("hydra" if asked.cfg == "hydra" else None)
+        node = composed if package is None else OmegaConf.select(composed, package)
+        if node is None:
+            raise UserError(f"package '{package}' not found", "name a node, such as model or hydra.launcher")
+        text = OmegaConf.to_yaml(node, resolve=asked.resolve) if OmegaConf.is_config(node) else f"{node}\n"
     except COMPOSING as error:
         raise explain(error) from error
-    except SystemExit as error:
-        raise UserError(said.getvalue().strip(), "name a node, such as model or hydra.launcher") from error
+    sys.stdout.write(f"# @package {package}\n{text}" if package else text)
 
 
-def _run(flags: Namespace, origin: Origin, job: _Job) -> int:
+def _run(asked: Namespace, origin: Origin, job: _Job) -> int:
     with _hydra(origin) as started:
         try:
-            started.run(origin.name, job, [*map(opened, flags.overrides), *origin.searchpath])
+            started.run(origin.name, job, [*map(opened, asked.settings), *origin.searchpath])
         except SystemExit as stop:
             return int(stop.code or 0)
         except Exception as error:
@@ -153,12 +145,12 @@ def _run(flags: Namespace, origin: Origin, job: _Job) -> int:
     return 0
 
 
-def _sweep(flags: Namespace, origin: Origin, runs: list[RunConfig], job: _Job) -> int:
+def _sweep(asked: Namespace, origin: Origin, runs: list[RunConfig], job: _Job) -> int:
     """Starts every run of a sweep and tells, at its end, which failed and why: exit code 1 if any did.
 
     The results of the runs are the one way back from another process or machine.
     """
-    overrides = [*map(opened, flags.overrides), *origin.searchpath, "hydra.mode=MULTIRUN", *_sweep_folder(flags, runs)]
+    overrides = [*map(opened, asked.settings), *origin.searchpath, "hydra.mode=MULTIRUN", *_sweep_folder(asked, runs)]
     with _hydra(origin) as started:
         try:
             batches: list[list[JobReturn]] = started.multirun(origin.name, job, overrides)
@@ -174,12 +166,12 @@ def _sweep(flags: Namespace, origin: Origin, runs: list[RunConfig], job: _Job) -
     return 1 if failed else 0
 
 
-def _sweep_folder(flags: Namespace, runs: list[RunConfig]) -> list[str]:
+def _sweep_folder(asked: Namespace, runs: list[RunConfig]) -> list[str]:
     """Returns the words that keep Hydra from making a folder named `~`: it takes the output folder as it was typed."""
-    chosen = any(word.startswith("hydra.sweep.dir=") for word in flags.overrides)
-    if chosen or not any("output_dir=" in word and "~" in word for word in flags.overrides):
+    chosen = any(word.startswith("hydra.sweep.dir=") for word in asked.settings)
+    if chosen or not any("output_dir=" in word and "~" in word for word in asked.settings):
         return []
-    return [repairs.quoted("hydra.sweep.dir", f"{runs[0].output_dir}/multirun/${{now:%Y-%m-%d_%H-%M-%S-%f}}")]
+    return [quoted("hydra.sweep.dir", f"{runs[0].output_dir}/multirun/${{now:%Y-%m-%d_%H-%M-%S-%f}}")]
 
 
 def _before_the_job(error: Exception) -> UserError:

@@ -6,30 +6,27 @@ Hydra composes; what it would report with a traceback or one at a time is looked
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from consensus_cli.config import launchers, repairs, schema
+from consensus_cli.config import launchers, schema
 from consensus_cli.config.conf_files import Origin
-from consensus_cli.config.explanations import COMPOSING, explain, wrong_type
+from consensus_cli.config.mistakes import COMPOSING, explain, parsed, wrong_type
+from consensus_cli.config.options import find, keys
 from consensus_cli.config.overrides import check_overrides, opened
-from consensus_cli.config.schema import AttackConfig, RunConfig
-from consensus_cli.config.value_types import expected
+from consensus_cli.config.schema import AttackSettings, RunConfig
 from consensus_cli.errors import ConfigError, UserError
 from consensus_cli.models.paths import expanded
-
-#: keys of any type in the schema whose values `validation` and this module tell of themselves
-_CHECKED_LATER = ("ratio", "compile")
 
 
 def compose_run(words: Sequence[str]) -> RunConfig:
@@ -67,8 +64,14 @@ def _jobs(words: Sequence[str], multirun: bool) -> list[list[str]]:
     # Patterns such as `model=glob(resnet*)` are filled in by Hydra's own list of options.
     started = GlobalHydra.instance().hydra
     assert started is not None
-    overrides = OverridesParser.create(config_loader=started.config_loader).parse_overrides(list(words))
-    jobs: list[list[str]] = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
+    values = {}
+    for override in OverridesParser.create(config_loader=started.config_loader).parse_overrides(list(words)):
+        key = override.get_key_element()
+        sweeps = override.is_sweep_override()
+        texts = override.sweep_string_iterator() if sweeps else [override.get_value_element_as_str()]
+        values[key] = [f"{key}={text}" for text in texts]
+    # As Hydra's sweeper does: of a key that is given twice the last one counts.
+    jobs = [list(job) for job in itertools.product(*values.values())]
     if not jobs:
         raise UserError("the sweep is empty: its patterns fit no option", "consensus list shows the options")
     return jobs
@@ -88,7 +91,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise explain(error) from error
     assert isinstance(run_config, RunConfig)
-    _fill_in(run_config)
+    _read_text(run_config)
     run_config.ratio = _ratio(run_config.ratio)
     if run_config.output_dir.startswith("~"):
         run_config.output_dir = str(expanded(run_config.output_dir))
@@ -123,21 +126,21 @@ def read_config(path: Path) -> RunConfig:
         ) from error
 
 
-def _attack(name: str, settings: Any) -> AttackConfig | UserError:
-    key = f"attacks.suite.{name}"
-    hint = f"write {key}={{name: pgd, eps255: 8, steps: 20}}; keys: {', '.join(f.name for f in fields(AttackConfig))}"
+def _attack(name: str, settings: Any) -> AttackSettings | UserError:
+    key, names = f"attacks.suite.{name}", ", ".join(item.name for item in fields(AttackSettings))
+    hint = f"write {key}={{name: pgd, eps255: 8, steps: 20}}; keys: {names}"
     if not isinstance(settings, dict):
         return UserError(f"{key}={settings!r} is not an attack", hint)
     if "name" not in settings:
         return UserError(f"{key}.name is missing", hint)
     try:
-        attack = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AttackConfig), settings))
+        attack = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AttackSettings), settings))
     except OmegaConfBaseException as error:
-        takes, said = expected(f"{key}.{error.key}"), settings.get(str(error.key))
-        if takes is None:
-            return UserError(f"{key}: {str(error).splitlines()[0]}", hint)
-        return UserError(f"{key}.{error.key}={said!r} is not {takes.words}", hint)
-    assert isinstance(attack, AttackConfig)
+        message = str(error).splitlines()[0]
+        if str(error.key) in settings and find(f"{key}.{error.key}"):
+            message = wrong_type(f"{key}.{error.key}", str(settings[str(error.key)])).message
+        return UserError(message, hint)
+    assert isinstance(attack, AttackSettings)
     return attack
 
 
@@ -148,41 +151,36 @@ def _ratio(value: Any) -> float | list[float]:
     """
     values = value if isinstance(value, list) else [value]
     try:
-        rounded = [round(_number(share), 10) for share in values]
+        rounded = [round(float(share), 10) for share in values if not isinstance(share, bool)]
     except (TypeError, ValueError):
         rounded = []
-    if not rounded:
-        takes = expected("ratio")
-        assert takes is not None
+    if not rounded or len(rounded) < len(values):
         plain = isinstance(value, str | int | float | list | dict | None)
-        raise wrong_type("ratio", str(value) if plain else "${…} of several settings", takes)
+        raise wrong_type("ratio", str(value) if plain else "${…} of several settings")
     return rounded if len(rounded) > 1 else rounded[0]
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError(f"{value} is not a number")
-    return float(value)
-
-
-def _fill_in(run_config: RunConfig) -> None:
+def _read_text(run_config: RunConfig) -> None:
     """Turns text into what its key takes, where a reference gave it: the environment holds text alone (`[1,128]`).
 
     OmegaConf converts single values, no lists, and nothing where the schema is open (`ratio`, `compile`).
     """
-    for key in tuple(schema.keys()):
-        takes = expected(key)
+    for key in keys():
+        option = find(key)
         *path, name = key.split(".")
         node = functools.reduce(getattr, path, run_config)
         value = getattr(node, name)
-        if takes is None or takes.text or not isinstance(value, str):
+        if option is None or option.text or not isinstance(value, str):
             continue
-        override = repairs.parsed(f"{key}={value}")
-        meant = None if override is None or override.is_sweep_override() else override.value()
-        if takes.fits(meant):
-            setattr(node, name, meant)
-        elif key not in _CHECKED_LATER:
-            raise wrong_type(key, value, takes)
+        override = parsed(f"{key}={value}")
+        try:
+            # A fresh schema knows the type, and takes nothing else.
+            taken = OmegaConf.structured(RunConfig)
+            OmegaConf.update(taken, key, override.value() if override is not None else value, merge=False)
+        except OmegaConfBaseException as error:
+            raise wrong_type(key, value) from error
+        meant = OmegaConf.select(taken, key)
+        setattr(node, name, OmegaConf.to_container(meant) if OmegaConf.is_config(meant) else meant)
 
 
 def _compose(words: list[str], origin: Origin) -> RunConfig:

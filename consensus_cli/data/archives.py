@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.request import Request
-from consensus_cli.data.source import Parts, hold_out
+from consensus_cli.data.source import ImageData, divide
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
 
@@ -32,8 +33,6 @@ class Archive:
         name: as the user calls it, and the folder of its downloads.
         dataset_class: the torchvision dataset.
         unpacked: path under the root that is there once the files are in place.
-        train_key: keyword arguments that select the training images.
-        test_key: keyword arguments that select the test images.
         mean: per channel, of the training images in [0, 1].
         std: per channel, of the training images in [0, 1].
         augmentation: random changes that suit the images.
@@ -42,8 +41,6 @@ class Archive:
     name: str
     dataset_class: Any
     unpacked: str
-    train_key: dict[str, Any]
-    test_key: dict[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation
@@ -56,7 +53,7 @@ class Archive:
         present = (root / self.unpacked).exists() or self._packed(root) is not None
         return [] if present or request.download else [self._missing(root)]
 
-    def read(self, request: Request, cache_dir: Path) -> Parts:
+    def read(self, request: Request, cache_dir: Path) -> ImageData:
         """Returns torchvision's training and test images, some of the former held out for validation.
 
         Raises:
@@ -65,16 +62,9 @@ class Archive:
         root = request.folder or cache_dir / self.name
         train_set, test_set = self._open(root, request.download)
         every = _in_memory(train_set, request.image_size)
-        train, val = hold_out(every.labels, request.val_fraction)
-        return Parts(
-            train=every.subset(train),
-            val=every.subset(val),
-            test=_in_memory(test_set, request.image_size),
-            classes=_class_names(train_set, every),
-            augmentation=self.augmentation,
-            mean=self.mean,
-            std=self.std,
-        )
+        splits = divide({"train": every, "test": _in_memory(test_set, request.image_size)}, request.val_fraction)
+        classes = tuple(getattr(train_set, "classes", map(str, every.labels.unique().tolist())))
+        return ImageData(self.name, *splits, classes, self.augmentation, self.mean, self.std)
 
     def _packed(self, root: Path) -> Path | None:
         if not hasattr(self.dataset_class, "tgz_md5"):
@@ -95,9 +85,10 @@ class Archive:
             raise self._broken(root) from error
 
     def _datasets(self, root: Path, download: bool) -> tuple[Any, Any]:
-        train_set = self.dataset_class(root, download=download, **self.train_key)
-        test_set = self.dataset_class(root, download=download, **self.test_key)
-        return train_set, test_set
+        # SVHN is asked for by the name of the split, the others by whether it is for training.
+        by_name = "split" in inspect.signature(self.dataset_class).parameters
+        train, test = ({"split": "train"}, {"split": "test"}) if by_name else ({"train": True}, {"train": False})
+        return tuple(self.dataset_class(root, download=download, **key) for key in (train, test))
 
     def _fetch(self, root: Path, download: bool) -> None:
         """Unpacks the archive in `root`, or downloads; files move into `root` only when all are complete."""
@@ -145,12 +136,6 @@ def _in_memory(dataset: Any, image_size: int | None) -> ImageTensors:
     return ImageTensors(images.contiguous(memory_format=torch.channels_last), torch.as_tensor(labels))
 
 
-def _class_names(dataset: Any, split: ImageTensors) -> tuple[str, ...]:
-    if hasattr(dataset, "classes"):
-        return tuple(dataset.classes)
-    return tuple(str(label) for label in split.labels.unique().tolist())
-
-
 def _move_files(source: Path, target: Path) -> None:
     for path in sorted(source.rglob("*")):
         if path.is_file():
@@ -166,48 +151,19 @@ def _first_line(error: BaseException) -> str:
 
 PHOTO = Augmentation(pad=4, flip=True)
 
-ARCHIVES = {
-    archive.name: archive
-    for archive in (
-        Archive(
-            name="cifar10",
-            dataset_class=tv.CIFAR10,
-            unpacked="cifar-10-batches-py",
-            train_key={"train": True},
-            test_key={"train": False},
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            augmentation=PHOTO,
-        ),
-        Archive(
-            name="cifar100",
-            dataset_class=tv.CIFAR100,
-            unpacked="cifar-100-python",
-            train_key={"train": True},
-            test_key={"train": False},
-            mean=(0.5071, 0.4865, 0.4409),
-            std=(0.2673, 0.2564, 0.2762),
-            augmentation=PHOTO,
-        ),
-        Archive(
-            name="svhn",
-            dataset_class=tv.SVHN,
-            unpacked="train_32x32.mat",
-            train_key={"split": "train"},
-            test_key={"split": "test"},
-            mean=(0.4377, 0.4438, 0.4728),
-            std=(0.1980, 0.2010, 0.1970),
-            augmentation=Augmentation(pad=4),
-        ),
-        Archive(
-            name="fashion_mnist",
-            dataset_class=tv.FashionMNIST,
-            unpacked="FashionMNIST/raw/train-images-idx3-ubyte",
-            train_key={"train": True},
-            test_key={"train": False},
-            mean=(0.2860,),
-            std=(0.3530,),
-            augmentation=Augmentation(pad=2, flip=True),
-        ),
-    )
-}
+_EVERY = (
+    Archive("cifar10", tv.CIFAR10, "cifar-10-batches-py", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), PHOTO),
+    Archive("cifar100", tv.CIFAR100, "cifar-100-python", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), PHOTO),
+    Archive(
+        "svhn", tv.SVHN, "train_32x32.mat", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), Augmentation(pad=4)
+    ),
+    Archive(
+        "fashion_mnist",
+        tv.FashionMNIST,
+        "FashionMNIST/raw/train-images-idx3-ubyte",
+        (0.2860,),
+        (0.3530,),
+        Augmentation(pad=2, flip=True),
+    ),
+)
+ARCHIVES = {archive.name: archive for archive in _EVERY}

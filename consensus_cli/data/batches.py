@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,21 +29,33 @@ class LoaderImages(ImageTensors):
         Raises:
             UserError: it yields no batches, other things than images and labels, or values outside [0, 1].
         """
-        images, labels = [], []
-        for batch in loader:
-            more_images, more_labels = _checked(batch)
-            images.append(_compact(more_images))
-            labels.append(more_labels.to("cpu", torch.int64, copy=True))
-        if sum(map(len, images)) == 0:
-            raise UserError(
-                "the loader yields no images", "pass a loader of (images, labels) that has not been read yet"
-            )
-        shapes = {tuple(part.shape[1:]) for part in images}
-        if len(shapes) > 1:
-            raise UserError(f"the loader's images differ in shape: {sorted(shapes)}", "resize them to one size")
+        images, labels = read(loader, _compact)
         if any(part.dtype != torch.uint8 for part in images):
             images = [to_unit_range(part) for part in images]
-        super().__init__(torch.cat(images), torch.cat(labels))
+        super().__init__(torch.cat(images), labels)
+
+
+def read(loader: Batches, copied: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Reads a loader once, to its end; returns the images of each batch and all labels (n,).
+
+    Args:
+        loader: yields images (b, ...) and labels (b,).
+        copied: returns what is to be kept of the images of a batch, whose memory the loader may use again.
+
+    Raises:
+        UserError: it yields no batches, other things than images and labels, or images of several shapes.
+    """
+    images, labels = [], []
+    for batch in loader:
+        more_images, more_labels = _checked(batch)
+        images.append(copied(more_images))
+        labels.append(more_labels.to("cpu", torch.int64, copy=True))
+    if sum(map(len, images)) == 0:
+        raise UserError("the loader yields no images", "pass a loader of (images, labels) that has not been read yet")
+    shapes = {tuple(part.shape[1:]) for part in images}
+    if len(shapes) > 1:
+        raise UserError(f"the loader's images differ in shape: {sorted(shapes)}", "resize them to one size")
+    return images, torch.cat(labels)
 
 
 def _checked(batch: Any) -> tuple[Tensor, Tensor]:
@@ -51,7 +63,7 @@ def _checked(batch: Any) -> tuple[Tensor, Tensor]:
         images, labels = batch
     except (TypeError, ValueError):
         images = labels = None
-    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)) or images.ndim != 4:
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)) or images.ndim < 2:
         raise UserError(
             "the loader does not yield pairs of images (b, c, h, w) and labels (b,)",
             "wrap it in a generator: ((batch['image'], batch['label']) for batch in loader)",
@@ -61,19 +73,28 @@ def _checked(batch: Any) -> tuple[Tensor, Tensor]:
             f"the loader's labels must be one whole number per image, (b,), not {tuple(labels.shape)} {labels.dtype}",
             "pass class indices: labels.argmax(1) makes them of one-hot rows",
         )
-    if not images.is_floating_point():
-        raise UserError(f"the loader's images are {images.dtype}, not float in [0, 1]", "divide them by 255")
+    if len(labels) and labels.min() < 0:
+        raise UserError(f"the loader has the label {labels.min()}", "pass class indices from 0 on")
+    return images, labels
+
+
+def _compact(images: Tensor) -> Tensor:
+    """Returns a copy on the CPU: uint8 where the values are exact multiples of 1/255, else float32.
+
+    Raises:
+        UserError: they are not (b, c, h, w), float, in [0, 1].
+    """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise UserError(
+            f"the loader's images are {tuple(images.shape)} {images.dtype}, not (b, c, h, w) of float in [0, 1]",
+            "give them four dimensions, and divide bytes by 255",
+        )
     # Written so that NaN does not pass.
     if len(images) and not (images.min() >= 0 and images.max() <= 1):
         raise UserError(
             f"the loader's images have values from {images.min():.3g} to {images.max():.3g}, outside [0, 1]",
             "move the normalisation into the network's first layer: model = cc.normalized(model, mean, std)",
         )
-    return images, labels
-
-
-def _compact(images: Tensor) -> Tensor:
-    """Returns a copy on the CPU: uint8 where the values are exact multiples of 1/255, else float32."""
     copied = images.to("cpu", torch.float32, copy=True)
     levels = copied.mul(255).round()
     return levels.to(torch.uint8) if torch.equal(levels.div(255), copied) else copied

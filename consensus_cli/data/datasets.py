@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from consensus_cli.data.archives import ARCHIVES
-from consensus_cli.data.decoded import load_decoded
+from consensus_cli.data.decoded import load_decoded, without_unreadable
 from consensus_cli.data.digits import Digits
 from consensus_cli.data.files import ImageFiles
 from consensus_cli.data.folder import FOLDERS
@@ -13,15 +16,7 @@ from consensus_cli.data.hf import HuggingFace
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.request import Request
 from consensus_cli.data.sampling import stratified_subset
-from consensus_cli.data.soundness import without_unreadable
-from consensus_cli.data.source import (
-    SPLIT_SEED,
-    ImageData,
-    Parts,
-    Progress,
-    Source,
-    channel_statistics,
-)
+from consensus_cli.data.source import SPLIT_SEED, ImageData, Progress, Source, channel_statistics
 from consensus_cli.data.split import Split
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 
@@ -48,30 +43,28 @@ def load(request: Request, cache_dir: Path, *, seed: int = 0, progress: Progress
     """
     if problems := check(request, cache_dir):
         raise ConfigError(problems)
-    parts = DATASETS[request.source].read(request, cache_dir)
-    splits = (
-        _limit(parts.train, request.limit_train, seed),
-        _limit(parts.val, request.limit_test, seed),
-        _limit(parts.test, request.limit_test, seed),
-    )
+    found = DATASETS[request.source].read(request, cache_dir)
+    limits = (request.limit_train, request.limit_test, request.limit_test)
+    splits = [
+        split if limit is None else split.subset(stratified_subset(split.labels, limit, seed))
+        for split, limit in zip((found.train, found.val, found.test), limits, strict=True)
+    ]
     if len(splits[0]) == 0:
         raise UserError(
             f"dataset.val_fraction={request.val_fraction} leaves no training images",
             "lower it: 0.1 holds a tenth of them out",
         )
-    streaming = request.streaming
-    in_memory = not streaming and (streaming is False or _decoded_bytes(splits) <= MEMORY_LIMIT_BYTES)
-    (train, val, test), notes = _ready(splits, in_memory, cache_dir, progress)
+    size_bytes = sum(len(split) * math.prod(split.image_shape) for split in splits)
+    streaming = size_bytes > MEMORY_LIMIT_BYTES if request.streaming is None else request.streaming
+    (train, val, test), notes = _ready(splits, streaming, cache_dir, progress)
     for what, split in (("training", train), ("test", test)):
         if len(split) == 0:
             raise UserError(
                 "; ".join([f"no {what} images are left", *notes]),
                 "use more images: where there is no test folder, a fifth of each class is tested on",
             )
-    mean, std = _statistics(parts, train)
-    return ImageData(
-        request.source, train, val, test, parts.classes, parts.augmentation, mean, std, (*parts.notes, *notes)
-    )
+    mean, std = (found.mean, found.std) if found.mean else _statistics(train)
+    return replace(found, train=train, val=val, test=test, mean=mean, std=std, notes=(*found.notes, *notes))
 
 
 def check(request: Request, cache_dir: Path) -> list[UserError]:
@@ -89,51 +82,35 @@ def check(request: Request, cache_dir: Path) -> list[UserError]:
     return problems
 
 
-def _limit(split: Split, limit: int | None, seed: int) -> Split:
-    if limit is None or limit >= len(split):
-        return split
-    return split.subset(stratified_subset(split.labels, limit, seed))
-
-
-def _decoded_bytes(splits: tuple[Split, ...]) -> int:
-    sizes = [split.image_shape for split in splits]
-    return sum(len(split) * c * h * w for split, (c, h, w) in zip(splits, sizes, strict=True))
-
-
 def _ready(
-    splits: tuple[Split, Split, Split], in_memory: bool, cache_dir: Path, progress: Progress | None
+    splits: Sequence[Split], streaming: bool, cache_dir: Path, progress: Progress | None
 ) -> tuple[list[Split], list[str]]:
     """Returns the splits with their files decoded, or else looked at, and what is to be said about them.
 
     Raises:
         UserError: files of one or more splits cannot be read.
     """
-    prepare = load_decoded if in_memory else without_unreadable
+    prepare = without_unreadable if streaming else load_decoded
     ready: list[Split] = []
     notes: list[str] = []
     problems: list[UserError] = []
     for split in splits:
-        if not isinstance(split, ImageFiles):
-            ready.append(split)
-            continue
         try:
-            prepared, told = prepare(split, cache_dir, progress)
+            prepared, more = prepare(split, cache_dir, progress) if isinstance(split, ImageFiles) else (split, [])
         except UserError as error:
             problems.append(error)
             continue
         ready.append(prepared)
-        notes += told
+        notes += more
     if problems:
         raise ConfigError(problems)
     return ready, notes
 
 
-def _statistics(parts: Parts, train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if parts.mean is not None and parts.std is not None:
-        return parts.mean, parts.std
-    if isinstance(train, ImageTensors):
-        return channel_statistics(train)
-    sample = train.subset(stratified_subset(train.labels, STATISTICS_IMAGES, SPLIT_SEED))
-    assert isinstance(sample, ImageFiles)
-    in_memory, _ = load_decoded(sample, None, None)
-    return channel_statistics(in_memory)
+def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation per channel; of files, those of a sample."""
+    if isinstance(train, ImageFiles):
+        sample = train.subset(stratified_subset(train.labels, STATISTICS_IMAGES, SPLIT_SEED))
+        train, _ = load_decoded(sample, None, None)
+    assert isinstance(train, ImageTensors)
+    return channel_statistics(train)

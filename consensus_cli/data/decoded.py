@@ -1,9 +1,10 @@
-"""Decoding all files of a split into memory, once: later runs read the result from one file."""
+"""Image files before a run: decoded into memory once, or looked at so that what cannot be read is known beforehand."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import tempfile
 import zlib
 from pathlib import Path
@@ -13,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from consensus_cli.data.decoding import UnreadableImageError
+from consensus_cli.data.decoding import UnreadableImageError, is_suspect
 from consensus_cli.data.files import NAMED, ImageFiles
+from consensus_cli.data.folder import FolderImages
 from consensus_cli.data.loading import for_each
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.source import Progress
@@ -30,34 +32,65 @@ def load_decoded(
 ) -> tuple[ImageTensors, list[str]]:
     """Returns the images of a split in memory, and which files were left out, in words.
 
-    Args:
-        split: the files.
-        cache_dir: folder where decoded images are kept; None keeps none.
-        progress: told about the decoding.
+    The decoded images are kept in one file of the cache folder, for later runs.
 
     Raises:
-        UserError: if files cannot be read and the split does not skip them.
+        UserError: files cannot be read and the split does not skip them.
     """
-    path = None if cache_dir is None else cache_dir / f"images-{_key(split)}.safetensors"
-    stored = None if path is None else _read_cache(path, split)
+    name = f"images-{_key(f'{FORMAT_VERSION} {split.geometry} {split.images.cache_key(split.indices)}')}.safetensors"
+    path = None if cache_dir is None else cache_dir / name
+    stored = None if path is None else _read_cache(path)
     pixels, kept = _decode_all(split, progress) if stored is None else stored
-    notes = [split.left_out(_unreadable(split, kept))] if len(kept) < len(split) else []
+    lost = sorted(set(range(len(split))).difference(kept.tolist()))
+    # The cache does not know the reasons; those that a message names are found again.
+    reasons = {position: (split.problem(position) or "") if n < NAMED else "" for n, position in enumerate(lost)}
+    notes = [split.left_out(reasons)] if lost else []
     if path is not None and stored is None:
         _write_cache(path, pixels, kept)
     return ImageTensors(pixels.permute(0, 3, 1, 2), split.labels[kept]), notes
 
 
-def _key(split: ImageFiles) -> str:
-    content = f"{FORMAT_VERSION} {split.geometry} {split.images.cache_key(split.indices)}"
+def without_unreadable(split: ImageFiles, cache_dir: Path, progress: Progress | None) -> tuple[ImageFiles, list[str]]:
+    """Returns the files of a split that can be read, and which were left out, in words.
+
+    Files are opened, not decoded, but for those whose ends look odd: files that are not images, and cut ones. That a
+    split is sound is noted in the cache folder. Tables are taken as they are.
+
+    Raises:
+        UserError: files cannot be read and the split does not skip them.
+    """
+    images = split.images
+    mark = cache_dir / f"sound-{_key(images.cache_key(split.indices))}"
+    if not isinstance(images, FolderImages) or mark.is_file():
+        return split, []
+    found: dict[int, str] = {}
+
+    def check(position: int) -> None:
+        if _looks_odd(images.path(int(split.indices[position]))) and (problem := split.problem(position)) is not None:
+            found[position] = problem
+
+    for_each(check, len(split), workers=split.workers, progress=progress, doing="checking image files")
+    if found:
+        note = split.left_out(dict(sorted(found.items())))
+        kept = [position for position in range(len(split)) if position not in found]
+        return split.subset(torch.tensor(kept, dtype=torch.int64)), [note]
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        logger.warning("the image files will be checked again by the next run: %s", error)
+    return split, []
+
+
+def _key(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
 def _decode_all(split: ImageFiles, progress: Progress | None) -> tuple[Tensor, Tensor]:
     """Returns pixels (m, h, w, 3) uint8 and the positions (m,) of the files that could be read."""
-    total = len(split)
     _, height, width = split.image_shape
-    pixels = torch.empty(total, height, width, 3, dtype=torch.uint8)
-    intact = torch.ones(total, dtype=torch.bool)
+    pixels = torch.empty(len(split), height, width, 3, dtype=torch.uint8)
+    intact = torch.ones(len(split), dtype=torch.bool)
 
     def decode_file(position: int) -> None:
         try:
@@ -65,42 +98,45 @@ def _decode_all(split: ImageFiles, progress: Progress | None) -> tuple[Tensor, T
         except UnreadableImageError:
             intact[position] = False
 
-    for_each(decode_file, total, workers=split.workers, progress=progress, doing="decoding images")
-    kept = intact.nonzero().flatten()
-    return (pixels if len(kept) == total else pixels[kept]), kept
+    for_each(decode_file, len(split), workers=split.workers, progress=progress, doing="decoding images")
+    return (pixels if intact.all() else pixels[intact]), intact.nonzero().flatten()
 
 
-def _unreadable(split: ImageFiles, kept: Tensor) -> dict[int, str]:
-    """Returns the positions of the files that could not be read, the first with the reason: the cache knows none."""
-    intact = set(kept.tolist())
-    lost = [position for position in range(len(split)) if position not in intact]
-    return {position: (split.problem(position) or "") if n < NAMED else "" for n, position in enumerate(lost)}
+def _looks_odd(path: str) -> bool:
+    try:
+        # Without waiting for a writer, where the file is a pipe by now.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            size_bytes = os.fstat(file).st_size
+            return is_suspect(size_bytes, os.pread(file, 32, 0), os.pread(file, 64, max(0, size_bytes - 64)))
+        finally:
+            os.close(file)
+    except OSError:
+        return True
 
 
-def _read_cache(path: Path, split: ImageFiles) -> tuple[Tensor, Tensor] | None:
+def _read_cache(path: Path) -> tuple[Tensor, Tensor] | None:
     """Returns what `_write_cache` wrote; None if there is no such file or it is damaged."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             pixels, kept = file.get_tensor("pixels"), file.get_tensor("kept")
-            checksum = (file.metadata() or {}).get("crc32")
+            if (file.metadata() or {}).get("crc32") == _checksum(pixels, kept):
+                return pixels, kept
     except (SafetensorError, OSError):
-        checksum = None
-    if checksum is None or checksum != _checksum(pixels, kept):
-        logger.warning("decoding the images again: the cache file %s is damaged", path)
-        return None
-    return pixels, kept
+        pass
+    logger.warning("decoding the images again: the cache file %s is damaged", path)
+    return None
 
 
 def _write_cache(path: Path, pixels: Tensor, kept: Tensor) -> None:
     """Writes under another name first, so that a run that is interrupted leaves no half file."""
-    tensors = {"pixels": pixels, "kept": kept}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".images-") as folder:
             unfinished = Path(folder) / path.name
-            save_file(tensors, unfinished, metadata={"crc32": _checksum(pixels, kept)})
+            save_file({"pixels": pixels, "kept": kept}, unfinished, metadata={"crc32": _checksum(pixels, kept)})
             unfinished.replace(path)
     except (OSError, SafetensorError) as error:
         logger.warning("the decoded images are not kept for the next run: %s", error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -75,39 +75,28 @@ class Geometry:
         return tvf.center_crop(resized, [self.image_size, self.image_size])
 
 
-def because(name: str, reason: object) -> str:
-    """Returns the name of a file with the reason why it cannot be read."""
-    return f"{name} ({reason})"
-
-
+@dataclass(frozen=True, eq=False)
 class ImageFiles:
     """A split of image files, decoded when needed (satisfies `Split`).
 
     Every image has its own random seed, drawn from the epoch's generator, so that the number of workers does not
     change what they produce.
+
+    Attributes:
+        images: where the files are.
+        indices: of the split's files among them, (n,) int64.
+        labels: of the split's files, (n,) int64.
+        geometry: how they become squares.
+        on_corrupt: `error`, or `skip`: unreadable images are missing from the batches and a warning counts them.
+        workers: as in `worker_count`; 0 decodes in the calling process.
     """
 
-    def __init__(
-        self,
-        images: EncodedImages,
-        indices: Tensor,
-        labels: Tensor,
-        geometry: Geometry,
-        *,
-        on_corrupt: str,
-        workers: int | None,
-    ) -> None:
-        """Takes the files at `indices` ((n,) int64) of `images`, with their `labels` ((n,) int64).
-
-        `on_corrupt` is `error`, or `skip`: then unreadable images are missing from the batches and a warning counts
-        them. `workers` as in `worker_count`; 0 decodes in the calling process.
-        """
-        self.images = images
-        self.indices = indices
-        self.labels = labels
-        self.geometry = geometry
-        self.on_corrupt = on_corrupt
-        self.workers = workers
+    images: EncodedImages
+    indices: Tensor
+    labels: Tensor
+    geometry: Geometry
+    on_corrupt: str = "error"
+    workers: int | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -120,8 +109,7 @@ class ImageFiles:
 
     def subset(self, indices: Tensor) -> ImageFiles:
         """Returns the files at `indices` ((m,) int64), in that order."""
-        chosen, labels = self.indices[indices], self.labels[indices]
-        return ImageFiles(self.images, chosen, labels, self.geometry, on_corrupt=self.on_corrupt, workers=self.workers)
+        return replace(self, indices=self.indices[indices], labels=self.labels[indices])
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of geometry, labels, and names, sizes and times of the files; opens none of them."""
@@ -146,23 +134,19 @@ class ImageFiles:
         return None
 
     def left_out(self, unreadable: Mapping[int, str]) -> str:
-        """Says which files are left out, for they cannot be read: position -> reason.
+        """Returns a sentence about the files that cannot be read: position -> reason.
 
         Raises:
-            UserError: says the same where unreadable files are an error.
+            UserError: unreadable files are an error.
         """
-        named = [
-            because(self.images.name(int(self.indices[position])), reason)
-            for position, reason in list(unreadable.items())[:NAMED]
-        ]
+        first = list(unreadable.items())[:NAMED]
+        named = [f"{self.images.name(int(self.indices[position]))} ({reason})" for position, reason in first]
         more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
-        what = f"{len(unreadable)} of {len(self)} image files"
+        what, which = f"{len(unreadable)} of {len(self)} image files", f"{', '.join(named)}{more}"
         if self.on_corrupt == "error":
-            raise UserError(
-                f"{what} cannot be read: {', '.join(named)}{more}",
-                "replace or remove them, or set dataset.on_corrupt=skip",
-            )
-        return f"{what} left out, for they cannot be read: {', '.join(named)}{more}"
+            hint = "replace or remove them, or set dataset.on_corrupt=skip"
+            raise UserError(f"{what} cannot be read: {which}", hint)
+        return f"{what} left out, for they cannot be read: {which}"
 
     def batches(
         self,

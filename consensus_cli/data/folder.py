@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,14 @@ import torch
 from torch import Tensor
 
 from consensus_cli.data.decoding import UnreadableImageError, read_file, side_lengths
-from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geometry, ImageFiles, because
-from consensus_cli.data.layout import LAYOUT_HINT, Layout, check_classes, class_names, find_layout
-from consensus_cli.data.listing import Listing, counted, enumerated, shown
+from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geometry, ImageFiles
+from consensus_cli.data.layout import LAYOUT_HINT, class_names, find_layout
+from consensus_cli.data.listing import counted, enumerated, list_class, shown
 from consensus_cli.data.request import SMALLEST_SIZE, Request
-from consensus_cli.data.sampling import stratified_split
-from consensus_cli.data.source import SPLIT_SEED, Parts, hold_out
+from consensus_cli.data.source import ImageData, divide
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
 
-# Where one tree holds all images.
-TEST_FRACTION = 0.2
 LARGEST_DEFAULT_SIZE = 224
 SIZES_LOOKED_AT = 101
 
@@ -78,14 +76,13 @@ class Folder:
         name: as the user calls it.
         image_size: in pixels, where the user asks for none; None for the usual size of the training images, at most
             224.
-        mean: per channel, of images in [0, 1]; None to measure it.
-        std: per channel, of images in [0, 1]; None to measure it.
+        mean, std: per channel, of images in [0, 1]; empty to measure them.
     """
 
     name: str
     image_size: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     streams = True
 
@@ -104,64 +101,52 @@ class Folder:
             return [problem]
         return []
 
-    def read(self, request: Request, cache_dir: Path) -> Parts:
+    def read(self, request: Request, cache_dir: Path) -> ImageData:
         """Lists the files of each split; of a few it reads the size.
 
         Raises:
             UserError: a class without training images, a split without images, or a folder that cannot be opened.
         """
         assert request.folder is not None
-        layout = _layout(request.folder)
-        classes = class_names(layout.parts["train"])
+        parts, notes = _layout(request.folder)
+        classes = class_names(parts["train"])
         listed = {}
-        notes = list(layout.notes)
-        for part, folder in layout.parts.items():
-            listed[part], told = _list_files(folder, classes, needs_all=part == "train", on_corrupt=request.on_corrupt)
-            notes += told
-        images, labels = listed["train"]
-        size = request.image_size or self.image_size or usual_size(images, len(labels))
-        geometry = Geometry.for_size(size)
-        splits = {
-            part: ImageFiles(
-                images,
-                torch.arange(len(labels)),
-                labels,
-                geometry,
-                on_corrupt=request.on_corrupt,
-                workers=request.workers,
+        for part, folder in parts.items():
+            images, labels, more = _list_files(
+                folder, classes, needs_all=part == "train", on_corrupt=request.on_corrupt
             )
-            for part, (images, labels) in listed.items()
-        }
-        train, val, test = divide(splits, request.val_fraction)
-        return Parts(
-            train,
-            val,
-            test,
-            classes=tuple(map(shown, classes)),
-            augmentation=usual_augmentation(size),
-            mean=self.mean,
-            std=self.std,
-            notes=tuple(notes),
-        )
+            listed[part] = images, torch.arange(len(labels)), labels
+            notes += more
+        shown_classes = tuple(map(shown, classes))
+        found = from_files(self.name, listed, request, shown_classes, notes=notes, usual=self.image_size)
+        return replace(found, mean=self.mean, std=self.std)
 
 
-def divide(splits: dict[str, ImageFiles], val_fraction: float) -> tuple[ImageFiles, ImageFiles, ImageFiles]:
-    """Returns training, validation and test images; those that are missing are held out of the others.
+def from_files(
+    name: str,
+    listed: Mapping[str, tuple[EncodedImages, Tensor, Tensor]],
+    request: Request,
+    classes: tuple[str, ...],
+    *,
+    notes: Sequence[str],
+    usual: int | None = None,
+) -> ImageData:
+    """Returns image files as a dataset.
 
-    With `val` but no `test`, as in ImageNet, `val` is what results are reported on.
+    Args:
+        name: of the dataset.
+        listed: `train`, `val` or `test` -> files, the indices of those that belong to it, (n,) int64, and their labels.
+        request: how the images are wanted.
+        classes: names by label.
+        notes: as in `ImageData`.
+        usual: image size in pixels where the request has none; None for the usual size of the training images.
     """
-    train = splits["train"]
-    if "test" in splits and "val" in splits:
-        return train, splits["val"], splits["test"]
-    if "test" in splits:
-        test = splits["test"]
-    elif "val" in splits:
-        test = splits["val"]
-    else:
-        rest, last = stratified_split(train.labels, (1 - TEST_FRACTION, TEST_FRACTION), SPLIT_SEED)
-        train, test = train.subset(rest), train.subset(last)
-    kept, held_out = hold_out(train.labels, val_fraction)
-    return train.subset(kept), train.subset(held_out), test
+    images, indices, _ = listed["train"]
+    size = request.image_size or usual or usual_size(images, indices)
+    geometry, on_corrupt, workers = Geometry.for_size(size), request.on_corrupt, request.workers
+    files = {part: ImageFiles(*found, geometry, on_corrupt, workers) for part, found in listed.items()}
+    train, val, test = divide(files, request.val_fraction)
+    return ImageData(name, train, val, test, classes, usual_augmentation(size), notes=tuple(notes))
 
 
 def usual_augmentation(image_size: int) -> Augmentation:
@@ -171,22 +156,23 @@ def usual_augmentation(image_size: int) -> Augmentation:
     return Augmentation(flip=True, min_area=0.08)
 
 
-def usual_size(images: EncodedImages, count: int) -> int:
-    """Returns the median of the shorter sides in pixels, from 8 to 224, of images spread over `count` of them.
+def usual_size(images: EncodedImages, indices: Tensor) -> int:
+    """Returns the median of the shorter sides in pixels, from 8 to 224, of some of the images at `indices`.
 
     Raises:
         UserError: if none of them is an image.
     """
-    indices = torch.linspace(0, count - 1, min(count, SIZES_LOOKED_AT)).round().long().tolist()
+    count = len(indices)
+    looked_at = torch.linspace(0, count - 1, min(count, SIZES_LOOKED_AT)).round().long()
     sides, problems = [], []
-    for index in indices:
+    for index in indices[looked_at].tolist():
         try:
             sides.append(min(side_lengths(images.read(index))))
         except UnreadableImageError as error:
-            problems.append(because(images.name(index), error))
+            problems.append(f"{images.name(index)} ({error})")
     if not sides:
         raise UserError(
-            f"none of {len(indices)} image files looked at can be read: {enumerated(problems)}",
+            f"none of {len(looked_at)} image files looked at can be read: {enumerated(problems)}",
             "replace or fetch the files",
         )
     # The lower one of two medians: a side that an image has.
@@ -194,13 +180,11 @@ def usual_size(images: EncodedImages, count: int) -> int:
     return max(SMALLEST_SIZE, min(median, LARGEST_DEFAULT_SIZE))
 
 
-def _layout(root: Path) -> Layout:
+def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
     try:
-        layout = find_layout(root)
-        check_classes(layout)
+        return find_layout(root)
     except OSError as error:
         raise _closed([f"{shown(error.filename)} ({(error.strerror or str(error)).lower()})"]) from error
-    return layout
 
 
 def _closed(folders: list[str]) -> UserError:
@@ -212,49 +196,37 @@ def _closed(folders: list[str]) -> UserError:
 
 def _list_files(
     folder: Path, classes: list[str], *, needs_all: bool, on_corrupt: str
-) -> tuple[tuple[FolderImages, Tensor], list[str]]:
+) -> tuple[FolderImages, Tensor, list[str]]:
     """Returns files and labels of a split, and what is to be said about it."""
-    every = Listing()
-    counts: list[int] = []
-    left_out_of: Counter[str] = Counter()
-    empty: dict[str, str] = {}
-    for label, name in enumerate(classes):
-        before, left_out = len(every.paths), every.left_out.copy()
-        if (folder / name).is_dir():
-            every.add(str(folder), name)
-        counts.append(len(every.paths) - before)
-        left_out_of[shown(name)] = (every.left_out - left_out).total()
-        if counts[label] == 0:
-            empty[shown(name)] = counted(every.left_out - left_out) or "no files"
-    if every.closed and on_corrupt == "error":
-        raise _closed(every.closed)
-    if not every.paths:
+    listings = {name: list_class(folder, name) for name in classes}
+    closed = [place for listing in listings.values() for place in listing.closed]
+    if closed and on_corrupt == "error":
+        raise _closed(closed)
+    paths = [path for listing in listings.values() for path in listing.paths]
+    empty = {
+        shown(name): counted(listing.left_out) or "no files" for name, listing in listings.items() if not listing.paths
+    }
+    if empty and (needs_all or not paths):
+        what = "has class folders without images" if paths else "holds no images"
         raise UserError(
-            f"{shown(folder)} holds no images: {enumerated(f'{name} ({what})' for name, what in empty.items())}",
-            LAYOUT_HINT,
+            f"{shown(folder)} {what}: {enumerated(f'{name} ({found})' for name, found in empty.items())}",
+            "remove them, or put images into them: JPEG, PNG, WebP, TIFF, BMP, GIF, …" if paths else LAYOUT_HINT,
         )
-    if empty and needs_all:
-        raise UserError(
-            f"{shown(folder)} has class folders without images: "
-            f"{enumerated(f'{name} ({what})' for name, what in empty.items())}",
-            "remove them, or put images into them: JPEG, PNG, WebP, TIFF, BMP, GIF, …",
-        )
-    images = FolderImages(folder, every.paths, torch.from_numpy(np.array(every.stamps)).reshape(-1, 3))
-    labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
-    return (images, labels), list(_notes(folder, every, left_out_of, empty))
-
-
-def _notes(folder: Path, listing: Listing, left_out_of: Counter[str], empty: dict[str, str]) -> list[str]:
     notes = []
-    if left_out_of.total():
-        where = counted(+left_out_of, "{name} ({count})")
-        what = "1 entry" if left_out_of.total() == 1 else f"{left_out_of.total()} entries"
-        notes.append(f"{what} of {shown(folder)} left out: {counted(listing.left_out)}; in {where}")
-    if listing.closed:
-        notes.append(f"folders left out, for they cannot be opened: {enumerated(listing.closed)}")
+    left_out = sum((listing.left_out for listing in listings.values()), Counter[str]())
+    if left_out:
+        where = {shown(name): listing.left_out.total() for name, listing in listings.items() if listing.left_out}
+        what = "1 entry" if left_out.total() == 1 else f"{left_out.total()} entries"
+        where_text = counted(where, "{name} ({count})")
+        notes.append(f"{what} of {shown(folder)} left out: {counted(left_out)}; in {where_text}")
+    if closed:
+        notes.append(f"folders left out, for they cannot be opened: {enumerated(closed)}")
     if empty:
         notes.append(f"{shown(folder)} has no images of {enumerated(empty)}")
-    return notes
+    stamps = np.concatenate([np.array(listing.stamps) for listing in listings.values()]).reshape(-1, 3)
+    counts = torch.tensor([len(listing.paths) for listing in listings.values()])
+    labels = torch.repeat_interleave(torch.arange(len(classes)), counts)
+    return FolderImages(folder, paths, torch.from_numpy(stamps)), labels, notes
 
 
 FOLDERS = {

@@ -15,10 +15,9 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from consensus_cli.data.decoding import UnreadableImageError, read_file
-from consensus_cli.data.files import Geometry, ImageFiles
-from consensus_cli.data.folder import divide, usual_augmentation, usual_size
+from consensus_cli.data.folder import from_files
 from consensus_cli.data.request import Request
-from consensus_cli.data.source import Parts
+from consensus_cli.data.source import ImageData
 from consensus_cli.errors import UserError
 
 # The hub's names for the splits, by ours, in order of preference.
@@ -81,7 +80,7 @@ class HuggingFace:
             )
         return problems
 
-    def read(self, request: Request, cache_dir: Path) -> Parts:
+    def read(self, request: Request, cache_dir: Path) -> ImageData:
         """Fetches the tables, or finds them on disk, and reads their labels; images stay encoded.
 
         Raises:
@@ -101,16 +100,8 @@ class HuggingFace:
                 listed[part] = images, known, labels[known]
         if "train" not in listed:
             raise UserError(f"{request.name} has no labelled training images", "choose a dataset with labels")
-        images, _, _ = listed["train"]
-        size = request.image_size or usual_size(images, len(tables["train"]))
-        geometry = Geometry.for_size(size)
-        splits = {
-            part: ImageFiles(images, known, labels, geometry, on_corrupt=request.on_corrupt, workers=request.workers)
-            for part, (images, known, labels) in listed.items()
-        }
-        train, val, test = divide(splits, request.val_fraction)
         classes = tuple(tables["train"].features[label_column].names)
-        return Parts(train, val, test, classes, usual_augmentation(size), mean=None, std=None, notes=tuple(notes))
+        return from_files("hf", listed, request, classes, notes=notes)
 
 
 def _library() -> Any:

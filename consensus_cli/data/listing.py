@@ -21,10 +21,12 @@ _LEFTOVERS = {
 #: names that a message lists before it only counts them
 _LISTED = 5
 
+LOST = "link to nowhere"
+
 
 @dataclass
 class Listing:
-    """Files of one or more classes, in alphabetical order within each folder.
+    """Files of one class, in alphabetical order within each folder.
 
     Attributes:
         paths: of the image files, relative to the folder of the split.
@@ -39,21 +41,15 @@ class Listing:
     left_out: Counter[str] = field(default_factory=Counter)
     closed: list[str] = field(default_factory=list)
 
-    def add(self, folder: str, relative: str) -> None:
+    def walk(self, folder: str, relative: str, seen: set[tuple[int, int]]) -> None:
         """Adds the image files of a folder at any depth.
+
+        Plain strings and one scan of each folder: `Path` objects would take seconds for 60,000 files.
 
         Args:
             folder: of the split.
             relative: path of the class's folder in it.
-        """
-        above = Path(folder).resolve()
-        seen = {_identity(str(place)) for place in (above, *above.parents)}
-        self._walk(folder, relative, seen)
-
-    def _walk(self, folder: str, relative: str, seen: set[tuple[int, int]]) -> None:
-        """Plain strings and one scan of each folder: `Path` objects would take seconds for 60,000 files.
-
-        `seen` are the folders above and those that were looked at: links may lead back to one of them.
+            seen: the folders above and those that were looked at, to which links may lead back.
         """
         place = os.path.join(folder, relative)  # noqa: PTH118
         try:
@@ -70,7 +66,7 @@ class Listing:
         for entry in entries:
             kind = _kind(entry)
             if kind == "folder":
-                self._walk(folder, f"{relative}/{entry.name}", seen)
+                self.walk(folder, f"{relative}/{entry.name}", seen)
             elif kind == "image":
                 self.paths.append(f"{relative}/{entry.name}")
                 self.stamps.extend(_stamp(entry))
@@ -78,20 +74,25 @@ class Listing:
                 self.left_out[kind] += 1
 
 
+def list_class(folder: Path, name: str) -> Listing:
+    """Returns the files of one class below the folder of a split; none where it has no such class."""
+    listing = Listing()
+    if (folder / name).is_dir():
+        above = folder.resolve()
+        listing.walk(str(folder), name, {_identity(str(place)) for place in (above, *above.parents)})
+    return listing
+
+
+def kinds(folder: Path) -> dict[str, str]:
+    """Returns name -> `folder`, `image`, or the reason why it is neither, of what lies in a folder, sorted."""
+    with os.scandir(folder) as entries:
+        return dict(sorted((entry.name, _kind(entry)) for entry in entries))
+
+
 def shown(path: str | Path) -> str:
     """Returns a path as one line that can be printed: bytes that are not UTF-8 as `\\xe9`, line ends as `\\n`."""
     text = os.fsencode(path).decode(errors="backslashreplace")
     return re.sub(r"[\0-\x1f\x7f]", lambda found: repr(found[0])[1:-1], text)
-
-
-def is_leftover(name: str) -> bool:
-    """Says whether a file or folder is hidden, or one that systems and archives leave behind."""
-    return name.startswith(".") or name.lower() in _LEFTOVERS
-
-
-def is_image(name: str) -> bool:
-    """Says whether a file is named as an image that can be read."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def counted(counts: Mapping[str, int], form: str = "{count} {name}") -> str:
@@ -108,22 +109,22 @@ def enumerated(names: Iterable[str], listed: int = _LISTED) -> str:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """Returns `folder`, `image`, or the reason why an entry is left out."""
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
     except OSError:
         # A link to itself.
         is_folder = is_file = False
-    if is_leftover(entry.name):
-        if is_folder:
-            return f"folder {shown(entry.name)}"
-        return "hidden" if entry.name.startswith(".") else shown(entry.name)
+    if entry.name.startswith(".") or entry.name.lower() in _LEFTOVERS:
+        kind = "hidden" if entry.name.startswith(".") else shown(entry.name)
+        return f"folder {shown(entry.name)}" if is_folder else kind
     if is_folder:
         return "folder"
     if not is_file and not entry.is_symlink():
         return "not a file"
-    if is_image(entry.name):
+    if entry.name.lower().endswith(IMAGE_SUFFIXES):
         return "image"
+    if not is_file:
+        return LOST
     return shown(os.path.splitext(entry.name)[1].lower()) or "without suffix"  # noqa: PTH122
 
 

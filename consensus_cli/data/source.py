@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.request import Request
@@ -19,6 +18,8 @@ from consensus_cli.errors import UserError
 
 # Train, validation and test images are the same in every run, whatever its seed.
 SPLIT_SEED = 0
+# Where one tree or table holds all images.
+TEST_FRACTION = 0.2
 
 # Reports slow work: what is being done, how much of it is done, how much there is.
 Progress = Callable[[str, int, int], None]
@@ -35,8 +36,8 @@ class ImageData:
         test: images that results are reported on.
         classes: names of the classes; the position is the label.
         augmentation: random changes that suit these images during training.
-        mean: per channel, of training images in [0, 1].
-        std: standard deviation per channel, of training images in [0, 1].
+        mean: per channel, of training images in [0, 1]; empty until it is measured.
+        std: the same for the standard deviation.
         notes: lines for the screen and the log: what was left out, and what was taken for what.
     """
 
@@ -46,8 +47,8 @@ class ImageData:
     test: Split
     classes: tuple[str, ...]
     augmentation: Augmentation
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
@@ -61,20 +62,6 @@ class ImageData:
         return hashlib.sha256("\0".join((*parts, *self.classes, *statistics)).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a source found; mean and std are None where only the training images can tell. `notes` as in `ImageData`."""
-
-    train: Split
-    val: Split
-    test: Split
-    classes: tuple[str, ...]
-    augmentation: Augmentation
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    notes: tuple[str, ...] = ()
-
-
 class Source(Protocol):
     """One way to get labelled images; an entry of the registry of datasets."""
 
@@ -84,14 +71,24 @@ class Source(Protocol):
     def check(self, request: Request, cache_dir: Path) -> list[UserError]:
         """Returns what is wrong with the request without reading images."""
 
-    def read(self, request: Request, cache_dir: Path) -> Parts:
-        """Returns the splits; raises `UserError` for files that are missing or broken."""
+    def read(self, request: Request, cache_dir: Path) -> ImageData:
+        """Returns all images, not decoded yet; raises `UserError` for files that are missing or broken."""
 
 
-def hold_out(labels: Tensor, val_fraction: float) -> tuple[Tensor, Tensor]:
-    """Returns indices of the training and of the validation images, stratified, the same in every run."""
-    train, val = stratified_split(labels, (1 - val_fraction, val_fraction), SPLIT_SEED)
-    return train, val
+def divide(splits: Mapping[str, Split], val_fraction: float) -> tuple[Split, Split, Split]:
+    """Returns training, validation and test images; those that are missing are held out of the others, stratified.
+
+    With `val` but no `test`, as in ImageNet, `val` is what results are reported on.
+    """
+    train, val, test = splits["train"], splits.get("val"), splits.get("test")
+    if val is not None and test is not None:
+        return train, val, test
+    test = val if test is None else test
+    if test is None:
+        rest, last = stratified_split(train.labels, (1 - TEST_FRACTION, TEST_FRACTION), SPLIT_SEED)
+        train, test = train.subset(rest), train.subset(last)
+    kept, held_out = stratified_split(train.labels, (1 - val_fraction, val_fraction), SPLIT_SEED)
+    return train.subset(kept), train.subset(held_out), test
 
 
 def channel_statistics(split: ImageTensors) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -35,6 +35,8 @@ def show_header(screen: Screen, prepared: Prepared, session: Session) -> None:
     if len(config.ratios) > 1:
         goal += f", a row at each of {', '.join(f'{ratio:g}' for ratio in config.ratios)}"
     screen.show(_started(prepared, session.files.path, goal=goal, removed=removed, planned=planned))
+    if session.saved is not None:
+        screen.line(f"resumed: {len(removed)} blocks are gone, {session.earlier_s:.0f} s of work are kept")
 
 
 def show_score_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
@@ -107,7 +109,7 @@ def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
     if row.get("macs_uncounted") not in (None, EVERYTHING_COUNTED):
         screen.warning(f"MACs leave out: {row['macs_uncounted']}")
     if row["energy_estimated"]:
-        screen.warning("energy is estimated from CPU time (no energy counter here): it says little more than time does")
+        screen.warning("no energy counter found: energy is estimated from CPU time and adds little beyond the run time")
     if (row.get("other_load_pct") or 0.0) > DISTURBING_PCT:
         screen.warning(
             f"other programs used {row['other_load_pct']:.0f} % of the processor while latency and energy were "

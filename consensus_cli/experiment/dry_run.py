@@ -37,15 +37,7 @@ TrainingDemand = Literal["needed", "measured", "none"]
 
 @dataclass
 class DryRun:
-    """What a dry run found out.
-
-    Attributes:
-        precision: `fp32` or `bf16`, of training.
-        scoring_precision: the same of scoring.
-        outputs: number of logits.
-        trains: whether the network can be trained.
-        notes: what the user should know.
-    """
+    """What a dry run found out: precisions that work (`fp32` or `bf16`), number of logits, notes for the user."""
 
     precision: str
     scoring_precision: str
@@ -61,9 +53,7 @@ class Demands:
     Attributes:
         name: what messages call the network.
         classes: number of classes of the dataset.
-        precision: of training, `fp32` or `bf16`.
-        scoring_precision: of scoring.
-        any_precision, any_scoring_precision: whether fp32 will do as well.
+        precision: of training, `fp32` or `bf16`; where `any_precision`, fp32 will do as well.
         training: whether the run trains it.
         attacked: whether gradients of the images are needed.
     """
@@ -237,14 +227,15 @@ class _Trial:
         try:
             with self._autocast(self.demands.scoring_precision):
                 logits = answer(self.copied, self.images, self.name)
-            failure = "" if logits.isfinite().all() else f"{self.name} answers with values that are not finite"
+            if logits.isfinite().all():
+                return
+            failure = f"{self.name} answers with values that are not finite"
         except ForeignCodeError as error:
             failure = error.message
-        if failure and not self.demands.any_scoring_precision:
+        if not self.demands.any_scoring_precision:
             raise UserError(f"in bfloat16, {failure}", "set scoring.precision=fp32")
-        if failure:
-            self.found.scoring_precision = "fp32"
-            self.found.notes.append(f"scoring is in fp32: in bfloat16, {failure}")
+        self.found.scoring_precision = "fp32"
+        self.found.notes.append(f"scoring is in fp32: in bfloat16, {failure}")
 
     def _try_training(self, model: Classifier) -> None:
         try:

@@ -32,18 +32,13 @@ Exported = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Export:
-    """An exported file, and how far its logits are from the network's on real test images.
-
-    Attributes:
-        path: the file.
-        images: number of the test images.
-        same_predictions: on how many of them both name the same class.
-        max_difference: largest difference between two logits.
-    """
+    """An exported file, and how far its logits are from the network's on real test images."""
 
     path: Path
     images: int
+    #: number of images for which both name the same class
     same_predictions: int
+    #: largest difference between two logits
     max_difference: float
 
 

@@ -28,13 +28,9 @@ def answer(model: Classifier, images: Tensor, name: str) -> Tensor:
 
 
 def explained(model: Classifier, images: Tensor, name: str, failure: ForeignCodeError) -> UserError:
-    """Returns what a failing network cannot do and how to fix it: other sizes and numbers of channels are tried.
+    """Returns what a network cannot do of which a copy failed on `images` (n, c, h, w), and how to fix it.
 
-    Args:
-        model: the network, never run before; runs where it must fail anyway.
-        images: (n, c, h, w) in [0, 1] on which a copy of it failed.
-        name: what messages call it.
-        failure: how it failed.
+    Other sizes and numbers of channels are tried. The network, never run before, runs where it must fail anyway.
     """
     if _answers(model, images):
         return UserError(

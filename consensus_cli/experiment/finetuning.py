@@ -68,10 +68,10 @@ class Trainer:
 
         def tell(progress: training.Progress) -> None:
             nonlocal updates
-            report(description, progress.step, progress.steps)
-            self.screen.show(events.TrainingLoss(progress.loss, progress.step, progress.steps))
-            self.tracker.loss(progress.loss, progress.step - updates)
-            updates = progress.step
+            report(description, progress.update, progress.updates)
+            self.screen.show(events.TrainingLoss(progress.loss, progress.update, progress.updates))
+            self.tracker.loss(progress.loss, progress.update - updates)
+            updates = progress.update
 
         def attempt(batch_size: int) -> training.TrainingResult:
             nonlocal updates

@@ -31,15 +31,10 @@ KeptImages = Last[tuple[ImageData, str]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads.
-
-    Attributes:
-        images: the dataset.
-        hashes: what is read, by the key that names it (`dataset`, `model.target`, `evaluate.shift.NAME`) -> hash of its
-            content. Weights are part of the hash of the configuration.
-    """
+    """What a run reads, besides weights, which are part of the hash of the configuration."""
 
     images: ImageData
+    #: the key that names it (`dataset`, `model.target`, `evaluate.shift.NAME`) -> hash of its content
     hashes: dict[str, str]
 
 
@@ -66,13 +61,7 @@ def _request(config: RunConfig) -> data.Request:
 def load(config: RunConfig, screen: Screen, kept: KeptImages | None = None) -> Inputs:
     """Checks the configuration, loads its images and finds out what else it reads; builds no network.
 
-    Args:
-        config: everything that determines the run.
-        screen: where progress is shown.
-        kept: the images of the run before, to be used again by runs on the same.
-
-    Raises:
-        UserError: files or values that are wrong.
+    Runs on the same images find them in `kept`. Raises UserError: files or values that are wrong.
     """
 
     def read() -> tuple[ImageData, str]:
@@ -90,11 +79,7 @@ def load(config: RunConfig, screen: Screen, kept: KeptImages | None = None) -> I
 
 
 def file_hash(path: Path) -> str:
-    """Returns the SHA-256 of a file's content, 64 hex digits; reads it once as long as its size and time stay.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Returns the SHA-256 of a file's content, 64 hex digits; reads it once as long as its size and time stay."""
     status = path.stat()
     return _content_hash(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -172,14 +157,10 @@ def _imported_names(node: ast.AST, package: str) -> Iterator[str]:
 
 
 def located(config: RunConfig, folder: str | None) -> RunConfig:
-    """Returns the configuration of a run begun earlier with what it reads by absolute paths.
-
-    Args:
-        config: as the run began.
-        folder: where it began, to which its relative paths refer; None where that is not known.
+    """Returns the configuration of a run begun in `folder` (None: unknown) with absolute paths of what it reads.
 
     Raises:
-        UserError: names a relative path at which there is nothing any more, and the folder it was relative to.
+        UserError: names a path at which there is nothing any more, and the folder to which it was relative.
     """
     dataset, model = config.dataset, config.model
     find = functools.partial(_located, folder=folder)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from consensus_cli.config.schema import BaselineConfig, FinetuneConfig, RunConfig
-from consensus_cli.training import Recipe
+from consensus_cli.config.schema import RunConfig
+from consensus_cli.training.recipe import Hyperparameters, Recipe
 
 
 def training_baseline(config: RunConfig) -> Recipe:
@@ -48,15 +48,5 @@ def _recovery(config: RunConfig, epochs: float, epochs_before: float, target_blo
     return replace(recipe, span=(epochs_before / epochs_in_all, (epochs_before + epochs) / epochs_in_all))
 
 
-def _recipe(settings: BaselineConfig | FinetuneConfig, epochs: float) -> Recipe:
-    return Recipe(
-        epochs=epochs,
-        learning_rate=settings.learning_rate,
-        schedule=settings.schedule,
-        milestones=tuple(settings.milestones),
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        batch_size=settings.batch_size,
-        accumulate_batches=settings.accumulate_batches,
-        label_smoothing=settings.label_smoothing,
-    )
+def _recipe(settings: Hyperparameters, epochs: float) -> Recipe:
+    return Recipe(epochs=epochs, **{item.name: getattr(settings, item.name) for item in fields(Hyperparameters)})

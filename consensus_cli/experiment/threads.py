@@ -83,9 +83,7 @@ class ThreadWatch:
         asked: the user's number; None: PyTorch's own, or what the container's quota allows if that is less.
         warn: shows a line to the user.
         watched: False where nothing depends on the threads.
-        load: reads what others use.
-        clock: seconds, the same as those of `load`.
-        sleep: lets time pass.
+        load, clock, sleep: read what others use, read the seconds of `load`'s clock, and let time pass.
     """
 
     def __init__(

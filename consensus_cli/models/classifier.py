@@ -15,7 +15,7 @@ from consensus_cli.models.normalization import problems
 class Normalize(nn.Module):
     """Per-channel normalisation `(x − mean) / std` of images in [0, 1].
 
-    Mean and deviation describe the data, not the weights: they are no part of the state dict, so that the
+    Mean and deviation describe the data, not the weights: they are not in the state dict, so that the
     state-dict names of the network stay those of torchvision.
     """
 

@@ -118,7 +118,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         operator = getattr(func, "overloadpacket", func)
-        # Of ragged tensors, and of other kinds that are no plain ones, nothing is known: their operators are named.
+        # Of ragged tensors, and other special kinds, nothing is known: their operators are named.
         plain = not types and not any(tensor.is_nested for tensor in tensors_in([args, kwargs]))
         formula = _formula(operator, kwargs) if plain else None
         if formula is None and plain and operator is not func:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,37 +32,9 @@ _COMPARED = 8
 _COUNTER = "num_batches_tracked"
 
 
-@dataclass(frozen=True)
-class Faults:
-    """What keeps a state dict from fitting a network, each a list of names.
-
-    Attributes:
-        missing: entries of the network that it lacks.
-        unexpected: entries that the network lacks.
-        misshapen: entries of another shape.
-        mistyped: whole numbers where the network has real ones, or tensors that are not dense or have no values.
-    """
-
-    missing: list[str]
-    unexpected: list[str]
-    misshapen: list[str]
-    mistyped: list[str]
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.misshapen or self.mistyped)
-
-    def error(self, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> UserError:
-        """Returns the error that names at most ten of each."""
-        shapes = [f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}" for key in self.misshapen]
-        types = [f"{key} ({state[key].dtype}, {state[key].layout}, {state[key].device})" for key in self.mistyped]
-        faults = {
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "of another shape": shapes,
-            "of another kind": types,
-        }
-        told = "; ".join(f"{len(keys)} {fault}: {some(keys)}" for fault, keys in faults.items() if keys)
-        return UserError(f"{source} does not fit the network: {told}", "choose the model the weights were trained with")
+#: what keeps a state dict from fitting a network: kind -> names of entries that are `missing` in it, `unexpected` by
+#: the network, `misshapen`, or `mistyped` (whole numbers in place of real ones, not dense, without values)
+Faults = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -114,12 +86,27 @@ def completed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
 def faults(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Faults:
     """Returns what keeps a state dict from fitting; lazy parameters take any shape."""
     shared = [key for key in expected if key in state]
-    return Faults(
-        missing=[key for key in expected if key not in state],
-        unexpected=[key for key in state if key not in expected],
-        misshapen=[k for k in shared if not is_lazy(expected[k]) and state[k].shape != expected[k].shape],
-        mistyped=[k for k in shared if not _can_be_copied(state[k], expected[k])],
+    found = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "misshapen": [k for k in shared if not is_lazy(expected[k]) and state[k].shape != expected[k].shape],
+        "mistyped": [k for k in shared if not _can_be_copied(state[k], expected[k])],
+    }
+    return {kind: names for kind, names in found.items() if names}
+
+
+def mismatch(found: Faults, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> UserError:
+    """Returns the error that names at most ten entries of each kind."""
+    described: dict[str, Callable[[str], str]] = {
+        "misshapen": lambda key: f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}",
+        "mistyped": lambda key: f"{key} ({state[key].dtype}, {state[key].layout}, {state[key].device})",
+    }
+    words = {"misshapen": "of another shape", "mistyped": "of another kind"}
+    listed = "; ".join(
+        f"{len(names)} {words.get(kind, kind)}: {some([described.get(kind, str)(name) for name in names])}"
+        for kind, names in found.items()
     )
+    return UserError(f"{source} does not fit the network: {listed}", "choose the model the weights were trained with")
 
 
 def candidates(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[Candidate]:
@@ -174,7 +161,7 @@ def _prefixes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def _fitting(candidate: Candidate, expected: Mapping[str, Tensor]) -> int:
-    return len(expected) - len(candidate.faults.missing) - len(candidate.faults.misshapen)
+    return len(expected) - sum(len(candidate.faults.get(kind, ())) for kind in ("missing", "misshapen"))
 
 
 def _without(key: str, parts: set[str]) -> str:

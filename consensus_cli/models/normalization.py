@@ -51,20 +51,20 @@ def check_channels(mean: Sequence[float], std: Sequence[float], channels: int) -
 def _problem(
     name: str, values: Sequence[float], allowed: Callable[[float], bool], in_words: str, *, divide: bool
 ) -> list[UserError]:
-    key, told = f"model.{name}", f"model.{name}={_listed(values)}"
+    key, given = f"model.{name}", f"model.{name}={_listed(values)}"
     if not values:
-        return [UserError(f"{told} is empty", f"give {key} one number per channel, or null for the dataset's own")]
+        return [UserError(f"{given} is empty", f"give {key} one number per channel, or null for the dataset's own")]
     if all(map(allowed, values)) and not (divide and all(value == 1 for value in values)):
         return []
     usual = all(map(math.isfinite, values)) and (min(values) > 0 or (name == "mean" and min(values) == 0))
     if usual and (max(values) > 2 or divide):
         return [
             UserError(
-                f"{told} looks like the scale from 0 to 255; images here are in [0, 1]",
+                f"{given} looks like the scale from 0 to 255; images here are in [0, 1]",
                 f"divide by {_SCALE}: {key}={_listed([float(f'{value / _SCALE:.4g}') for value in values])}",
             )
         ]
-    return [UserError(f"{told} is out of range", f"{key} must be {in_words}: images here are in [0, 1]")]
+    return [UserError(f"{given} is out of range", f"{key} must be {in_words}: images here are in [0, 1]")]
 
 
 def _listed(values: Sequence[float]) -> str:

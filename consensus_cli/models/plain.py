@@ -89,7 +89,7 @@ def _innermost(module: nn.Module) -> nn.Module:
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
-    """Returns the module that another only wraps, None where it is no wrapper."""
+    """Returns the module that another only wraps, None where it is not a wrapper."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return module.module
     # Looked up, because importing the compiler takes a second; without it nothing is compiled.

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models.paths import expanded
 from consensus_cli.models.weights import Given, load_given, read_state_dict
-from consensus_cli.models.zoo import ModelSpec, check_torchvision, import_timm
+from consensus_cli.models.zoo import ModelSpec, check, import_timm
 
 #: what `model.weights` says for timm's own
 TIMM_WEIGHTS = "pretrained"
 
 
 def is_named(source: str, weights: str) -> bool:
-    """Says whether `weights` is the name of published weights and not the path of a file."""
+    """Returns whether `weights` is the name of published weights and not the path of a file."""
     if source == "timm":
         return weights == TIMM_WEIGHTS
     path = expanded(weights)
@@ -97,7 +97,7 @@ def _fetch(spec: ModelSpec, weights: str) -> dict[str, Tensor]:
 def _torchvision_entry(name: str, weights: str) -> Any:
     from torchvision import models
 
-    check_torchvision(name)
+    check("torchvision", name, None)
     entries = models.get_model_weights(name).__members__
     if weights not in entries:
         raise unknown_name(f"weights of {name}", weights, entries)

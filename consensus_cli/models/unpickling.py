@@ -58,7 +58,7 @@ def load_inert(path: Path) -> object:
 
     Raises:
         UserError: the file names a function of the interpreter or the operating system.
-        pickle.UnpicklingError: it is no such file.
+        pickle.UnpicklingError: torch.save did not write the file.
     """
     stand_ins: dict[str, type[Foreign]] = {}
     with warnings.catch_warnings():
@@ -80,9 +80,9 @@ def load_inert(path: Path) -> object:
                 stand_ins |= more
 
 
-def _more_stand_ins(path: Path, told: str, known: dict[str, type[Foreign]]) -> dict[str, type[Foreign]]:
+def _more_stand_ins(path: Path, text: str, known: dict[str, type[Foreign]]) -> dict[str, type[Foreign]]:
     """Returns the stand-ins without which reading failed, judged by what PyTorch said; empty: nothing helps."""
-    if refused := _REFUSED.search(told):
+    if refused := _REFUSED.search(text):
         # PyTorch leaves `builtins.` out of the message.
         name = refused[1] if "." in refused[1] else f"builtins.{refused[1]}"
         names = {name}
@@ -91,10 +91,10 @@ def _more_stand_ins(path: Path, told: str, known: dict[str, type[Foreign]]) -> d
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         return {name: _stand_in(Foreign, name) for name in names - set(known)}
     for name, kind in known.items():
-        if str(kind) in told and kind.__base__ is Foreign:
-            if "SETITEM" in told:
+        if str(kind) in text and kind.__base__ is Foreign:
+            if "SETITEM" in text:
                 return {name: _stand_in(_ForeignMapping, name)}
-            if "append" in told or "extend" in told:
+            if "append" in text or "extend" in text:
                 return {name: _stand_in(_ForeignList, name)}
     return {}
 

@@ -62,12 +62,10 @@ def weight_files(path: Path) -> list[Path]:
         UserError: there is no such file, or the folder or index leads to none.
     """
     try:
-        if path.is_dir():
-            file = next((path / name for name in _IN_FOLDER if (path / name).is_file()), None)
-            if file is None:
-                raise folder_refusal(path)
-        else:
-            file = path
+        inside = [path / name for name in _IN_FOLDER if (path / name).is_file()]
+        if path.is_dir() and not inside:
+            raise folder_refusal(path)
+        file = inside[0] if inside else path
         if not file.is_file():
             raise UserError(
                 f"checkpoint {path} does not exist", "model.weights takes the path of a file; is it spelled right?"
@@ -113,14 +111,10 @@ def _content(path: Path) -> object:
     except (UserError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
-        if "Unsupported operand" in str(error):
-            raise UserError(
-                f"checkpoint {path} cannot be read: it is damaged, or written with a pickle_protocol of its own",
-                "copy it again, or save it with torch.save alone",
-            ) from error
+        why = "it is damaged, written with a pickle_protocol of its own, or holds code, which is refused"
         raise UserError(
-            f"checkpoint {path} cannot be read as plain tensors, and what else it holds may run code, so it is refused",
-            "save the state dict alone (torch.save(model.state_dict(), …)) or as safetensors",
+            f"checkpoint {path} cannot be read: {why}",
+            "copy it again, or save the state dict alone: torch.save(model.state_dict(), …)",
         ) from error
     except Exception as error:
         # Damaged bytes make PyTorch's reader fail in more ways than can be listed.
@@ -160,16 +154,13 @@ def _no_tensors(path: Path, content: object) -> UserError:
             "is refused",
             save,
         )
-    if isinstance(content, Mapping) and content:
-        held = some([f"{key} ({_kind(value)})" for key, value in content.items()])
-        objects = any(isinstance(value, Foreign) for value in content.values())
-        refused = "; objects of foreign classes are refused, since loading them may run code" if objects else ""
-        return UserError(
-            f"checkpoint {path} holds no state dict: it holds {held}{refused}",
-            save if objects else "it must map parameter names to tensors",
-        )
+    inside = dict(content) if isinstance(content, Mapping) else {}
+    held = some([f"{key} ({_kind(value)})" for key, value in inside.items()]) or _kind(content)
+    objects = any(isinstance(value, Foreign) for value in inside.values())
+    refused = "; objects of foreign classes are refused, since loading them may run code" if objects else ""
     return UserError(
-        f"checkpoint {path} holds no state dict but {_kind(content)}", "it must map parameter names to tensors"
+        f"checkpoint {path} holds no state dict: it holds {held}{refused}",
+        save if objects else "it must map parameter names to tensors",
     )
 
 

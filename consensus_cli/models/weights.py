@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.foreign_files import some
-from consensus_cli.models.matching import Candidate, candidates, choose, completed, entries, faults
+from consensus_cli.models.matching import Candidate, candidates, choose, completed, entries, faults, mismatch
 from consensus_cli.models.weight_files import read_state_dict
 
 __all__ = ["Given", "load_given", "load_into", "read_state_dict", "serialize"]
@@ -36,7 +35,7 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     expected = entries(network)
     complete = completed(state, expected)
     if wrong := faults(complete, expected):
-        raise wrong.error(complete, expected, source)
+        raise mismatch(wrong, complete, expected, source)
     try:
         # What modules keep beside tensors is no part of `expected`, and stays.
         network.load_state_dict(complete, strict=False)
@@ -90,7 +89,7 @@ def load_given(
     if chosen.faults:
         head = _head_entries(chosen, expected, num_classes)
         if not head:
-            raise _channels_error(chosen, expected, source) or chosen.faults.error(state, expected, source)
+            raise _channels_error(chosen, expected, source) or mismatch(chosen.faults, state, expected, source)
         if not reset_head:
             raise _head_error(head, chosen, expected, source)
         state = {key: value for key, value in state.items() if key in expected} | {k: expected[k] for k in head}
@@ -112,57 +111,56 @@ def _head_entries(candidate: Candidate, expected: Mapping[str, Tensor], num_clas
 
     A head has one row per class: its entries differ from the file's in their first dimension alone.
     """
-    wrong = candidate.faults
-    names = [*wrong.missing, *wrong.misshapen]
+    missing, misshapen, unexpected = (candidate.faults.get(k, []) for k in ("missing", "misshapen", "unexpected"))
+    names = [*missing, *misshapen]
     owners = {name.rpartition(".")[0] for name in names}
-    beside = [key for key in wrong.unexpected if not any(owner and key.startswith(f"{owner}.") for owner in owners)]
+    beside = [key for key in unexpected if not any(owner and key.startswith(f"{owner}.") for owner in owners)]
     rows = {expected[name].shape[:1] for name in names}
-    if beside or wrong.mistyped or len(rows) != 1 or len(owners) > _MOST_HEADS:
-        return []
-    if any(candidate.state[name].shape[1:] != expected[name].shape[1:] for name in wrong.misshapen):
-        return []
-    if wrong.missing and rows != {(num_classes,)}:
-        return []
-    return names if any(expected[name].ndim > 1 for name in names) else []
+    is_head = (
+        not beside
+        and "mistyped" not in candidate.faults
+        and len(rows) == 1
+        and len(owners) <= _MOST_HEADS
+        and all(candidate.state[name].shape[1:] == expected[name].shape[1:] for name in misshapen)
+        and (not missing or rows == {(num_classes,)})
+        and any(expected[name].ndim > 1 for name in names)
+    )
+    return names if is_head else []
 
 
 def _head_error(head: list[str], candidate: Candidate, expected: Mapping[str, Tensor], source: str) -> UserError:
-    of_file = {name: candidate.state.get(name) for name in head}
-    told = ", ".join(
-        f"{name} is missing"
-        if value is None
-        else f"{name} {tuple(value.shape)} instead of {tuple(expected[name].shape)}"
-        for name, value in of_file.items()
+    state = candidate.state
+    listed = ", ".join(
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        if name in state
+        else f"{name} is missing"
+        for name in head
     )
     return UserError(
-        f"{source} fits the network but for its head: {told}", "model.reset_head=true keeps a fresh head instead"
+        f"{source} fits the network but for its head: {listed}", "model.reset_head=true keeps a fresh head instead"
     )
 
 
 def _channels_error(candidate: Candidate, expected: Mapping[str, Tensor], source: str) -> UserError | None:
     """Returns the error for weights that fit but for the number of image channels; None where more differs."""
-    wrong = candidate.faults
-    if len(wrong.misshapen) != 1 or wrong.missing or wrong.unexpected or wrong.mistyped:
+    if candidate.faults.keys() != {"misshapen"} or len(candidate.faults["misshapen"]) > 1:
         return None
-    given, own = (tensors[wrong.misshapen[0]].shape for tensors in (candidate.state, expected))
+    (name,) = candidate.faults["misshapen"]
+    given, own = (tensors[name].shape for tensors in (candidate.state, expected))
     if len(given) != len(own) or len(own) < 2 or given[:1] + given[2:] != own[:1] + own[2:]:
         return None
     return UserError(
-        f"{source} does not fit the network: {wrong.misshapen[0]} takes {given[1]} channels, the network's {own[1]}",
+        f"{source} does not fit the network: {name} takes {given[1]} channels, the network's {own[1]}",
         "choose images with as many channels as the weights were trained on; three numbers in model.mean and model.std "
         "make three channels of grey images",
     )
 
 
 def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
-    wrong = [key for key, value in state.items() if value.is_floating_point() and not _is_finite(value)]
+    # As the network will hold them: a number may be finite in double precision alone.
+    wrong = [key for key, value in state.items() if value.is_floating_point() and not value.float().isfinite().all()]
     if wrong:
         raise UserError(
             f"{source} holds weights that are not finite (NaN or infinite): {some(wrong)}",
             "its training diverged, or the file is damaged: give a checkpoint from before",
         )
-
-
-def _is_finite(values: Tensor) -> bool:
-    # As the network will hold them: a number may be finite in double precision alone.
-    return bool(torch.isfinite(values.float()).all())

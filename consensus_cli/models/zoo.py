@@ -18,10 +18,12 @@ from consensus_cli.models.plain import settings_kept, to_float32, unwrapped
 from consensus_cli.models.resnet import BLOCKS_PER_STAGE, resnet
 from consensus_cli.models.targets import find_target, program_goes_on
 
+Constructor = Callable[..., object]
+
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that is needed to build an unpruned network, as plain values that a JSON file can hold.
+    """Everything that is needed to build the original network, as plain values that a JSON file can hold.
 
     Attributes:
         source: key of `SOURCES`.
@@ -54,14 +56,8 @@ def check(source: str, name: str, target: str | None) -> None:
     Raises:
         UserError: unknown source, architecture or tag, a package that is not installed, a class that is not there.
     """
-    if source not in SOURCES:
-        raise unknown_name("model.source", source, SOURCES)
-    if source == "torchvision":
-        check_torchvision(name)
-    elif source == "timm":
-        _check_timm(name)
-    elif source == "custom":
-        _find(target)
+    with settings_kept():
+        _constructor(source, name, target)
 
 
 def build(spec: ModelSpec) -> Classifier:
@@ -76,70 +72,19 @@ def build(spec: ModelSpec) -> Classifier:
 
 def build_with_notes(spec: ModelSpec) -> tuple[Classifier, list[str]]:
     """Builds a network like `build`; also returns what was changed in it, a sentence each."""
-    if spec.source not in SOURCES:
-        raise unknown_name("model.source", spec.source, SOURCES)
     check_channels(spec.mean, spec.std, spec.in_channels)
     with settings_kept():
-        network = unwrapped(SOURCES[spec.source](spec))
+        constructor = _constructor(spec.source, spec.name, spec.target)
+        known = {
+            "num_classes": spec.num_classes,
+            "in_channels": spec.network_channels,
+            "in_chans": spec.network_channels,
+        }
+        arguments = {argument: known[argument] for argument in SOURCES[spec.source][1]}
+        name = str(spec.target) if spec.source == "custom" else spec.name
+        network = unwrapped(_construct(name, constructor, arguments | spec.kwargs))
     converted = to_float32(network)
     return Classifier(Normalize(spec.mean, spec.std), network), [converted] if converted else []
-
-
-def check_torchvision(name: str) -> None:
-    """Checks that torchvision has a classifier of this name.
-
-    Raises:
-        UserError: names the nearest.
-    """
-    from torchvision import models
-
-    valid = models.list_models(module=models)
-    if name not in valid:
-        raise unknown_name("torchvision model", name, valid)
-
-
-def _cifar_resnet(spec: ModelSpec) -> nn.Module:
-    depths = {f"resnet{depth}": depth for depth in BLOCKS_PER_STAGE}
-    if spec.name not in depths:
-        raise unknown_name("model", spec.name, depths)
-    # A short training from scratch ends higher and steadier so; given weights replace what is drawn here.
-    arguments = {"zero_init_residual": True, "num_classes": spec.num_classes, "in_channels": spec.network_channels}
-    return _construct(spec.name, functools.partial(resnet, depths[spec.name]), arguments | spec.kwargs)
-
-
-def _custom(spec: ModelSpec) -> nn.Module:
-    return _construct(str(spec.target), _find(spec.target), spec.kwargs)
-
-
-def _find(target: str | None) -> Any:
-    if target is None:
-        raise UserError("model.target is missing", "name your class: model.target=package.module.Class")
-    with settings_kept():
-        return find_target(target)
-
-
-def _torchvision(spec: ModelSpec) -> nn.Module:
-    from torchvision import models
-
-    check_torchvision(spec.name)
-    return _construct(spec.name, models.get_model, {"name": spec.name, "num_classes": spec.num_classes, **spec.kwargs})
-
-
-def _timm(spec: ModelSpec) -> nn.Module:
-    timm = _check_timm(spec.name)
-    arguments = {"num_classes": spec.num_classes, "in_chans": spec.network_channels, **spec.kwargs}
-    return _construct(spec.name, timm.create_model, {"model_name": spec.name, **arguments})
-
-
-def _check_timm(name: str) -> Any:
-    timm = import_timm()
-    if not timm.is_model(name):
-        raise unknown_name("timm model", name, timm.list_models())
-    architecture, _, tag = name.partition(".")
-    # Otherwise an unknown tag is found only when the network is built.
-    if tag and name not in (tagged := timm.models.get_arch_pretrained_cfgs(architecture)):
-        raise unknown_name("timm model", name, tagged)
-    return timm
 
 
 def import_timm() -> Any:
@@ -154,7 +99,49 @@ def import_timm() -> Any:
         raise UserError("timm is not installed", "install the extra: pip install 'consensus-cli[timm]'") from error
 
 
-def _construct(name: str, constructor: Callable[..., object], arguments: dict[str, Any]) -> nn.Module:
+def _constructor(source: str, name: str, target: str | None) -> Constructor:
+    if source not in SOURCES:
+        raise unknown_name("model.source", source, SOURCES)
+    find, _ = SOURCES[source]
+    return find(target if source == "custom" else name)
+
+
+def _cifar_resnet(name: str) -> Constructor:
+    depths = {f"resnet{depth}": depth for depth in BLOCKS_PER_STAGE}
+    if name not in depths:
+        raise unknown_name("model", name, depths)
+    # A short training from scratch ends higher and steadier so; given weights replace what is drawn here.
+    return functools.partial(resnet, depths[name], zero_init_residual=True)
+
+
+def _torchvision(name: str) -> Constructor:
+    from torchvision import models
+
+    valid = models.list_models(module=models)
+    if name not in valid:
+        raise unknown_name("torchvision model", name, valid)
+    return functools.partial(models.get_model, name)
+
+
+def _timm(name: str) -> Constructor:
+    timm = import_timm()
+    if not timm.is_model(name):
+        raise unknown_name("timm model", name, timm.list_models())
+    architecture, _, tag = name.partition(".")
+    # Otherwise an unknown tag is found only when the network is built.
+    if tag and name not in (tagged := timm.models.get_arch_pretrained_cfgs(architecture)):
+        raise unknown_name("timm model", name, tagged)
+    return functools.partial(timm.create_model, name)
+
+
+def _custom(target: str | None) -> Constructor:
+    if target is None:
+        raise UserError("model.target is missing", "name your class: model.target=package.module.Class")
+    constructor: Constructor = find_target(target)
+    return constructor
+
+
+def _construct(name: str, constructor: Constructor, arguments: dict[str, Any]) -> nn.Module:
     hint = f"check model.kwargs{_takes(constructor)}"
     try:
         with program_goes_on(name), foreign_code(name, hint):
@@ -170,7 +157,7 @@ def _construct(name: str, constructor: Callable[..., object], arguments: dict[st
     return network
 
 
-def _takes(constructor: Callable[..., object]) -> str:
+def _takes(constructor: Constructor) -> str:
     """Returns what a constructor takes, in words; empty where Python does not know or it takes anything."""
     try:
         parameters = inspect.signature(constructor).parameters.values()
@@ -182,10 +169,10 @@ def _takes(constructor: Callable[..., object]) -> str:
     return f"; it takes {', '.join(names)}" if names else "; it takes none"
 
 
-#: source -> function that builds its network
-SOURCES: dict[str, Callable[[ModelSpec], nn.Module]] = {
-    "cifar_resnet": _cifar_resnet,
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "custom": _custom,
+#: source -> how it finds the constructor of a name (of a target, where it is `custom`), and what it gives it by itself
+SOURCES: dict[str, tuple[Callable[[Any], Constructor], tuple[str, ...]]] = {
+    "cifar_resnet": (_cifar_resnet, ("num_classes", "in_channels")),
+    "torchvision": (_torchvision, ("num_classes",)),
+    "timm": (_timm, ("num_classes", "in_chans")),
+    "custom": (_custom, ()),
 }

@@ -52,7 +52,8 @@ def find_blocks(model: nn.Module, example: Tensor, granularity: str = "block") -
         raise unknown_name("granularity", granularity, GRANULARITIES)
     if isinstance(model, Classifier):
         with torch.no_grad():
-            model, example = model.network, model.inputs(example)
+            example = model.inputs(example)
+        model = model.network
     # A network may keep what its first forward pass computes, from weights that it does not have for long.
     copied = clone(model)
     seen = trace(copied, example)

@@ -46,7 +46,7 @@ class Call:
         path: dotted name of the module; empty for the network itself.
         parent: index of the call it was made in; −1 for the network's own.
         inputs: values of the tensors it was given, in order.
-        outputs: values it returned, None where an element is no tensor.
+        outputs: values it returned, None where an element is not a tensor.
         returns_tensor: whether it returned one bare tensor, as opposed to several values in some container.
         returns_sequence: whether it returned a plain tuple or list.
     """

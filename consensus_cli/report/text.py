@@ -127,7 +127,7 @@ def _about_measures(finished: pd.DataFrame) -> Iterator[str]:
     if estimated.any():
         yield (
             f"The energy of {int(estimated.sum())} of {len(finished)} runs is an estimate from processor load, not a "
-            "counter's reading: it says little more than time does."
+            "counter's reading: it adds little beyond the run time."
         )
     measured = {"test_images": "measured"} | ({"attacked_images": "attacked"} if attacks(finished) else {})
     for column, what in measured.items():

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the network before pruning shows the pruned one what to answer, and how to get there."""
+"""Knowledge distillation: the pruned network learns the answers and the features of the original one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEMPERATURE = 4.0
 
 
 class Distillation:
-    """The distance between a student's answers and its teacher's.
+    """The distance between the pruned network's answers and its teacher's, the original network's.
 
     The mean over the images of T² KL(teacher ‖ student) of the class probabilities at temperature T = 4 (Hinton et al.
     2015), plus the mean squared error of what the head gets relative to its mean square in the teacher (after
@@ -24,16 +24,16 @@ class Distillation:
     """
 
     def __init__(
-        self, student_features: Callable[[], Tensor], teacher: nn.Module, teacher_features: Callable[[], Tensor]
+        self, features: Callable[[], Tensor], teacher: nn.Module, teacher_features: Callable[[], Tensor]
     ) -> None:
-        self._student_features = student_features
+        self._features = features
         self._teacher = teacher
         self._teacher_features = teacher_features
 
     def loss(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Returns the distance for the images (b, c, h, w) that the student has just answered with `logits` (b, k)."""
+        """Returns the distance for images (b, c, h, w) that the pruned network has just answered by `logits` (b, k)."""
         # Read before the teacher runs: a head that is written in plain code is watched by what runs last.
-        own = self._student_features().float()
+        own = self._features().float()
         with torch.no_grad():
             taught = self._teacher(images).float()
         answers = functional.kl_div(
@@ -48,15 +48,15 @@ class Distillation:
 
 
 @contextmanager
-def distilling(student: nn.Module, teacher: nn.Module, example: Tensor) -> Iterator[Distillation]:
+def distilling(pruned: nn.Module, teacher: nn.Module, example: Tensor) -> Iterator[Distillation]:
     """Watches both networks while the body runs; the teacher is put into eval mode.
 
     Args:
-        student: the teacher's network without some of its blocks.
-        teacher: takes what the student takes.
-        example: (n, …) a few of the images that they take.
+        pruned: the teacher's network without some of its blocks.
+        teacher: the original network.
+        example: (n, …) a few of the images that both take.
     """
     teacher.eval()
     head = find_head(teacher, example)
-    with head.watching(student) as student_features, head.watching(teacher) as teacher_features:
-        yield Distillation(student_features, teacher, teacher_features)
+    with head.watching(pruned) as features, head.watching(teacher) as teacher_features:
+        yield Distillation(features, teacher, teacher_features)

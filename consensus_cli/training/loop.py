@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
+from consensus_cli.data.batches import Batches, LoaderImages
 from consensus_cli.data.share import ALL, Share
 from consensus_cli.data.split import Augmentation, Split
 from consensus_cli.training.averaging import WeightAverage
@@ -23,15 +24,10 @@ from consensus_cli.training.recipe import Recipe, build_optimizer
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands after an update.
+    """Where a training stands: `update` of `updates`, and the mean loss since the last report, over all processes."""
 
-    Attributes:
-        step: updates done, of `steps`.
-        loss: mean loss since the last report, over all processes.
-    """
-
-    step: int
-    steps: int
+    update: int
+    updates: int
     loss: float
 
 
@@ -50,16 +46,19 @@ class TrainingResult:
     duration_s: float
 
 
+NO_AUGMENTATION = Augmentation()
+
+
 class TrainingDivergedError(RuntimeError):
     """The loss is no longer a finite number."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the images are divided: `steps` updates of `parts` micro-batches, of `micro` images on every process."""
+    """How the images are divided: into updates of `parts` micro-batches, of `micro` images on every process."""
 
-    steps: int
-    steps_per_epoch: int
+    updates: int
+    updates_per_epoch: int
     micro: int
     parts: int
     share: Share
@@ -72,20 +71,20 @@ class _Plan:
             raise ValueError(
                 f"{images} images in updates of {recipe.batch_size} are too few for {pieces} micro-batches"
             )
-        steps_per_epoch = images // (micro * pieces)
-        steps = max(1, round(recipe.epochs * steps_per_epoch)) if recipe.epochs > 0 else 0
-        return cls(steps, steps_per_epoch, micro, recipe.accumulate_batches, share)
+        per_epoch = images // (micro * pieces)
+        updates = max(1, round(recipe.epochs * per_epoch)) if recipe.epochs > 0 else 0
+        return cls(updates, per_epoch, micro, recipe.accumulate_batches, share)
 
     @property
     def images(self) -> int:
-        return self.steps * self.parts * self.micro * self.share.world
+        return self.updates * self.parts * self.micro * self.share.world
 
     def batches(
         self, split: Split, device: torch.device, augmentation: Augmentation, seed: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the micro-batches of all updates, epoch after epoch."""
         generator = torch.Generator().manual_seed(seed)
-        left = self.steps * self.parts
+        left = self.updates * self.parts
         while left:
             for batch in split.batches(
                 self.micro, device, generator=generator, augmentation=augmentation, drop_last=True, share=self.share
@@ -98,35 +97,39 @@ class _Plan:
 
 def train(
     model: nn.Module,
-    split: Split,
+    images: Split | Batches,
     recipe: Recipe,
     *,
-    device: torch.device,
-    augmentation: Augmentation,
-    seed: int,
-    precision: str,
+    device: torch.device | None = None,
+    augmentation: Augmentation = NO_AUGMENTATION,
+    seed: int = 0,
+    precision: str = "fp32",
     compiled: bool = False,
     teacher: nn.Module | None = None,
     share: Share = ALL,
     report: Callable[[Progress], None] | None = None,
     tick: Callable[[], None] | None = None,
 ) -> TrainingResult:
-    """Trains `model` in place on `split` and leaves it in eval mode.
+    """Trains `model` in place and leaves it in eval mode.
+
+        recipe = Recipe(epochs=3, learning_rate=0.01, schedule="cosine")
+        train(model, train_loader, recipe, augmentation=Augmentation(pad=4, flip=True))
 
     The loss is read from the device once per report interval (a twentieth of an epoch), not at every update.
 
     Args:
         model: takes images in [0, 1] and returns logits.
-        split: training images; must hold at least two.
+        images: a `Split` of at least two training images, or a loader of (images in [0, 1], labels), which is read
+            once: what it augments stays the same in all epochs, so leave that to `augmentation`.
         recipe: hyperparameters.
-        device: where the model lives.
+        device: where the model is; None: looked up.
         augmentation: random changes to the images.
         seed: of shuffling and augmentation.
         precision: `fp32` or `bf16` (autocast).
         compiled: compile the network's repeated blocks with `torch.compile`.
         teacher: the network to learn from where `recipe.distill` is above 0.
-        share: this process's part of every update; all processes of the job must call this function where it is not
-            all of it, and all end with the same weights.
+        share: this process's part of every update; all processes of the job must call this function together, and all
+            end with the same weights.
         report: called with the progress about twenty times an epoch.
         tick: called after every update.
 
@@ -134,14 +137,16 @@ def train(
         TrainingDivergedError: when the loss is not finite, in every process.
         ValueError: fewer images per update than processes and micro-batches, or distillation without a teacher.
     """
+    split: Split = images if hasattr(images, "batches") else LoaderImages(images)  # type: ignore[assignment]
     plan = _Plan.of(recipe, len(split), share)
-    if plan.steps == 0:
+    if plan.updates == 0:
         return TrainingResult(math.nan, 0, 0.0)
     if recipe.distill and teacher is None:
         raise ValueError("distillation needs a teacher")
+    device = device or next(p.device for p in model.parameters())
     accelerator = make_accelerator(device, precision, plan.parts)
     optimizer = build_optimizer(model, recipe)
-    scheduler = LambdaLR(optimizer, lambda step: recipe.rate_factor(step / plan.steps))
+    scheduler = LambdaLR(optimizer, lambda update: recipe.rate_factor(update / plan.updates))
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
     losses = _Losses(plan, report)
     started = time.perf_counter()
@@ -154,9 +159,9 @@ def train(
             distillation = stack.enter_context(distilling(model, answering, example))
         network = stack.enter_context(prepared(accelerator, model, joint=share.world > 1, compiled=compiled))
         stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
-        for images, labels in plan.batches(split, device, augmentation, seed):
+        for batch, labels in plan.batches(split, device, augmentation, seed):
             with accelerator.accumulate(network):
-                loss = _loss(network(images), images, labels, recipe, distillation)
+                loss = _loss(network(batch), batch, labels, recipe, distillation)
                 accelerator.backward(loss)
                 stepper.step()
                 stepper.zero_grad()
@@ -188,26 +193,26 @@ class _Losses:
 
     plan: _Plan
     report: Callable[[Progress], None] | None
-    step: int = 0
+    done: int = 0
     window: list[Tensor] = field(default_factory=list)
     last: list[Tensor] = field(default_factory=list)
 
     def add(self, loss: Tensor) -> None:
         self.window.append(loss)
-        if self.step >= self.plan.steps - self.plan.steps_per_epoch:
+        if self.done >= self.plan.updates - self.plan.updates_per_epoch:
             self.last.append(loss)
 
     def update_done(self) -> None:
         """Counts an update; at the end of an interval, checks and reports the mean loss since the last report."""
-        self.step += 1
-        if self.step % max(1, self.plan.steps_per_epoch // 20) and self.step != self.plan.steps:
+        self.done += 1
+        if self.done % max(1, self.plan.updates_per_epoch // 20) and self.done != self.plan.updates:
             return
         loss = self._mean(self.window)
         self.window = []
         if not math.isfinite(loss):
-            raise TrainingDivergedError(f"the training loss is {loss} at update {self.step} of {self.plan.steps}")
+            raise TrainingDivergedError(f"the training loss is {loss} at update {self.done} of {self.plan.updates}")
         if self.report is not None:
-            self.report(Progress(self.step, self.plan.steps, loss))
+            self.report(Progress(self.done, self.plan.updates, loss))
 
     def last_epoch(self) -> float:
         return self._mean(self.last)

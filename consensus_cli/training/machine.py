@@ -34,19 +34,14 @@ def resolve_compile(compiled: str | bool, device: torch.device) -> bool:
 
 
 def make_accelerator(device: torch.device, precision: str, accumulate_batches: int) -> Accelerator:
-    """Returns Accelerate's engine for one training.
-
-    Args:
-        device: where the model lives.
-        precision: `fp32` or `bf16`.
-        accumulate_batches: micro-batches of an update.
-    """
+    """Returns Accelerate's engine for one training: `fp32` or `bf16`, in updates of so many micro-batches."""
     # Imported here: it takes a quarter of a second, which commands that train nothing need not wait for.
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import GradientAccumulationPlugin
 
-    # Accelerate keeps its settings for the life of a process; in a sweep each training has its own.
+    # Accelerate keeps its settings for the life of a process; in a sweep each training has its own. Private: Accelerate
+    # has no public way to forget them.
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
         cpu=device.type == "cpu",
@@ -59,15 +54,10 @@ def make_accelerator(device: torch.device, precision: str, accumulate_batches: i
 
 @contextmanager
 def prepared(accelerator: Accelerator, model: nn.Module, *, joint: bool, compiled: bool) -> Iterator[nn.Module]:
-    """Gives the model to train: with mixed precision, compiled, and in `joint` trainings its gradients averaged.
+    """Yields the model to train: with mixed precision, compiled, and in joint trainings with averaged gradients.
 
-    Afterwards `model` is the plain module again, trained in place.
-
-    Args:
-        accelerator: from `make_accelerator`.
-        model: the network.
-        joint: whether every process of the job trains it, each on its share of the images.
-        compiled: compile the repeated blocks.
+    Afterwards `model` is the plain module again, trained in place. In `joint` trainings every process of the job trains
+    it on its share of the images; `compiled` compiles the repeated blocks.
     """
     blocks = repeated_modules(model) if compiled else []
     own = set(vars(model))
@@ -84,6 +74,7 @@ def prepared(accelerator: Accelerator, model: nn.Module, *, joint: bool, compile
         for left_behind in set(vars(model)) - own:
             del vars(model)[left_behind]
         for block in blocks:
+            # Private: PyTorch has no public way to undo `Module.compile`.
             block._compiled_call_impl = None
 
 

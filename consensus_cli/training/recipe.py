@@ -3,27 +3,61 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import nn
-from torch.optim import SGD
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import SGD
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Hyperparameters of one training: SGD with Nesterov momentum.
+def _onecycle(progress: float, _: Sequence[float]) -> float:
+    warmup = 0.3
+    if progress < warmup:
+        return 0.04 + 0.96 * progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+#: name -> share of the peak rate at a point of the schedule in [0, 1)
+SCHEDULES: dict[str, Callable[[float, Sequence[float]], float]] = {
+    "constant": lambda progress, milestones: 1.0,
+    "cosine": lambda progress, milestones: 0.5 * (1 + math.cos(math.pi * progress)),
+    "onecycle": _onecycle,
+    "step": lambda progress, milestones: 0.1 ** sum(progress >= m for m in milestones),
+}
+
+
+@dataclass(kw_only=True)
+class Hyperparameters:
+    """SGD with Nesterov momentum, for however long; the range of each beside it.
 
     Attributes:
-        epochs: passes over the training images; a fraction trains on that share of one pass.
         learning_rate: peak rate.
         schedule: name in `SCHEDULES`.
         milestones: shares of the schedule after which `step` divides the rate by 10.
-        momentum: in (0, 1).
         weight_decay: L2 factor on weight matrices and kernels; biases and norms are spared.
         batch_size: images per update, over all processes and micro-batches.
-        accumulate_batches: micro-batches that an update is made of; batch norm sees one micro-batch at a time.
-        label_smoothing: in [0, 1).
+        accumulate_batches: micro-batches that an update is made of, where a whole batch does not fit into memory; batch
+            norm sees one at a time.
+    """
+
+    learning_rate: float = field(metadata={"above": 0})
+    schedule: str = field(metadata={"choices": tuple(SCHEDULES)})
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75], metadata={"above": 0, "below": 1})
+    momentum: float = field(default=0.9, metadata={"above": 0, "below": 1, "why": "Nesterov needs momentum"})
+    weight_decay: float = field(default=5e-4, metadata={"range": (0, math.inf)})
+    batch_size: int = field(default=128, metadata={"range": (2, math.inf), "why": "batch norm needs two images"})
+    accumulate_batches: int = field(default=1, metadata={"range": (1, math.inf)})
+    label_smoothing: float = field(default=0.0, metadata={"range": (0, 1), "below": 1})
+
+
+@dataclass(kw_only=True)
+class Recipe(Hyperparameters):
+    """One training.
+
+    Attributes:
+        epochs: passes over the training images; a fraction trains on that share of one pass.
         distill: share of the loss, in [0, 1], that compares with a teacher instead of with the labels.
         ema_decay: decay of the exponential moving average of the weights, in [0, 1), which is what a training ends
             with; 0: the last weights.
@@ -31,14 +65,6 @@ class Recipe:
     """
 
     epochs: float
-    learning_rate: float
-    schedule: str
-    milestones: tuple[float, ...]
-    momentum: float
-    weight_decay: float
-    batch_size: int
-    label_smoothing: float
-    accumulate_batches: int = 1
     distill: float = 0.0
     ema_decay: float = 0.0
     span: tuple[float, float] = (0.0, 1.0)
@@ -49,24 +75,11 @@ class Recipe:
         return SCHEDULES[self.schedule](start + (end - start) * progress, self.milestones)
 
 
-def _onecycle(progress: float, _: tuple[float, ...]) -> float:
-    warmup = 0.3
-    if progress < warmup:
-        return 0.04 + 0.96 * progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-#: name -> share of the peak rate at a point of the schedule in [0, 1)
-SCHEDULES: dict[str, Callable[[float, tuple[float, ...]], float]] = {
-    "constant": lambda progress, milestones: 1.0,
-    "cosine": lambda progress, milestones: 0.5 * (1 + math.cos(math.pi * progress)),
-    "onecycle": _onecycle,
-    "step": lambda progress, milestones: 0.1 ** sum(progress >= m for m in milestones),
-}
-
-
 def build_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
     """Returns SGD that decays weight matrices and kernels, but no bias, norm or other vector (He et al. 2019)."""
+    # Late: the configuration reads the classes above, and does not wait for PyTorch.
+    from torch.optim import SGD
+
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from consensus_cli.data.sampling import stratified_indices, stratified_subset
 from consensus_cli.evaluation.cost import cost_comparison
@@ -20,8 +19,8 @@ from consensus_cli.evaluation.robustness.corruption import corruption_accuracy, 
 from consensus_cli.evaluation.robustness.distortions import DISTORTIONS
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.pruning import schedule
+from consensus_cli.scoring import Samples, rank_blocks
 from consensus_cli.scoring.ranking.consensus import kendall_tau
-from consensus_cli.scoring.score import measure, plan_passes
 from consensus_cli.screen import Screen
 from study.accuracies import Accuracies
 from study.bench import BATCH_SIZE, Bench
@@ -119,18 +118,14 @@ def _follow_path(bench: Bench, rows: Rows, accuracies: Accuracies, *, criterion:
         allowed = schedule.allowed(bench.blocks, removed, bench.plan.min_blocks_per_stage)
         model = bench.without(removed, "recalibrated" if removed else "none")
         voters = VOTES[criterion][0]
-        passes = plan_passes(
-            model.network,
-            allowed,
-            lambda number, count: _samples(bench, draw),
-            voters,
-            original=bench.model.network if against == "original" else None,
-            num_classes=len(bench.images.classes),
-            sample_count=bench.plan.decisive_samples_per_class * len(bench.images.classes),
-            precision="fp32",
-            memory_gb=2.0,
+        ranking = rank_blocks(
+            model,
+            _samples(bench, draw),
+            metrics=voters,
+            blocks=allowed,
+            against=bench.model if against == "original" else None,
         )
-        distances, names = measure(passes, voters).distances, [block.name for block in allowed]
+        distances, names = ranking.distances, list(ranking.blocks)
         removed.append(order_of(criterion, names, distances)[0])
         rows.add(
             {
@@ -158,12 +153,11 @@ def _agreement(distances: dict[str, np.ndarray], chosen: int) -> dict[str, objec
     return {"mean_tau": round(float(pairs.mean()), 4), "metrics_agreeing": agreeing}
 
 
-def _samples(bench: Bench, draw: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _samples(bench: Bench, draw: int) -> Samples:
     train = bench.images.train
     index = stratified_indices(train.labels, bench.plan.decisive_samples_per_class, draw)
-    for images, labels in train.subset(index).batches(BATCH_SIZE, bench.device):
-        with torch.no_grad():
-            yield bench.model.normalize(images), labels
+    classes = len(bench.images.classes)
+    return Samples.of_split(train.subset(index), classes, device=bench.device, batch_size=BATCH_SIZE)
 
 
 def _robustness_measures(bench: Bench) -> dict[str, Callable[[Classifier], dict[str, object]]]:

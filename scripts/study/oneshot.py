@@ -11,8 +11,8 @@ import torch
 from consensus_cli.data.sampling import stratified_indices
 from consensus_cli.pruning import schedule
 from consensus_cli.scoring import metrics
+from consensus_cli.scoring.ranking.criteria import CRITERIA
 from consensus_cli.scoring.representations import AblationEngine
-from consensus_cli.scoring.score import baseline_importance
 from consensus_cli.scoring.statistics.moments import PairStatistics
 from consensus_cli.screen import Screen
 from study.accuracies import Accuracies
@@ -65,7 +65,7 @@ def write_baseline_orders(bench: Bench, folder: Path) -> None:
     written = []
     for criterion in BASELINES:
         for draw in range(bench.plan.random_draws if criterion == "random" else 1):
-            importance = baseline_importance(criterion, bench.model.network, bench.candidates, draw)
+            importance = CRITERIA[criterion](bench.model.network, bench.candidates, np.random.default_rng(draw))
             order = [bench.candidates[position].name for position in np.argsort(importance, kind="stable")]
             written.append({"criterion": criterion, "draw": draw, "order": joined(order)})
     rows.add(*written)

@@ -60,16 +60,16 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message", "hint"),
     [
-        ("image_size=4", "dataset.image_size=4 is out of range", "at least 8 and at most 16384, or null"),
-        ("image_size=16385", "dataset.image_size=16385 is out of range", "at most 16384"),
-        ("limit_train=0", "dataset.limit_train=0 is out of range", "at least 1, or null"),
-        ("limit_test=-3", "dataset.limit_test=-3 is out of range", "at least 1, or null"),
-        ("workers=-1", "dataset.workers=-1 is out of range", "at least 0, or null"),
+        ("image_size=4", "dataset.image_size=4 is out of range", "8 to 16384"),
+        ("image_size=16385", "dataset.image_size=16385 is out of range", "8 to 16384"),
+        ("limit_train=0", "dataset.limit_train=0 is out of range", "at least 1"),
+        ("limit_test=-3", "dataset.limit_test=-3 is out of range", "at least 1"),
+        ("workers=-1", "dataset.workers=-1 is out of range", "at least 0"),
         ("val_fraction=1", "dataset.val_fraction=1.0 is out of range", "at least 0 and below 1"),
         ("val_fraction=-0.1", "dataset.val_fraction=-0.1 is out of range", "at least 0 and below 1"),
         ("on_corrupt=skp", "unknown dataset.on_corrupt 'skp'", "did you mean 'skip'?"),
         ("cue.kind=patsch", "unknown dataset.cue.kind 'patsch'", "did you mean 'patch'?"),
-        ("cue.correlation=1.5", "dataset.cue.correlation=1.5 is out of range", "at least 0 and at most 1"),
+        ("cue.correlation=1.5", "dataset.cue.correlation=1.5 is out of range", "0 to 1"),
         ("cue.size_pct=0", "dataset.cue.size_pct=0.0 is out of range", "above 0 and at most 100"),
     ],
 )

@@ -91,16 +91,16 @@ UNCLEAR: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "test lies flat": (
         lambda root: flat(tree(root, {"train": 2}) / "test"),
-        "no labelled test images: .*test holds images without class folders",
+        "no labelled test images: .*test holds no class folders",
     ),
     "val lies flat": (
         lambda root: flat(tree(root, {"train": 2}) / "val"),
-        "no labelled test images: .*val holds images without class folders",
+        "no labelled test images: .*val holds no class folders",
     ),
     "all lies flat": (lambda root: (flat(root / "train"), flat(root / "test")), "no labelled test images"),
     "val lies flat in a folder": (
         lambda root: flat(tree(root, {"train": 2}) / "val" / "images"),
-        "no labelled test images: .*val/images holds images without class folders",
+        "no labelled test images: .*val/images holds no class folders",
     ),
     "copies": (
         lambda root: tree(root, {"color": 2, "grayscale": 2}),
@@ -116,7 +116,7 @@ UNCLEAR: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "objects": (
         lambda root: tree(root, {"train": 2, "valid": 2}, ("images", "labels")),
-        r"train holds images and what is noted of them \(images, labels\), not sorted by class",
+        r"train holds images and their annotations \(images, labels\), not sorted by class",
     ),
     "wrapped classes": (lambda root: tree(root, {"photos": 2}), "holds 1 class folders"),
     "class without images": (
@@ -161,7 +161,7 @@ def test_unlabelled_test_images_are_left_out_and_said(tmp_path: Path) -> None:
     data = loaded(root)
     assert sizes(data) == (12, 4, 6)
     assert data.notes == (
-        f"{root}/test holds images without class folders: left out",
+        f"{root}/test holds no class folders: left out",
         f"results are reported on {root}/val",
     )
 

@@ -20,7 +20,7 @@ from study.rows import FILES, Rows, joined, pack, split, unpack
 from consensus_cli.data.sampling import stratified_indices
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.accuracy import predict
-from consensus_cli.scoring.score import measure, plan_passes
+from consensus_cli.scoring import Samples, rank_blocks
 from consensus_cli.screen import Screen
 
 ROOT = Path(__file__).parents[2]
@@ -36,21 +36,10 @@ def test_parts_hold_every_test_image_once(bench):
 def test_scores_are_those_of_the_tool(bench, measured):
     train = bench.images.train
     samples = train.subset(stratified_indices(train.labels, 8, 1))
-    batches = [(bench.model.normalize(images), labels) for images, labels in samples.batches(256)]
-    passes = plan_passes(
-        bench.model.network,
-        bench.candidates,
-        lambda number, count: batches,
-        METRICS,
-        original=None,
-        num_classes=10,
-        sample_count=len(samples),
-        precision="fp32",
-        memory_gb=1.0,
-    )
+    ranking = rank_blocks(bench.model, Samples.of_split(samples, 10), metrics=METRICS, blocks=bench.candidates)
     rows = Rows(measured, "scores").read().query("draw == 1 and samples_per_class == 8")
     assert rows["block"].tolist() == [block.name for block in bench.candidates]
-    for name, distances in measure(passes, METRICS).distances.items():
+    for name, distances in ranking.distances.items():
         np.testing.assert_allclose(rows[name], distances, rtol=1e-4, err_msg=name)
 
 

@@ -129,12 +129,12 @@ HEADS = {
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_another_head_is_refused_or_left_fresh_as_asked(kind: str, tmp_path: Path, state: State) -> None:
-    change, told = HEADS[kind]
+    change, message = HEADS[kind]
     path = _saved({"state_dict": prefixed(change(state), "module.")}, tmp_path)
     with pytest.raises(UserError) as caught:
         _load(Network(), path)
     assert "fits the network but for its head" in caught.value.message
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert "model.reset_head=true" in caught.value.hint
 
     fresh = Network()
@@ -160,12 +160,12 @@ OTHERS = {
 @pytest.mark.parametrize("reset_head", [False, True])
 @pytest.mark.parametrize("kind", OTHERS)
 def test_weights_that_do_not_fit_are_refused(kind: str, reset_head: bool, tmp_path: Path, state: State) -> None:
-    change, told = OTHERS[kind]
+    change, message = OTHERS[kind]
     fresh = Network()
     before = {key: value.clone() for key, value in fresh.state_dict().items()}
     with pytest.raises(UserError, match="does not fit the network") as caught:
         _load(fresh, _saved({"model": prefixed(change(state), "module.")}, tmp_path), reset_head=reset_head)
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items())
 
 

@@ -46,8 +46,8 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     found = problems(mean, std)
     assert len(found) == len(expected)
-    for problem, (told, hint) in zip(found, expected, strict=True):
-        assert told in problem.message
+    for problem, (message, hint) in zip(found, expected, strict=True):
+        assert message in problem.message
         assert hint in problem.hint
 
 

@@ -167,10 +167,10 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_constructors_that_raise_are_one_line(folder: Path, kind: str) -> None:
-    target, arguments, told = WRONG[kind]
+    target, arguments, message = WRONG[kind]
     with pytest.raises(UserError) as caught:
         _build(target, **arguments)
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert "check model.kwargs" in caught.value.hint
     assert ("num_classes" if "Needy" in target else "width, depth") in caught.value.hint
 

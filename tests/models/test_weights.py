@@ -139,10 +139,10 @@ def test_a_mismatch_names_what_does_not_fit(network: nn.Module) -> None:
     before = network.weight.clone()  # type: ignore[union-attr, operator]
     with pytest.raises(UserError) as caught:
         load_into(network, state, "checkpoint x")
-    told = caught.value.message
-    assert "1 missing: bias" in told
-    assert "1 unexpected: scale" in told
-    assert "weight (5, 3) instead of (2, 3)" in told
+    message = caught.value.message
+    assert "1 missing: bias" in message
+    assert "1 unexpected: scale" in message
+    assert "weight (5, 3) instead of (2, 3)" in message
     assert torch.equal(network.weight, before)  # type: ignore[arg-type]
 
 

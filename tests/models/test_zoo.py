@@ -32,23 +32,23 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("source", "name", "arguments", "told", "hint"), WRONG)
+@pytest.mark.parametrize(("source", "name", "arguments", "message", "hint"), WRONG)
 def test_a_wrong_name_or_argument_is_one_line(
-    source: str, name: str, arguments: dict[str, Any], told: str, hint: str
+    source: str, name: str, arguments: dict[str, Any], message: str, hint: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         zoo.build(replace(SPEC, source=source, name=name, kwargs=arguments))
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert hint in caught.value.hint
 
 
-@pytest.mark.parametrize(("source", "name", "arguments", "told", "hint"), [wrong for wrong in WRONG if not wrong[2]])
+@pytest.mark.parametrize(("source", "name", "arguments", "message", "hint"), [wrong for wrong in WRONG if not wrong[2]])
 def test_a_wrong_name_is_known_before_anything_is_built(
-    source: str, name: str, arguments: dict[str, Any], told: str, hint: str
+    source: str, name: str, arguments: dict[str, Any], message: str, hint: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         zoo.check(source, name, None)
-    assert told in caught.value.message
+    assert message in caught.value.message
 
 
 @pytest.mark.parametrize(("source", "name"), [("timm", "resnet10t"), ("cifar_resnet", "resnet20")])
@@ -95,11 +95,11 @@ WEIGHTS = [
 ]
 
 
-@pytest.mark.parametrize(("source", "name", "weights", "told"), WEIGHTS)
-def test_weights_that_are_not_there_are_one_line(source: str, name: str, weights: str, told: str) -> None:
+@pytest.mark.parametrize(("source", "name", "weights", "message"), WEIGHTS)
+def test_weights_that_are_not_there_are_one_line(source: str, name: str, weights: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         pretrained.check_weights(source, name, weights)
-    assert told in caught.value.message
+    assert message in caught.value.message
 
 
 def test_a_file_without_suffix_is_no_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -328,7 +328,7 @@ def test_the_network_is_left_as_it_was() -> None:
 
 
 def test_costs_by_hand() -> None:
-    """A 3×3 convolution of 4 channels on 8×8; linear layers on 16 tokens; norms are no MACs."""
+    """A 3×3 convolution of 4 channels on 8×8; linear layers on 16 tokens; norms have none."""
     network = Net(Residual(), Residual())
     costs = block_costs(count_macs(network, IMAGE), find_blocks(network, IMAGE))
     assert costs == dict.fromkeys(("blocks.0", "blocks.1"), WIDTH * WIDTH * 9 * 64)

@@ -66,7 +66,7 @@ def test_a_criterion_is_a_name_a_metric_or_a_function(network, images):
     ranking = rank_blocks(network, loader, criterion=middle_first)
     assert ranking.least_important == BLOCKS[3]
     assert list(ranking.distances) == ["middle_first"]
-    with pytest.raises(UserError, match="criterion <lambda> gives .* for 6 blocks"):
+    with pytest.raises(UserError, match=r"criterion <lambda> gives .* for 6 blocks"):
         rank_blocks(network, loader, criterion=lambda network, blocks, generator: np.zeros(len(blocks) - 1))
     drawn = {tuple(rank_blocks(network, loader, criterion="random", removed=n).order) for n in (0, 0, 1, 2)}
     assert len(drawn) == 3
@@ -106,8 +106,8 @@ def test_progress_and_ticks_are_reported(network, images):
     [
         ([], "yields no images"),
         ([{"image": torch.rand(2, 3, 8, 8)}], "does not yield pairs"),
-        ([(torch.rand(2, 3, 8, 8), torch.rand(2))], "one class index per image"),
-        ([(torch.rand(2, 3, 8, 8), torch.tensor([0, -1]))], "one class index per image"),
+        ([(torch.rand(2, 3, 8, 8), torch.rand(2))], "one whole number per image"),
+        ([(torch.rand(2, 3, 8, 8), torch.tensor([0, -1]))], "has the label -1"),
         ([(torch.rand(2, 3, size, size), torch.zeros(2).long()) for size in (8, 9)], "differ in shape"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Scoring within a memory budget: what statistics are expected to take, and passes over the images in groups."""
+"""Ranking within a memory budget: what statistics are expected to take, and passes over the images in groups."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,8 @@ import torch
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning.blocks import Block
 from consensus_cli.scoring.metrics import METRICS, statistics_needed
-from consensus_cli.scoring.score import Measured, measure, plan_passes
+from consensus_cli.scoring.ranking.consensus import Ranking
+from consensus_cli.scoring.score import rank_blocks
 from consensus_cli.scoring.statistics.budget import Expected, candidates_per_pass, left_for_activations_gb
 from consensus_cli.scoring.statistics.moments import GROUPS, PairStatistics
 
@@ -15,32 +16,26 @@ GIB = 2**30
 #: of ResNet50: 2,048 features, the paper's eight metrics
 PAPER = frozenset({"pooled", "class_conditional", "quantiles"})
 SOLVED = ("gaussian_alpha0", "gaussian_alpha1")
-SAMPLES = 60
+SAMPLES = 100
 BLOCKS = [Block(f"layer{stage}.{i}", stage, (), True) for stage in (2, 3) for i in (1, 2)]
 
 
-def scored(memory_gb: float, seen: list, names=tuple(METRICS), resamples: int = 0, seed: int = 0) -> Measured:
+def ranked(memory_gb: float, names=tuple(METRICS), bootstrap: int = 0, seed: int = 0) -> tuple[Ranking, list[str]]:
+    """Returns the ranking, and what was done in order."""
     torch.manual_seed(0)
     network, images = resnet(20).eval(), torch.rand(SAMPLES, 3, 8, 8)
-
-    def samples(number, passes):
-        seen.append((number, passes))
-        for rows in torch.arange(SAMPLES).split(40):
-            yield images[rows], rows % 3
-
-    passes = plan_passes(
+    seen = []
+    ranking = rank_blocks(
         network,
-        BLOCKS,
-        samples,
-        names,
-        original=None,
-        num_classes=3,
-        sample_count=SAMPLES,
-        precision="fp32",
+        [(images[rows], rows % 3) for rows in torch.arange(SAMPLES).split(40)],
+        metrics=names,
+        blocks=BLOCKS,
+        bootstrap=bootstrap,
+        seed=seed,
         memory_gb=memory_gb,
-        resamples=resamples,
+        progress=lambda doing, done, count: seen.append(doing),
     )
-    return measure(passes, names, resamples=resamples, seed=seed)
+    return ranking, list(dict.fromkeys(seen))
 
 
 def budget_of(candidates: int, keep: frozenset[str], chunks: int = 1) -> float:
@@ -51,16 +46,12 @@ def budget_of(candidates: int, keep: frozenset[str], chunks: int = 1) -> float:
 
 @pytest.mark.slow
 def test_passes_in_groups_give_the_distances_of_one_pass():
-    once, twice = [], []
-    whole = scored(2.0, once)
-    grouped = scored(budget_of(2, GROUPS), twice)
-    assert whole.passes == 1
-    assert grouped.passes == 2
-    # The first call, of one batch, is for the shape of the images.
-    assert once == [(1, 1), (1, 1)]
-    assert twice == [(1, 1), (1, 2), (2, 2)]
+    whole, once = ranked(2.0)
+    grouped, twice = ranked(budget_of(2, GROUPS))
+    assert (whole.passes, once) == (1, ["scoring"])
+    assert (grouped.passes, twice) == (2, ["scoring, pass 1 of 2", "scoring, pass 2 of 2"])
     for name, distances in whole.distances.items():
-        # Streams go through convolutions in batches of other sizes and round differently in float32. With 20 samples
+        # Streams go through convolutions in batches of other sizes and round differently in float32. With 34 samples
         # per class of 64 features that decides at which optimum the Gaussian solver ends.
         tolerance = 1e-2 if name in SOLVED else 1e-4
         np.testing.assert_allclose(grouped.distances[name], distances, rtol=tolerance, err_msg=name)
@@ -81,13 +72,12 @@ def test_statistics_of_a_group_are_those_of_the_whole():
 
 def test_groups_are_resampled_alike():
     names = ("cka", "wasserstein")
-    whole = scored(2.0, [], names, resamples=3, seed=1)
-    grouped = scored(budget_of(3, statistics_needed(names), chunks=20), [], names, resamples=3, seed=1)
+    whole, _ = ranked(2.0, names, bootstrap=3, seed=1)
+    grouped, _ = ranked(budget_of(3, statistics_needed(names), chunks=20), names, bootstrap=3, seed=1)
     assert grouped.passes == 2
-    assert len(whole.resampled) == 3
-    for all_at_once, in_turn in zip(whole.resampled, grouped.resampled, strict=True):
-        for name in names:
-            np.testing.assert_allclose(in_turn[name], all_at_once[name], rtol=1e-4)
+    assert whole.stability.resamples == 3
+    np.testing.assert_array_equal(grouped.stability.low, whole.stability.low)
+    np.testing.assert_array_equal(grouped.stability.least_share, whole.stability.least_share)
 
 
 @pytest.mark.parametrize("samples", [60, 700])

@@ -13,8 +13,7 @@ OVERHEAD_GIB = 1.0
 SCORED = """
 import json, resource, sys
 import torch, torchvision
-from consensus_cli.pruning.blocks import candidates, find_blocks
-from consensus_cli.scoring.score import measure, plan_passes
+from consensus_cli.scoring import rank_blocks
 
 image_count, names = int(sys.argv[1]), sys.argv[2:]
 torch.manual_seed(0)
@@ -22,17 +21,11 @@ network = torchvision.models.resnet50(num_classes=10).eval()
 images = torch.rand(image_count, 3, 32, 32)
 before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-def samples(number, passes):
-    for rows in torch.arange(image_count).split(128):
-        yield images[rows], rows % 10
-
-found = candidates(find_blocks(network, images[:1]))
-passes = plan_passes(network, found, samples, names, original=None, num_classes=10, sample_count=image_count,
-                     precision="fp32", memory_gb=2.0)
-measured = measure(passes, names)
+loader = [(images[rows], rows % 10) for rows in torch.arange(image_count).split(128)]
+ranking = rank_blocks(network, loader, metrics=names)
 grown_gib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib) / 2**20
-distances = {name: values.tolist() for name, values in measured.distances.items()}
-print(json.dumps({"distances": distances, "grown_gib": grown_gib, "passes": measured.passes}))
+distances = {name: values.tolist() for name, values in ranking.distances.items()}
+print(json.dumps({"distances": distances, "grown_gib": grown_gib, "passes": ranking.passes}))
 """
 
 

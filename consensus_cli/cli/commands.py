@@ -1,0 +1,372 @@
+"""What stands behind `consensus`: each command's options, from which its --help is made, and what it does.
+
+PyTorch and Hydra are imported only by the commands that need them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import shlex
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from consensus_cli.cli.fast_imports import lasting_imports
+from consensus_cli.errors import NEEDS_LESS_MEMORY, UserError, did_you_mean, memory_told, nearest
+from consensus_cli.models.paths import expanded
+
+_Answer = Callable[[Namespace], int]
+#: names and settings of an argument of argparse
+_Argument = tuple[tuple[str, ...], dict[str, Any]]
+
+_RUN = "outputs/runs/20250131T120000Z-0123abcd"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command as it was called.
+
+    Attributes:
+        words: what stands behind its name, without the options that every command has.
+        debug: whether tracebacks behind errors are shown.
+    """
+
+    words: list[str]
+    debug: bool
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word behind `consensus`.
+
+    Attributes:
+        answer: does what was asked for, and returns the exit code; the help shows its docstring.
+        arguments: what it takes; those of a list exclude each other.
+        examples: words behind its name.
+    """
+
+    answer: Callable[[Namespace], int]
+    arguments: Sequence[_Argument | list[_Argument]]
+    examples: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """The word."""
+        return self.answer.__name__.removesuffix("_")
+
+    @property
+    def summary(self) -> str:
+        """What it does, in a line."""
+        return (self.answer.__doc__ or "").partition("\n")[0].removesuffix(".")
+
+    def parser(self) -> Parser:
+        """Returns the parser of what stands behind the command."""
+        examples = "".join(f"\n  consensus {self.name} {words}" for words in self.examples)
+        parser = Parser(f"consensus {self.name}", inspect.getdoc(self.answer) or "", f"examples:{examples}")
+        for argument in (
+            *self.arguments,
+            _argument("--debug", action="store_true", help="the traceback behind an error, too"),
+        ):
+            group = parser.add_mutually_exclusive_group() if isinstance(argument, list) else parser
+            for names, settings in argument if isinstance(argument, list) else [argument]:
+                group.add_argument(*names, **settings)
+        return parser
+
+    def __call__(self, call: Call) -> int:
+        """Does what was asked for and returns the exit code."""
+        return self.answer(Namespace(**vars(self.parser().read(call.words)) | {"debug": call.debug}))
+
+
+class Parser(ArgumentParser):
+    """Raises a mistake as everything else here does."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def read(self, words: Sequence[str]) -> Namespace:
+        """Returns what the words ask for; settings and options may stand in any order.
+
+        Raises:
+            UserError: an unknown option, one without its value, or options that exclude each other.
+        """
+        takes_settings = any(action.dest == "settings" for action in self._actions)
+        if takes_settings:
+            self._check_dashes(words)
+        asked, unknown = self.parse_known_intermixed_args(list(words))
+        if unknown:
+            close = did_you_mean(nearest(unknown[0], self._option_string_actions, cutoff=0.7)[:1])
+            settings = "; settings are written without dashes: key=value" if takes_settings else ""
+            raise UserError(
+                f"{self.prog}: {_unknown(unknown[0])}", f"{close}{self.prog} --help shows what it takes{settings}"
+            )
+        return asked
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a `UserError` in place of printing the usage."""
+        raise UserError(f"{self.prog}: {message}", f"{self.prog} --help shows what it takes")
+
+    def _check_dashes(self, words: Sequence[str]) -> None:
+        from consensus_cli.config.options import find
+
+        for word in words:
+            key, _, value = word.lstrip("-").partition("=")
+            if word.startswith("-") and find(key.replace("-", "_")) is not None:
+                setting = f"{key.replace('-', '_')}={shlex.quote(value) if value else '…'}"
+                raise UserError(f"{self.prog}: {_unknown(word)}", f"settings are written without dashes: {setting}")
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def _command(*examples: str, arguments: Sequence[_Argument | list[_Argument]]) -> Callable[[_Answer], _Answer]:
+    """Makes the decorated function the command of its name."""
+
+    def add(answer: _Answer) -> _Answer:
+        command = Command(answer, arguments, examples)
+        COMMANDS[command.name] = command
+        return answer
+
+    return add
+
+
+def _argument(*names: str, **settings: Any) -> _Argument:
+    return names, settings
+
+
+def _unknown(word: str) -> str:
+    return f"unknown option '{word}'" if word.startswith("-") else f"unrecognized '{word}'"
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name")
+    return expanded(text)
+
+
+@contextmanager
+def _files() -> Iterator[None]:
+    """Reports a file that cannot be read or written as a mistake: these commands do nothing but read and write."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot use '{error.filename}': {error.strerror or error}", "is it there, and may you read and write it?"
+        ) from error
+
+
+_SETTINGS = _argument("settings", nargs="*", metavar="key=value", help="as shown by: consensus run --cfg job")
+_RUN_DIR = _argument("run", type=_path, metavar="RUN", help="a run directory")
+_SCREEN = [
+    _argument(f"--{kind}", action="store_const", dest="screen", const=kind, default="auto", help=text)
+    for kind, text in (("quiet", "only results and warnings"), ("json", "one JSON object per event and line"))
+]
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+@_command(
+    "model=resnet56 ratio=0.5",
+    "ratio=[0.25,0.5]                                      a row at each of them",
+    "-m model=resnet32,resnet56 ratio=0.25,0.5 seed=0,1    a sweep",
+    "ratio=0.5 --cfg job                                   what would run",
+    arguments=[
+        _SETTINGS,
+        [
+            _argument("-m", "--multirun", action="store_true", help="a sweep over all values that commas separate"),
+            _argument("-c", "--cfg", choices=("job", "hydra", "all"), help="show the configuration, run nothing"),
+            _argument("--info", nargs="?", const="all", choices=_INFO, help="show how Hydra composes it"),
+        ],
+        _argument("--resolve", action="store_true", help="with --cfg: references filled in"),
+        _argument("-p", "--package", metavar="NODE", help="with --cfg: one node of it, such as model"),
+        _argument("-cd", "--config-dir", metavar="DIR", help="a folder of yours with more options of the groups"),
+        _argument("-cn", "--config-name", metavar="NAME", help="another primary config file, in that folder"),
+        _argument("-cp", "--config-path", metavar="DIR", help="a folder of yours instead of ours"),
+        _SCREEN,
+    ],
+)
+def run(asked: Namespace) -> int:
+    """Score → prune → fine-tune → evaluate; one row in OUTPUT_DIR/results.csv.
+
+    What there is to set, with the defaults: consensus run --cfg job; what groups offer: consensus list.
+    A value with ~, =, commas or brackets is quoted for Hydra as well: 'dataset.root="~/a (1)"'
+    """
+    if (asked.resolve or asked.package) and not asked.cfg:
+        raise UserError("--resolve and --package go with --cfg", "consensus run --cfg job --resolve")
+    from consensus_cli.cli.sweep import launch
+
+    return launch(asked)
+
+
+@_command(_RUN, f"--quiet {_RUN}", arguments=[_RUN_DIR, _SCREEN])
+def resume(asked: Namespace) -> int:
+    """Continue a run that was stopped or failed, at its last finished step.
+
+    What it reads must be there still.
+    """
+    with lasting_imports():
+        from consensus_cli.experiment import pipeline
+        from consensus_cli.screen import open_screen
+
+    with open_screen(asked.screen) as screen, memory_told(NEEDS_LESS_MEMORY):
+        pipeline.resume(asked.run, screen)
+    return 0
+
+
+@_command(
+    "model=resnet56 scoring.bootstrap=100",
+    "model=resnet20 metrics=[cka,wasserstein]",
+    arguments=[_SETTINGS, _SCREEN],
+)
+def score(asked: Namespace) -> int:
+    """Rank the blocks without pruning: blocks × metrics, on screen and as CSV.
+
+    The settings are those of consensus run; ratio, prune and finetune have no effect.
+    """
+    from consensus_cli.config.composition import compose_run
+
+    config = compose_run(asked.settings)
+    with lasting_imports():
+        from consensus_cli.experiment import looking
+        from consensus_cli.screen import open_screen
+
+    with open_screen(asked.screen) as screen, memory_told(NEEDS_LESS_MEMORY):
+        looking.score(config, screen)
+    return 0
+
+
+@_command(
+    "models",
+    "blocks model=mobilenet_v2 dataset.image_size=64",
+    arguments=[
+        _argument("what", nargs="?", default="", metavar="WHAT", help="without it: what can be listed"),
+        _argument("settings", nargs="*", metavar="key=value", help="with blocks: of the network"),
+    ],
+)
+def list_(asked: Namespace) -> int:
+    """What can be chosen: models, datasets, attacks, …; or the residual blocks of a network.
+
+    Of blocks it shows what each costs, and why it stays if it does.
+    """
+    if asked.what != "blocks":
+        from consensus_cli.cli.catalogue import show
+
+        show(asked.what, asked.settings)
+        return 0
+    from consensus_cli.config.composition import compose_run
+    from consensus_cli.experiment import looking
+    from consensus_cli.screen import Screen
+
+    with memory_told(NEEDS_LESS_MEMORY):
+        looking.show_blocks(compose_run(asked.settings), Screen())
+    return 0
+
+
+@_command(
+    "outputs --out report.html --figures figures",
+    "outputs --markdown",
+    arguments=[
+        _argument(
+            "source", nargs="?", type=_path, default=Path("outputs"), metavar="SOURCE", help="outputs unless given"
+        ),
+        _argument("--out", type=_path, metavar="FILE", help="the page (report.html)"),
+        _argument("--figures", type=_path, metavar="DIR", help="every chart as PNG, SVG and PDF, too"),
+        [
+            _argument("--markdown", action="store_true", help="print tables instead, for a text"),
+            _argument("--latex", action="store_true", help="print tables instead, for a paper"),
+        ],
+    ],
+)
+def report(asked: Namespace) -> int:
+    """One HTML page about a results.csv, the folder that holds it, or one run."""
+    if (asked.markdown or asked.latex) and (asked.out or asked.figures):
+        raise UserError(
+            "--markdown and --latex print tables: they take no --out and no --figures", "consensus report --help"
+        )
+    from consensus_cli.report import page, text
+
+    with _files():
+        if asked.markdown or asked.latex:
+            sys.stdout.write(text.markdown(asked.source) if asked.markdown else text.latex(asked.source))
+            return 0
+        out = asked.out or Path("report.html")
+        runs, figures = page.write_report(asked.source, out, asked.figures)
+    for note in runs.notes:
+        sys.stdout.write(f"note: {note}\n")
+    sys.stdout.write(f"{len(runs.rows)} runs: {out}\n")
+    if asked.figures:
+        sys.stdout.write(f"{len(figures)} figures: {asked.figures}\n")
+    return 0
+
+
+@_command(
+    f"{_RUN} outputs/runs/20250131T130000Z-4567cdef",
+    "outputs/runs/*",
+    arguments=[_argument("runs", nargs="*", type=_path, metavar="RUN", help="two or more run directories")],
+)
+def compare(asked: Namespace) -> int:
+    """Run directories side by side: settings, measures, and the order of removal."""
+    from consensus_cli.report.comparison import compare_runs
+    from consensus_cli.screen import Screen
+
+    with _files():
+        columns, rows = compare_runs(asked.runs)
+    Screen().table("", columns, rows)
+    return 0
+
+
+@_command(
+    f"{_RUN} --format onnx",
+    f"{_RUN} --format torch-export --out network.pt2",
+    arguments=[
+        _RUN_DIR,
+        _argument("--format", default="safetensors", metavar="NAME", help="safetensors, torch-export or onnx"),
+        _argument("--out", type=_path, metavar="FILE", help="the file (in the run directory unless given)"),
+    ],
+)
+def export(asked: Namespace) -> int:
+    """The pruned network of a run for other tools, checked on real test images."""
+    from consensus_cli.experiment.export import export as write
+
+    with _files():
+        done = write(asked.run, asked.format, asked.out)
+    sys.stdout.write(
+        f"{done.path}: same class on {done.same_predictions} of {done.images} test images, "
+        f"largest difference of a logit {done.max_difference:.2g}\n"
+    )
+    return 0
+
+
+@_command(
+    "outputs",
+    "all-machines",
+    arguments=[_argument("output_dir", type=_path, metavar="OUTPUT_DIR", help="the folder that holds runs/")],
+)
+def collect(asked: Namespace) -> int:
+    """Rebuild results.csv from the run directories below OUTPUT_DIR/runs, copied there from any machine."""
+    from consensus_cli.storage import results
+
+    folder: Path = asked.output_dir
+    if not (folder / "runs").is_dir() and not (folder / "results.csv").exists():
+        above = folder.resolve().parent if folder.resolve().name == "runs" else None
+        raise UserError(
+            f"'{folder}' holds neither runs/ nor results.csv",
+            f"name the folder that holds runs/: consensus collect {shlex.quote(str(above or 'outputs'))}",
+        )
+    with _files():
+        found = results.collect(folder)
+    for problem in found.problems:
+        sys.stderr.write(f"warning: {problem}\n")
+    sys.stdout.write(f"{found.rows} rows, {found.changed} of them new or changed\n")
+    return 0
