@@ -1,6 +1,7 @@
 """The library as a stranger uses it: `import consensus_cli as cc`."""
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path

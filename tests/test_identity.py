@@ -374,7 +374,7 @@ def test_runs_of_a_sweep_load_the_same_images_once(tmp_path: Path, monkeypatch: 
         return load(request, *words, **more)
 
     monkeypatch.setattr(data, "load", noted)
-    monkeypatch.setattr(pipeline, "_run", lambda *_: {})
+    monkeypatch.setattr(pipeline, "_line", lambda *_: {})
     words = (*QUICK, f"output_dir={tmp_path}", "ratio=0.17")
     assert main(["run", "-m", *words, "prune.step=1,2"]) == 0
     assert loaded == [100]

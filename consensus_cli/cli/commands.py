@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from consensus_cli.cli.fast_imports import lasting_imports
 from consensus_cli.errors import NEEDS_LESS_MEMORY, UserError, did_you_mean, memory_told, nearest
 from consensus_cli.models.paths import expanded
+
+if TYPE_CHECKING:
+    from consensus_cli.data.share import Share
 
 _Answer = Callable[[Namespace], int]
 #: names and settings of an argument of argparse
@@ -77,9 +80,13 @@ class Command:
                 group.add_argument(*names, **settings)
         return parser
 
-    def __call__(self, call: Call) -> int:
-        """Does what was asked for and returns the exit code."""
-        return self.answer(Namespace(**vars(self.parser().read(call.words)) | {"debug": call.debug}))
+    def __call__(self, call: Call, share: Share | None = None) -> int:
+        """Does what was asked for, as one of several processes where `share` says so, and returns the exit code."""
+        asked = self.parser().read(call.words)
+        asked.debug, asked.share = call.debug, share
+        if share is not None and not share.leads:
+            asked.screen = "none"
+        return self.answer(asked)
 
 
 class Parser(ArgumentParser):

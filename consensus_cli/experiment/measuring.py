@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from consensus_cli.data.memory import ImageTensors
-from consensus_cli.data.share import ALL, Share
+from consensus_cli.data.share import Share
 from consensus_cli.data.source import Progress
-from consensus_cli.evaluation.accuracy import Predictions, accuracy_columns, predict_both
+from consensus_cli.evaluation.accuracy import accuracy_columns, predict_both
 from consensus_cli.evaluation.cost.cost_comparison import complexity_columns, energy_columns, latency_columns
 from consensus_cli.evaluation.cost.energy import EnergyMeter
 from consensus_cli.evaluation.pair import Columns, Pair
@@ -47,8 +47,7 @@ def measure(
     training: Training,
     meter: EnergyMeter,
     progress: Progress,
-    share: Share = ALL,
-    answers: tuple[Predictions, Predictions] | None = None,
+    share: Share,
 ) -> Columns:
     """Measures both networks on the same data and the same device, by the pieces that `evaluation.compare` is made of.
 
@@ -60,12 +59,11 @@ def measure(
         meter: reads the energy.
         progress: called with what is being measured.
         share: this process among those of the job; they share images, and rank 0 measures cost.
-        answers: what they answer to the test images, where that is known.
     """
     config, test = prepared.config, prepared.images.test
     settings = config.evaluate
     pair = Pair(original, network, test, config.seed, prepared.device, share, prepared.threads.ticking(progress))
-    columns = accuracy_columns(*(answers or predict_both(pair)))
+    columns = accuracy_columns(*predict_both(pair))
     columns |= share.lead(lambda: _cost_columns(prepared, pair, training, meter))
     suite = {key: Attack(**asdict(attack), seed=config.seed) for key, attack in config.attacks.suite.items()}
     columns |= attack_columns(pair, suite, config.attacks.images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,8 +59,7 @@ class Steps:
         self.prepared, self.state, self.share, self.screen = prepared, state, share, screen
         self.tracker = Tracker.none()
         self._fitting = Fitting(screen, alone=share.world == 1, sizes=state.batch_sizes)
-        country = prepared.config.evaluate.country
-        self._meter = EnergyMeter(country, device=prepared.device) if share.leads else None
+        self._meter = EnergyMeter(prepared.config.evaluate.country, device=prepared.device)
         state.threads_lowered += prepared.threads.lowered
         prepared.threads.lowered = state.threads_lowered
 
@@ -170,8 +169,8 @@ class Steps:
             )
         asked = {"training": self.config.finetune.batch_size, "scoring": SCORING_BATCH_SIZE}
         sizes = {purpose: self._fitting.size(purpose, size) for purpose, size in asked.items()}
-        estimated = {"energy_estimated": self._meter.estimated} if self._meter else {}
-        return row.result_columns(self.prepared, self.state, phases, sizes) | estimated | measured
+        columns = row.result_columns(self.prepared, self.state, phases, sizes)
+        return columns | {"energy_estimated": self._meter.estimated} | measured
 
     def track_row(self, columns: row.Row) -> None:
         """Logs the numbers of a finished row to the tracker."""
@@ -207,7 +206,7 @@ class Steps:
         """Adds what the body uses to a phase, also if it ends with an exception."""
         used = Consumption()
         try:
-            with self.screen.stage(name), self._meter.measure() if self._meter else nullcontext(used) as used:
+            with self.screen.stage(name), self._meter.measure() as used:
                 yield
         finally:
             phases[name] = phases.get(name, Consumption()) + used
