@@ -122,7 +122,7 @@ def remove_blocks(model: nn.Module, blocks: Iterable[Block | str], example: Tens
     before, going = _count_parameters(network), sum(_count_parameters(module) for module, _ in exchanged)
     for module, replacement in exchanged:
         for container, key in _places(network, module):
-            container._modules[key] = replacement
+            container.register_module(key, replacement)
     left = _count_parameters(network)
     assert left == before - going, f"{', '.join(names)}: {going} of {before} parameters, {left} left"
     if example is not None:
@@ -149,8 +149,8 @@ def bypassed(model: nn.Module, *blocks: Block | str) -> Iterator[nn.Module]:
     with ExitStack() as stack:
         for module, replacement in replacements:
             for container, key in _places(network, module):
-                stack.callback(container._modules.__setitem__, key, module)
-                container._modules[key] = replacement
+                stack.callback(container.register_module, key, module)
+                container.register_module(key, replacement)
         yield model
 
 
@@ -193,12 +193,8 @@ def _name(block: Block | str) -> str:
 
 def _places(network: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
     """Returns every container that holds a module, with its name there; one module may go by several names."""
-    return [
-        (container, key)
-        for container in network.modules()
-        for key, child in container._modules.items()
-        if child is module
-    ]
+    paths = (path for path, found in network.named_modules(remove_duplicate=False) if found is module)
+    return [(network.get_submodule(parent), key) for parent, _, key in (path.rpartition(".") for path in paths)]
 
 
 def _count_parameters(module: nn.Module) -> int:
