@@ -82,7 +82,7 @@ class OneOf(nn.Module):
         return tuple(output if i == self.element else None for i in range(1, self.count + 1))
 
 
-def remove_blocks(model: nn.Module, blocks: Iterable[Block | str], example: Tensor | None = None) -> None:
+def remove_blocks(model: nn.Module, blocks: Block | str | Iterable[Block | str], example: Tensor | None = None) -> None:
     """Removes residual blocks from a network, in place and for good.
 
         blocks = find_blocks(resnet, images)
@@ -99,13 +99,14 @@ def remove_blocks(model: nn.Module, blocks: Iterable[Block | str], example: Tens
 
     Args:
         model: the network that the blocks were found in, or a copy of it.
-        blocks: blocks of `find_blocks`, or their names; one that is given twice goes once.
+        blocks: blocks of `find_blocks`, or their names, or a single one; one that is given twice goes once.
         example: (n, ...) inputs on the model's device, to check the result with.
 
     Raises:
         UserError: the network has no such block, it is gone already, or it cannot be removed. Nothing has changed then.
     """
-    blocks, network = list(blocks), network_of(model)
+    blocks = [blocks] if isinstance(blocks, Block | str) else list(blocks)
+    network = network_of(model)
     names = list(dict.fromkeys(map(_name, blocks)))
     replacements = {name: _replacements(network, name) for name in names}
     for block in blocks:
