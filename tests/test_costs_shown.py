@@ -30,7 +30,7 @@ def test_blocks_share_what_the_network_costs(
     assert "leave out" not in shown.out + shown.err
 
 
-def test_blocks_whose_cost_nobody_knows_are_said_to_be_left_out(
+def test_blocks_whose_cost_is_unknown_are_named_as_left_out(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
@@ -76,7 +76,7 @@ def test_attacks_that_need_more_classes_are_refused_before_training(
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_a_run_says_what_its_macs_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_names_what_its_macs_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "model.target=helpers.costly_networks.FrequencyNetwork", "baseline.learning_rate=0.001", "baseline.epochs=1",
         "finetune=none", "attacks=none", "ratio=0.5",
@@ -90,5 +90,5 @@ def test_a_run_says_what_its_macs_leave_out(tmp_path: Path, capsys: pytest.Captu
     assert pd.read_csv(tmp_path / "results.csv")["macs_uncounted"].tolist() == [LEFT_OUT]
 
 
-def test_a_run_that_counts_everything_says_so_in_its_row(finished_run: Path) -> None:
+def test_a_run_that_counts_everything_has_it_in_its_row(finished_run: Path) -> None:
     assert json.loads((finished_run / "row.json").read_text())["macs_uncounted"] == "nothing"

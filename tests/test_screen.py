@@ -50,37 +50,37 @@ def text_of(console: Console) -> str:
 
 
 @pytest.fixture(scope="module")
-def told(outputs: Path) -> list[dict[str, object]]:
+def written(outputs: Path) -> list[dict[str, object]]:
     """The JSON lines of the second run of the shared outputs."""
     return [json.loads(line) for line in (outputs / "events.jsonl").read_text().splitlines()]
 
 
-def of_kind(told: list[dict[str, object]], name: str) -> list[dict[str, object]]:
-    return [event for event in told if event["event"] == name]
+def of_kind(written: list[dict[str, object]], name: str) -> list[dict[str, object]]:
+    return [event for event in written if event["event"] == name]
 
 
-def test_json_lines_tell_the_whole_run(told: list[dict[str, object]], outputs: Path) -> None:
+def test_json_lines_hold_the_whole_run(written: list[dict[str, object]], outputs: Path) -> None:
     row = pd.read_csv(outputs / "results.csv").iloc[1]
-    assert [told[0]["event"], told[-1]["event"]] == ["started", "ended"]
-    assert told[-1]["status"] == "done"
-    assert {event["run_id"] for event in told} == {row["run_id"]}
-    assert [event["block"] for event in of_kind(told, "removed")] == row["removed_blocks"].split(";")
-    assert (of_kind(told, "row")[0]["row"] or {})["accuracy_pruned_pct"] == row["accuracy_pruned_pct"]  # type: ignore[index]
-    started = [event["stage"] for event in of_kind(told, "stage_started")]
-    assert started == [event["stage"] for event in of_kind(told, "stage_ended")]
-    planned = of_kind(told, "started")[0]["planned"]
+    assert [written[0]["event"], written[-1]["event"]] == ["started", "ended"]
+    assert written[-1]["status"] == "done"
+    assert {event["run_id"] for event in written} == {row["run_id"]}
+    assert [event["block"] for event in of_kind(written, "removed")] == row["removed_blocks"].split(";")
+    assert (of_kind(written, "row")[0]["row"] or {})["accuracy_pruned_pct"] == row["accuracy_pruned_pct"]  # type: ignore[index]
+    started = [event["stage"] for event in of_kind(written, "stage_started")]
+    assert started == [event["stage"] for event in of_kind(written, "stage_ended")]
+    planned = of_kind(written, "started")[0]["planned"]
     assert planned == {stage: started.count(stage) for stage in started}
     # The baseline, three steps, and the last fine-tuning.
-    assert len(of_kind(told, "accuracy")) == 5
-    assert of_kind(told, "loss")[-1]["step"] == of_kind(told, "loss")[-1]["steps"]
+    assert len(of_kind(written, "accuracy")) == 5
+    assert of_kind(written, "loss")[-1]["step"] == of_kind(written, "loss")[-1]["steps"]
 
 
-def test_json_scores_are_those_of_the_file(told: list[dict[str, object]], outputs: Path) -> None:
-    (first, *_) = of_kind(told, "scores")
+def test_json_scores_are_those_of_the_file(written: list[dict[str, object]], outputs: Path) -> None:
+    (first, *_) = of_kind(written, "scores")
     scores = pd.read_csv(outputs / "runs" / str(first["run_id"]) / "scores.csv")
     at_step = scores[scores["step"] == 1]
     assert first["importance"] == at_step.set_index("block")["sum"].groupby(level=0).first().to_dict()
-    assert first["order"][0] == of_kind(told, "removed")[0]["block"]  # type: ignore[index]
+    assert first["order"][0] == of_kind(written, "removed")[0]["block"]  # type: ignore[index]
     assert set(first["ranks"]) == set(at_step["metric"])  # type: ignore[call-overload]
 
 
@@ -246,7 +246,7 @@ def read_terminal(leader: int) -> str:
         try:
             read += os.read(leader, 65536)
         except OSError:
-            # Linux says so when the other end is closed.
+            # How Linux reports that the other end is closed.
             os.close(leader)
             return read.decode()
 

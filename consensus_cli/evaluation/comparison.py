@@ -67,7 +67,6 @@ class Comparison:
         return self.columns[column]
 
     def __str__(self) -> str:
-        """Returns a table of what was measured of both networks, and below it what is about the two together."""
         rows, in_table = {}, set()
         for column in self.columns:
             found = _OF_ORIGINAL.fullmatch(column)

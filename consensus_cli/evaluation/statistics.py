@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -12,15 +12,8 @@ from torch import Tensor
 _MAX_DRAWN = 10_000_000
 
 
-@dataclass(frozen=True)
-class Change:
-    """The change of a share of images, in percentage points, with its 95 % interval.
-
-    Attributes:
-        delta_pp: second minus first.
-        ci95_low_pp: lower end of the interval.
-        ci95_high_pp: upper end of the interval.
-    """
+class Change(NamedTuple):
+    """The change of a share of images, in percentage points, with the ends of its 95 % interval."""
 
     delta_pp: float
     ci95_low_pp: float
@@ -28,16 +21,10 @@ class Change:
 
 
 def paired_change(first: Tensor, second: Tensor, seed: int, resamples: int = 2000) -> Change:
-    """Compares two networks by whether they were right about the same images.
+    """Returns by how much more often the second answers, (n,), are right than the first, about the same images.
 
     Percentile bootstrap over images (Efron & Tibshirani 1993, chapter 13): each resample draws images, not
     answers, so what the two networks have in common cancels.
-
-    Args:
-        first: whether the first network is right, (n,) bool.
-        second: whether the second network is right about the same images, (n,) bool.
-        seed: of the resampling.
-        resamples: bootstrap resamples.
 
     Raises:
         ValueError: if the two are not about the same number of images, or there are none.
@@ -62,12 +49,8 @@ def paired_change(first: Tensor, second: Tensor, seed: int, resamples: int = 200
 def paired_reduction_pct(before: Sequence[float], after: Sequence[float]) -> float:
     """Returns by how many percent one thing is below another that was measured in turn with it.
 
-    100 · (1 − median of after_i / before_i). Readings that are neighbours in time share what else the machine does, so
-    that their ratio is steadier than the ratio of the medians. NaN where a reading of `before` is 0.
-
-    Args:
-        before: readings of one, (n,).
-        after: readings of the other, taken next to those, (n,).
+    100 · (1 − median of after_i / before_i), of readings (n,). Those that are neighbours in time share what else the
+    machine does, so that their ratio is steadier than the ratio of the medians. NaN where a reading of `before` is 0.
 
     Raises:
         ValueError: if they are no pairs.

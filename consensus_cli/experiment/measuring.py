@@ -27,13 +27,7 @@ IDLE_WINDOWS = 3
 
 @dataclass(frozen=True)
 class Training:
-    """How the two networks are trained where its energy is measured.
-
-    Attributes:
-        work: `base` and `pruned`: functions that train a copy of the network for a share of an epoch; empty where it
-            cannot be trained.
-        epoch_share: that share, in (0, 1].
-    """
+    """Work that trains a copy of the network `base` or `pruned` for `epoch_share` of an epoch; none if it cannot be."""
 
     work: Mapping[str, Callable[[], None]]
     epoch_share: float
@@ -49,16 +43,9 @@ def measure(
     progress: Progress,
     share: Share,
 ) -> Columns:
-    """Measures both networks on the same data and the same device, by the pieces that `evaluation.compare` is made of.
+    """Measures both networks by the pieces that `evaluation.compare` is made of; processes share the images.
 
-    Args:
-        prepared: what the run works on.
-        original: the original network.
-        network: the pruned network.
-        training: trains copies of them.
-        meter: reads the energy.
-        progress: called with what is being measured.
-        share: this process among those of the job; they share images, and rank 0 measures cost.
+    Rank 0 measures cost, with `training` on copies of the networks.
     """
     config, test = prepared.config, prepared.images.test
     settings = config.evaluate

@@ -82,7 +82,7 @@ class OneOf(nn.Module):
         return tuple(output if i == self.element else None for i in range(1, self.count + 1))
 
 
-def remove_blocks(model: nn.Module, blocks: Iterable[Block | str], example: Tensor | None = None) -> None:
+def remove_blocks(model: nn.Module, blocks: Block | str | Iterable[Block | str], example: Tensor | None = None) -> None:
     """Removes residual blocks from a network, in place and for good.
 
         blocks = find_blocks(resnet, images)
@@ -99,13 +99,14 @@ def remove_blocks(model: nn.Module, blocks: Iterable[Block | str], example: Tens
 
     Args:
         model: the network that the blocks were found in, or a copy of it.
-        blocks: blocks of `find_blocks`, or their names; one that is given twice goes once.
+        blocks: blocks of `find_blocks`, or their names, or a single one; one that is given twice goes once.
         example: (n, ...) inputs on the model's device, to check the result with.
 
     Raises:
         UserError: the network has no such block, it is gone already, or it cannot be removed. Nothing has changed then.
     """
-    blocks, network = list(blocks), network_of(model)
+    blocks = [blocks] if isinstance(blocks, Block | str) else list(blocks)
+    network = network_of(model)
     names = list(dict.fromkeys(map(_name, blocks)))
     replacements = {name: _replacements(network, name) for name in names}
     for block in blocks:
@@ -122,7 +123,7 @@ def remove_blocks(model: nn.Module, blocks: Iterable[Block | str], example: Tens
     before, going = _count_parameters(network), sum(_count_parameters(module) for module, _ in exchanged)
     for module, replacement in exchanged:
         for container, key in _places(network, module):
-            container._modules[key] = replacement
+            container.register_module(key, replacement)
     left = _count_parameters(network)
     assert left == before - going, f"{', '.join(names)}: {going} of {before} parameters, {left} left"
     if example is not None:
@@ -149,8 +150,8 @@ def bypassed(model: nn.Module, *blocks: Block | str) -> Iterator[nn.Module]:
     with ExitStack() as stack:
         for module, replacement in replacements:
             for container, key in _places(network, module):
-                stack.callback(container._modules.__setitem__, key, module)
-                container._modules[key] = replacement
+                stack.callback(container.register_module, key, module)
+                container.register_module(key, replacement)
         yield model
 
 
@@ -193,12 +194,8 @@ def _name(block: Block | str) -> str:
 
 def _places(network: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
     """Returns every container that holds a module, with its name there; one module may go by several names."""
-    return [
-        (container, key)
-        for container in network.modules()
-        for key, child in container._modules.items()
-        if child is module
-    ]
+    paths = (path for path, found in network.named_modules(remove_duplicate=False) if found is module)
+    return [(network.get_submodule(parent), key) for parent, _, key in (path.rpartition(".") for path in paths)]
 
 
 def _count_parameters(module: nn.Module) -> int:

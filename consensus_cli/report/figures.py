@@ -36,6 +36,7 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,
 }
 _HATCHES = ("", "//", "xx", "..")
+_HEAT_LABELS = {"corruption": "accuracy (%)", "shortcut": "shortcut reliance (pp)"}
 
 
 def write_figures(runs: Runs, folder: Path) -> list[Path]:
@@ -45,16 +46,23 @@ def write_figures(runs: Runs, folder: Path) -> list[Path]:
         OSError: the folder or a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    points = tradeoff.points(runs.finished)
-    written: list[Path] = []
-    for task, group in points.groupby("task"):
-        written += _task_figures(str(task), group, runs.finished[runs.finished["task"] == task], folder)
-    networks, _ = chosen(runs, MOST_NETWORKS)
-    for number, network in enumerate(networks, start=1):
+    found: dict[str, Figure | None] = {}
+    for task, points in tradeoff.points(runs.finished).groupby("task"):
+        finished = runs.finished[runs.finished["task"] == task]
+        looks = styles(points["series"])
+        stem = slug(str(task))
+        for cost in tradeoff.COSTS:
+            found[f"{stem}_tradeoff_{cost.name}"] = tradeoff_figure(points, cost, "accuracy", looks)
+        for name in attacks(finished):
+            found[f"{stem}_robustness_{name}"] = tradeoff_figure(points, tradeoff.COSTS[0], name, looks)
+        found[f"{stem}_energy_phases"] = phase_figure(energy.by_phase(finished).droplevel("task"))
+        for name, _, _, table in robustness.heat_tables(finished):
+            found[f"{stem}_{name}"] = heat_figure(table, _HEAT_LABELS[name])
+    for number, network in enumerate(chosen(runs, MOST_NETWORKS)[0], start=1):
         if network.steps:
-            written += save(removal_figure(network), folder / f"removal_{number:02}_{slug(network.title)}")
-            written += save(rank_figure(network), folder / f"ranks_{number:02}_{slug(network.title)}")
-    return written
+            found[f"removal_{number:02}_{slug(network.title)}"] = removal_figure(network)
+            found[f"ranks_{number:02}_{slug(network.title)}"] = rank_figure(network)
+    return [path for name, figure in found.items() if figure for path in save(figure, folder / name)]
 
 
 def tradeoff_figure(points: pd.DataFrame, cost: Cost, outcome: str, looks: dict[str, Style]) -> Figure | None:
@@ -158,18 +166,6 @@ def save(figure: Figure, stem: Path, formats: Iterable[str] = FORMATS) -> list[P
 def slug(text: str) -> str:
     """Returns a text as part of a file name: letters, digits and hyphens, at most 60 of them."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "unnamed"
-
-
-def _task_figures(task: str, points: pd.DataFrame, finished: pd.DataFrame, folder: Path) -> list[Path]:
-    looks = styles(points["series"])
-    found = [(f"tradeoff_{cost.name}", tradeoff_figure(points, cost, "accuracy", looks)) for cost in tradeoff.COSTS]
-    found += [
-        (f"robustness_{name}", tradeoff_figure(points, tradeoff.COSTS[0], name, looks)) for name in attacks(finished)
-    ]
-    found.append(("energy_phases", phase_figure(energy.by_phase(finished).droplevel("task"))))
-    labels = {"corruption": "accuracy (%)", "shortcut": "shortcut reliance (pp)"}
-    found += [(name, heat_figure(table, labels[name])) for name, _, _, table in robustness.heat_tables(finished)]
-    return [path for name, figure in found if figure for path in save(figure, folder / f"{slug(task)}_{name}")]
 
 
 def blank(width_in: float, height_in: float) -> tuple[Figure, Axes]:

@@ -36,9 +36,8 @@ _SCALE_COLOURS = 32
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a chart stands on the page, with the figure that Vega draws there."""
+    """A place for a chart on the page, with the figure that Vega draws there."""
 
-    id: str
     section: str
     task: str
     caption: str
@@ -88,13 +87,7 @@ def render(runs: Runs, title: str) -> str:
     points = tradeoff.points(finished)
     front = tradeoff.front(points)
     tasks = [_task(str(name), group, finished) for name, group in points.groupby("task")]
-    slots = [
-        Slot(f"chart-{i}", section, task.name, caption, figure)
-        for i, (task, (section, caption, figure)) in enumerate(
-            (task, chart) for task in tasks for chart in _charts(task)
-        )
-        if figure is not None
-    ]
+    slots = [slot for task in tasks for slot in _slots(task)]
     networks, left_out = removal.chosen(runs, removal.MOST_NETWORKS)
     latest_first = runs.rows.sort_values("started_at", ascending=False, kind="stable")
     payload = {
@@ -102,7 +95,7 @@ def render(runs: Runs, title: str) -> str:
             task.name: charts.datasets(task.points, task.finished, ["accuracy", *attacks(task.finished)])
             for task in tasks
         },
-        "charts": {slot.id: slot.figure for slot in slots},
+        "charts": {f"chart-{number}": slot.figure for number, slot in enumerate(slots)},
         "networks": [_network(network) for network in networks],
         "scale": [to_hex(matplotlib.colormaps[SCALE](i / (_SCALE_COLOURS - 1))) for i in range(_SCALE_COLOURS)],
     }
@@ -141,19 +134,19 @@ def _task(name: str, points: pd.DataFrame, finished: pd.DataFrame) -> Task:
     return Task(name, points[points["series"].isin(drawn)], runs, styles(drawn), left_out)
 
 
-def _charts(task: Task) -> Iterator[tuple[str, str, charts.Chart | None]]:
-    """Yields section, caption and figure of every chart of a task; no figure where nothing was measured."""
+def _slots(task: Task) -> Iterator[Slot]:
+    """Yields the charts of a task, of what was measured."""
     for cost in tradeoff.COSTS:
-        chart = charts.tradeoff_chart(task.points, task.finished, cost, "accuracy", task.looks)
-        yield "tradeoff", f"Accuracy against saving in {cost.label}", chart
+        if chart := charts.tradeoff_chart(task.points, task.finished, cost, "accuracy", task.looks):
+            yield Slot("tradeoff", task.name, f"Accuracy against saving in {cost.label}", chart)
     for name in attacks(task.finished):
         caption = f"Accuracy under {robustness.attack_label(name, task.finished)} against saving in MACs"
-        chart = charts.tradeoff_chart(task.points, task.finished, tradeoff.COSTS[0], name, task.looks)
-        yield "robustness", caption, chart
+        if chart := charts.tradeoff_chart(task.points, task.finished, tradeoff.COSTS[0], name, task.looks):
+            yield Slot("robustness", task.name, caption, chart)
     for _, caption, unit, table in robustness.heat_tables(task.finished):
-        yield "robustness", caption, charts.heat_chart(table, unit)
-    phases = energy.by_phase(task.finished).droplevel("task")
-    yield "energy", "Energy of a run by phase", charts.phase_chart(phases)
+        yield Slot("robustness", task.name, caption, charts.heat_chart(table, unit))
+    if chart := charts.phase_chart(energy.by_phase(task.finished).droplevel("task")):
+        yield Slot("energy", task.name, "Energy of a run by phase", chart)
 
 
 def _network(network: removal.Removal) -> dict[str, Any]:

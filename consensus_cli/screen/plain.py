@@ -75,7 +75,7 @@ class Screen:
         logger.info(text)
 
     def result(self, text: str) -> None:
-        """Prints one line of what was asked for, and logs it."""
+        """Prints one line of the result, and logs it."""
         self.console.print(text, markup=False)
         logger.info(text)
 

@@ -172,12 +172,12 @@ def _attacked(bench: Bench, attack: Attack, model: Classifier) -> dict[str, obje
     pair = Pair(bench.model, model, bench.parts["report"], device=bench.device)
     result = attack_accuracy(pair, {attack.name: attack}, ATTACKED_IMAGES)[attack.name]
     return {
-        "images": result.attacked_images,
-        "base_pct": result.base_pct,
-        "pruned_pct": result.pruned_pct,
-        "delta_pp": round(result.delta_pp, 4),
-        "ci95_low_pp": round(result.ci95_low_pp, 4),
-        "ci95_high_pp": round(result.ci95_high_pp, 4),
+        "images": min(ATTACKED_IMAGES, len(pair.test)),
+        "base_pct": result["base_pct"],
+        "pruned_pct": result["pruned_pct"],
+        "delta_pp": round(result["delta_pp"], 4),
+        "ci95_low_pp": round(result["ci95_low"], 4),
+        "ci95_high_pp": round(result["ci95_high"], 4),
     }
 
 

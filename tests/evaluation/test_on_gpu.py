@@ -42,7 +42,7 @@ def test_attacks_run_on_the_gpu(name, noise_split):
     attack = Attack(name, ATTACKS[name].norms[0], steps=3)
     pair = Pair(model, model, noise_split(20, 10), device="cuda")
     found = attack_accuracy(pair, {name: attack}, 20)[name]
-    assert found.base_pct <= found.clean_base_pct
+    assert found["base_pct"] <= found["clean_base_pct"]
 
 
 @pytest.mark.parametrize("name", sorted(DISTORTIONS))

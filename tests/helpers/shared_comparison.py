@@ -38,7 +38,7 @@ def main(file: Path, archive: Path) -> None:
     columns |= shift_columns(pair, "c10", open_archive("c10", archive), None)
     columns |= shortcut_columns(pair, test, Cue("patch", 30, 4))
     small_batches = attack_accuracy(pair, {"pgd": attacks["pgd"]}, images=100, batch_size=7)["pgd"]
-    columns |= {f"small_batches_{name}": value for name, value in vars(small_batches).items() if name != "attack"}
+    columns |= {f"small_batches_{name}": value for name, value in small_batches.items()}
     columns |= share.lead(lambda: {"lead": share.rank})
     columns.pop("attacks_s")
     every = share.merge(lambda: columns, list)

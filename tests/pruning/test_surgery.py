@@ -108,7 +108,7 @@ def test_a_removal_that_removes_nothing_is_refused() -> None:
     network = resnet(20)
     with pytest.raises(UserError, match="relu has no parameters to remove"):
         remove_blocks(network, ["relu"])
-    remove_blocks(network, ["layer1.1"])
+    remove_blocks(network, "layer1.1")
     with pytest.raises(UserError, match=r"layer1\.1 has no parameters") as error:
         remove_blocks(network, ["layer1.2", "layer1.1"])
     assert "gone already" in error.value.hint

@@ -15,7 +15,7 @@ FIGURES = ROOT / "docs" / "figures"
 
 
 def texts(svg: Path) -> list[str]:
-    """The texts of a figure: they are drawn as paths, each behind a comment that says what it is."""
+    """The texts of a figure: they are drawn as paths, each behind a comment that names it."""
     return re.findall(r"<!-- (.*?) -->", svg.read_text(encoding="utf-8"))
 
 

@@ -142,12 +142,12 @@ def test_caveats_name_what_is_amiss(tmp_path: Path) -> None:
         {"run_id": "c", "status": "failed", "started_at": "2025"},
     ]
     runs = load(write_results(tmp_path, rows))
-    said = "\n".join(caveats(runs, tradeoff.points(runs.finished)))
+    found = "\n".join(caveats(runs, tradeoff.points(runs.finished)))
     for expected in (
         "1 failed of 3 runs", "single seed", "energy of 1 of 2 runs is an estimate", "as few as 200 images",
         "as few as 50 images", "different devices (cpu, cuda)", "different numbers of threads", "0.1.0, 0.2.0",
     ):  # fmt: skip
-        assert expected in said
+        assert expected in found
     assert not runs.notes
 
 
@@ -155,8 +155,8 @@ def test_what_macs_leave_out_is_a_caveat(tmp_path: Path) -> None:
     left_out = {"a": "aten::_fft_r2c × 4", "b": "aten::_fft_r2c × 4", "c": "nothing"}
     rows = [finished_row(run_id, macs_uncounted=text) for run_id, text in left_out.items()]
     runs = load(write_results(tmp_path, [*rows, finished_row("d")]))
-    said = [caveat for caveat in caveats(runs, tradeoff.points(runs.finished)) if "MACs" in caveat]
-    assert said == ["resnet20: MACs leave out aten::_fft_r2c × 4."]
+    found = [caveat for caveat in caveats(runs, tradeoff.points(runs.finished)) if "MACs" in caveat]
+    assert found == ["resnet20: MACs leave out aten::_fft_r2c × 4."]
 
 
 def test_sound_runs_have_no_caveats(tmp_path: Path) -> None:
@@ -164,13 +164,13 @@ def test_sound_runs_have_no_caveats(tmp_path: Path) -> None:
     assert caveats(runs, tradeoff.points(runs.finished)) == []
 
 
-def test_text_where_numbers_belong_is_empty_and_said() -> None:
+def test_text_where_numbers_belong_is_empty_and_noted() -> None:
     table, notes = complete(pd.DataFrame([finished_row("a", accuracy_pruned_pct="<b>x</b>"), finished_row("b")]))
     assert math.isnan(table["accuracy_pruned_pct"][0])
     assert notes == ["Text where numbers belong, read as empty: accuracy_pruned_pct."]
 
 
-def test_a_damaged_line_is_said(tmp_path: Path) -> None:
+def test_a_damaged_line_is_noted(tmp_path: Path) -> None:
     path = write_results(tmp_path, [finished_row("a")])
     path.write_bytes(path.read_bytes() + b"half a li")
     assert "1 unfinished or damaged lines" in load(path).notes[0]
@@ -235,7 +235,7 @@ def test_energy_by_phase_and_network() -> None:
     assert energy.sources(rows) == ["a counter, electricity of BRA (1 runs)"]
 
 
-def test_removal_says_what_went_in_which_step() -> None:
+def test_removal_shows_what_went_in_which_step() -> None:
     rows, _ = complete(pd.DataFrame([finished_row("a")]))
     found = removal.removal(rows.iloc[0], scores())
     assert found.blocks == ("layer1.1", "layer1.2", "layer2.1", "layer2.2")

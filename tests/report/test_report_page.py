@@ -1,4 +1,4 @@
-"""The page holds whatever the source holds, says what is missing, and never takes a value for markup."""
+"""The page holds whatever the source holds, names what is missing, and never takes a value for markup."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_values_are_never_markup(tmp_path: Path, swept: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "sentences"),
     [
         ([], ["There are no runs yet.", "There are no runs."]),
         ([FAILED], ["1 failed of 1 runs", "out of memory"]),
@@ -107,13 +107,13 @@ def test_values_are_never_markup(tmp_path: Path, swept: str) -> None:
         ([{**finished_row("a"), "removed_blocks": None}], ["No finished run recorded which blocks it removed."]),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_said(tmp_path: Path, rows: list[dict[str, object]], said: list[str]) -> None:
+def test_what_is_missing_is_noted(tmp_path: Path, rows: list[dict[str, object]], sentences: list[str]) -> None:
     page = report(tmp_path, rows)
-    for sentence in said:
+    for sentence in sentences:
         assert sentence in page
 
 
-def test_missing_columns_are_said(tmp_path: Path) -> None:
+def test_missing_columns_are_noted(tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text("run_id,status,started_at,model,dataset\na,done,2025,resnet20,digits\n")
     runs, _ = write_report(tmp_path, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")

@@ -39,7 +39,7 @@ def test_markdown_cannot_be_broken_by_values() -> None:
     assert table.splitlines()[-1] == r"| x\|y &lt;b&gt;\`\* |"
 
 
-def test_markdown_of_no_runs_says_so(tmp_path: Path) -> None:
+def test_markdown_of_no_runs_has_a_note(tmp_path: Path) -> None:
     assert "There are no runs yet." in markdown(write_results(tmp_path, []))
 
 

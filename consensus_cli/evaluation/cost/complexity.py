@@ -6,9 +6,8 @@ import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,23 +26,15 @@ LATENCY_BLOCK_S = 0.02
 LATENCY_MIN_BLOCKS = 5
 
 
-@dataclass(frozen=True)
-class Complexity:
-    """The size of a network for one image.
-
-    Attributes:
-        macs: multiply-accumulates of convolutions, linear layers and matrix products (what papers call FLOPs).
-        params: numbers in its parameters, each shared one once.
-        uncounted: operators that may multiply and add but have no formula, as `name × uses`.
-    """
+class Complexity(NamedTuple):
+    """The size of a network for one image: MACs (what papers call FLOPs), parameters, and operators left out."""
 
     macs: int
     params: int
     uncounted: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Latency:
+class Latency(NamedTuple):
     """Time of one forward pass in milliseconds: median and interquartile range over blocks, and each block in turn."""
 
     median_ms: float

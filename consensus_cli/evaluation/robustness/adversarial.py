@@ -13,8 +13,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,8 @@ from torch import Tensor, nn
 from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.pair import Columns, Pair, gather, part
-from consensus_cli.evaluation.robustness.attacked import AttackedNetwork
 from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, build, check_attacks
-from consensus_cli.evaluation.statistics import Change, paired_change
+from consensus_cli.evaluation.statistics import paired_change
 from consensus_cli.models.modes import evaluating
 
 _TOLERANCE = 1e-5
@@ -32,64 +32,21 @@ _TOLERANCE = 1e-5
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RobustAccuracy(Change):
-    """Accuracy of both networks under one attack, on the same images, and its change from the original to the pruned.
-
-    Attributes:
-        attack: the attack and its threat model.
-        attacked_images: images attacked; all `_pct` are shares of them.
-        clean_base_pct: accuracy of the original network without attack.
-        clean_pruned_pct: the same of the pruned network.
-        base_pct: accuracy of the original network under attack.
-        pruned_pct: accuracy of the pruned network under attack.
-        transfer_to_base_pct: accuracy of the original network on the examples made against the pruned one.
-        transfer_to_pruned_pct: accuracy of the pruned network on the examples made against the original one.
-        perturbation_base255: median size of the perturbations that the original network fell for, in the attack's norm
-            and in units of 1/255; NaN where none succeeded.
-        perturbation_pruned255: the same of the pruned network.
-    """
-
-    attack: Attack
-    attacked_images: int
-    clean_base_pct: float
-    clean_pruned_pct: float
-    base_pct: float
-    pruned_pct: float
-    transfer_to_base_pct: float
-    transfer_to_pruned_pct: float
-    perturbation_base255: float
-    perturbation_pruned255: float
-
-
 def attack_columns(pair: Pair, attacks: Mapping[str, Attack], images: int) -> Columns:
-    """Returns what `attack_accuracy` measures, by what the columns of each attack begin with, and the time it took."""
+    """Returns what `attack_accuracy` measures, by the names of the attacks, and how long all of it took."""
     if not attacks:
         return {}
     start_s = time.perf_counter()
     results = attack_accuracy(pair, attacks, images)
     columns: Columns = {"attacked_images": min(images, len(pair.test)), "attacks_s": time.perf_counter() - start_s}
     for name, result in results.items():
-        columns |= {
-            f"{name}_eps255": result.attack.eps255,
-            f"{name}_base_pct": result.base_pct,
-            f"{name}_pruned_pct": result.pruned_pct,
-            f"{name}_delta_pp": result.delta_pp,
-            f"{name}_ci95_low": result.ci95_low_pp,
-            f"{name}_ci95_high": result.ci95_high_pp,
-            f"{name}_transfer_to_base_pct": result.transfer_to_base_pct,
-            f"{name}_transfer_to_pruned_pct": result.transfer_to_pruned_pct,
-            f"{name}_perturbation_base255": result.perturbation_base255,
-            f"{name}_perturbation_pruned255": result.perturbation_pruned255,
-            "clean_base_pct": result.clean_base_pct,
-            "clean_pruned_pct": result.clean_pruned_pct,
-        }
+        columns |= {end if end.startswith("clean") else f"{name}_{end}": value for end, value in result.items()}
     return columns
 
 
 def attack_accuracy(
     pair: Pair, attacks: Mapping[str, Attack], images: int, batch_size: int = 128
-) -> dict[str, RobustAccuracy]:
+) -> dict[str, dict[str, float]]:
     """Attacks both networks on the same stratified test images.
 
     Args:
@@ -97,6 +54,14 @@ def attack_accuracy(
         attacks: what to run, by the names that the results are to have.
         images: how many test images are attacked; all if there are fewer.
         batch_size: images attacked at once.
+
+    Returns:
+        Of each attack, by ends of columns: `eps255`; accuracy under attack in percent, `base_pct` and `pruned_pct`; its
+        change `delta_pp` and the 95 % interval `ci95_low`, `ci95_high` (paired bootstrap over images); accuracy on the
+        examples made against the other network, `transfer_to_base_pct` and `transfer_to_pruned_pct`; the median size of
+        the perturbations that succeeded, in the attack's norm and in units of 1/255, `perturbation_base255` and
+        `perturbation_pruned255`, NaN where there is none; accuracy without attack, `clean_base_pct` and
+        `clean_pruned_pct`.
 
     Raises:
         UserError: for an attack that cannot be run so, or no images to attack.
@@ -111,8 +76,8 @@ def attack_accuracy(
         started_s = time.perf_counter()
         outcomes = torch.cat(gather(pair.share, partial(_attacked, pair, name, attack, mine, batch_size)), dim=2)
         results[name] = _summary(attack, outcomes, pair.seed)
+        check_sanity([(attacks[other], result) for other, result in results.items()], images=outcomes.shape[2])
         _log.info("%s on %d images: %.1f s", attack, outcomes.shape[2], time.perf_counter() - started_s)
-    check_sanity(list(results.values()))
     return results
 
 
@@ -147,8 +112,9 @@ def adversarial_examples(
             if not standing.any():
                 break
             attempt = replace(attack, seed=attack.seed + restart)
-            attacked = AttackedNetwork(model, on_pass).eval()
-            perturbed = _run(attacked, attempt, images[standing], labels[standing], logits.shape[1])
+            # The only sign of life of an attack that takes minutes.
+            with model.register_forward_hook(lambda *_: on_pass()):
+                perturbed = _run(model, attempt, images[standing], labels[standing], logits.shape[1])
             check_perturbation(perturbed, images[standing], attack)
             found[standing] = perturbed
     return found
@@ -169,8 +135,8 @@ def check_perturbation(perturbed: Tensor, images: Tensor, attack: Attack) -> Non
         )
 
 
-def check_sanity(results: Sequence[RobustAccuracy]) -> None:
-    """Checks what must hold for any attack that works.
+def check_sanity(results: Sequence[tuple[Attack, Mapping[str, float]]], images: int) -> None:
+    """Checks what must hold for any attacks that work, of what `attack_accuracy` measured on so many images.
 
     Accuracy under attack does not exceed clean accuracy, epsilon 0 changes nothing, and the same attack with a
     larger epsilon does not leave more images standing. The first and the last may fail by noise: up to 1.96
@@ -179,15 +145,15 @@ def check_sanity(results: Sequence[RobustAccuracy]) -> None:
     Raises:
         RuntimeError: naming the attack and what does not hold.
     """
-    for result in results:
-        noise_pp = 196 * math.sqrt(0.25 / result.attacked_images)
+    noise_pp = 196 * math.sqrt(0.25 / images)
+    for attack, result in results:
         for network in ("base", "pruned"):
-            robust, clean = getattr(result, f"{network}_pct"), getattr(result, f"clean_{network}_pct")
-            if robust > clean + noise_pp or (result.attack.eps255 == 0 and robust != clean):
-                raise RuntimeError(f"{result.attack} of the {network} network: {robust} % robust, {clean} % clean")
-            for weaker in results:
-                if _weaker(weaker.attack, result.attack) and robust > getattr(weaker, f"{network}_pct") + noise_pp:
-                    raise RuntimeError(f"{result.attack} leaves more of the {network} network than {weaker.attack}")
+            robust, clean = result[f"{network}_pct"], result[f"clean_{network}_pct"]
+            if robust > clean + noise_pp or (attack.eps255 == 0 and robust != clean):
+                raise RuntimeError(f"{attack} of the {network} network: {robust} % robust, {clean} % clean")
+            for weaker, others in results:
+                if _weaker(weaker, attack) and robust > others[f"{network}_pct"] + noise_pp:
+                    raise RuntimeError(f"{attack} leaves more of the {network} network than {weaker}")
 
 
 def perturbation_size(perturbed: Tensor, images: Tensor, attack: Attack) -> Tensor:
@@ -228,11 +194,11 @@ def _attacked(pair: Pair, name: str, attack: Attack, split: Split, batch_size: i
     return outcomes
 
 
-def _run(model: AttackedNetwork, attack: Attack, images: Tensor, labels: Tensor, classes: int) -> Tensor:
+def _run(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Runs torchattacks on images that the network gets right, and keeps what obeys the threat model."""
     method = ATTACKS[attack.name]
     torch.manual_seed(attack.seed)
-    with torch.enable_grad():
+    with torch.enable_grad(), model.register_forward_pre_hook(lambda _, args: _RowMajorGradient.apply(*args)):
         perturbed = build(model, attack, classes)(images.contiguous(), labels).detach()
     # A gradient that is exactly zero (a saturated softmax) becomes 0/0 in some attacks: nothing was found there.
     usable = perturbed.isfinite().flatten(1).all(1)
@@ -243,28 +209,33 @@ def _run(model: AttackedNetwork, attack: Attack, images: Tensor, labels: Tensor,
     return perturbed
 
 
-def _summary(attack: Attack, outcomes: Tensor, seed: int) -> RobustAccuracy:
+def _summary(attack: Attack, outcomes: Tensor, seed: int) -> dict[str, float]:
     """Sums up what `_attacked` returns, (4, 2, n)."""
-    clean_pct, robust_pct, transfer_pct = (100 * outcomes[:3].double().mean(2)).tolist()
-    perturbation_255 = outcomes[3].nanmedian(1).values.tolist()
-    return RobustAccuracy(
-        **vars(paired_change(outcomes[1, 0], outcomes[1, 1], seed)),
-        attack=attack,
-        attacked_images=outcomes.shape[2],
-        clean_base_pct=clean_pct[0],
-        clean_pruned_pct=clean_pct[1],
-        base_pct=robust_pct[0],
-        pruned_pct=robust_pct[1],
-        transfer_to_base_pct=transfer_pct[0],
-        transfer_to_pruned_pct=transfer_pct[1],
-        perturbation_base255=perturbation_255[0],
-        perturbation_pruned255=perturbation_255[1],
-    )
+    clean, robust, transfer = (100 * outcomes[:3].double().mean(2)).tolist()
+    sizes = outcomes[3].nanmedian(1).values.tolist()
+    change = paired_change(outcomes[1, 0], outcomes[1, 1], seed)
+    summary = {"eps255": attack.eps255, "base_pct": robust[0], "pruned_pct": robust[1]}
+    summary |= {"delta_pp": change.delta_pp, "ci95_low": change.ci95_low_pp, "ci95_high": change.ci95_high_pp}
+    summary |= {"transfer_to_base_pct": transfer[0], "transfer_to_pruned_pct": transfer[1]}
+    summary |= {"perturbation_base255": sizes[0], "perturbation_pruned255": sizes[1]}
+    return summary | {"clean_base_pct": clean[0], "clean_pruned_pct": clean[1]}
 
 
 def _weaker(weaker: Attack, attack: Attack) -> bool:
     """Whether two attacks differ in nothing but a smaller epsilon."""
     return weaker.eps255 < attack.eps255 and replace(weaker, eps255=attack.eps255) == attack
+
+
+class _RowMajorGradient(torch.autograd.Function):
+    """Gives gradients in the default memory format: some attacks flatten them with `view`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous()
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -13,40 +12,28 @@ from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.evaluation.pair import Columns, Pair, gather
 from consensus_cli.evaluation.robustness.distortions import DISTORTIONS, SEVERITIES, distort
 
-
-@dataclass(frozen=True)
-class CorruptionAccuracy:
-    """Accuracy of both networks, in percent, on images with one corruption at one severity from 1 (mild) to 5."""
-
-    corruption: str
-    severity: int
-    base_pct: float
-    pruned_pct: float
+#: (corruption, severity) -> accuracy in percent of the original and of the pruned network
+Accuracies = dict[tuple[str, int], tuple[float, float]]
 
 
 def corruption_columns(pair: Pair, corruptions: Sequence[str], images: int) -> Columns:
-    """Returns accuracy of both networks under each corruption at each severity, and the mean over all.
+    """Returns what `corruption_accuracy` measures on `images` test images, and the mean over all.
 
     The columns begin with `own_`: the images are not those of the published benchmarks.
-
-    Args:
-        pair: the networks; progress is reported after each corruption and severity.
-        corruptions: names in `DISTORTIONS`; without any there are no columns.
-        images: test images that are corrupted, stratified.
     """
     if not corruptions:
         return {}
-    rows = corruption_accuracy(pair, corruptions, images)
-    mean_base, mean_pruned = mean_accuracy_pct(rows)
+    accuracies = corruption_accuracy(pair, corruptions, images)
+    mean_base, mean_pruned = mean_accuracy_pct(accuracies)
     columns: Columns = {
         "own_corruption_mean_base_pct": mean_base,
         "own_corruption_mean_pruned_pct": mean_pruned,
         "own_corruption_mean_delta_pp": mean_pruned - mean_base,
         "corrupted_images": min(images, len(pair.test)),
     }
-    for row in rows:
-        columns[f"own_corruption_{row.corruption}_s{row.severity}_base_pct"] = row.base_pct
-        columns[f"own_corruption_{row.corruption}_s{row.severity}_pruned_pct"] = row.pruned_pct
+    for (corruption, severity), (base_pct, pruned_pct) in accuracies.items():
+        columns[f"own_corruption_{corruption}_s{severity}_base_pct"] = base_pct
+        columns[f"own_corruption_{corruption}_s{severity}_pruned_pct"] = pruned_pct
     return columns
 
 
@@ -56,16 +43,17 @@ def corruption_accuracy(
     images: int | None = None,
     severities: Sequence[int] = SEVERITIES,
     batch_size: int = 256,
-) -> list[CorruptionAccuracy]:
-    """Shows both networks the same corrupted images, one row per corruption and severity.
+) -> Accuracies:
+    """Shows both networks the same corrupted images.
 
-    Each row has random numbers of its own, from the seed and the batch size. Several processes make whole rows each.
+    Each corruption and severity has random numbers of its own, from the seed and the batch size; several processes
+    share them.
 
     Args:
-        pair: the networks; progress is reported after each row.
+        pair: the networks; progress is reported after each corruption and severity.
         corruptions: names in `DISTORTIONS`.
         images: test images that are corrupted, stratified; None for all.
-        severities: from 1 to 5.
+        severities: from 1 (mild) to 5.
         batch_size: images at once.
 
     Raises:
@@ -75,25 +63,20 @@ def corruption_accuracy(
     sample, planned = pair.sample(images), list(itertools.product(corruptions, severities))
     mine = [planned[i] for i in pair.share.part(len(planned))]
 
-    def rows() -> list[CorruptionAccuracy]:
+    def accuracies() -> list[tuple[float, float]]:
         found = []
         for done, (name, severity) in enumerate(mine, start=1):
-            found.append(CorruptionAccuracy(name, severity, *_accuracies_pct(pair, sample, name, severity, batch_size)))
+            found.append(_accuracies_pct(pair, sample, name, severity, batch_size))
             pair.report(f"corrupting: {name}", done, len(mine))
         return found
 
-    return gather(pair.share, rows)
+    return dict(zip(planned, gather(pair.share, accuracies), strict=True))
 
 
-def mean_accuracy_pct(rows: Sequence[CorruptionAccuracy]) -> tuple[float, float]:
-    """Returns the mean of the rows, all of one weight, for the original and the pruned network.
-
-    Raises:
-        ValueError: if there are no rows.
-    """
-    if not rows:
-        raise ValueError("no corruptions to average")
-    return sum(r.base_pct for r in rows) / len(rows), sum(r.pruned_pct for r in rows) / len(rows)
+def mean_accuracy_pct(accuracies: Accuracies) -> tuple[float, float]:
+    """Returns the mean over corruptions and severities, for the original and the pruned network."""
+    base, pruned = (sum(of_network) / len(accuracies) for of_network in zip(*accuracies.values(), strict=True))
+    return base, pruned
 
 
 def check_corruptions(corruptions: Iterable[str], severities: Iterable[int] = ()) -> None:
@@ -110,7 +93,7 @@ def check_corruptions(corruptions: Iterable[str], severities: Iterable[int] = ()
             raise UserError(f"there is no corruption severity {severity}", "severities are 1, 2, 3, 4 and 5")
 
 
-def _accuracies_pct(pair: Pair, split: Split, name: str, severity: int, batch_size: int) -> list[float]:
+def _accuracies_pct(pair: Pair, split: Split, name: str, severity: int, batch_size: int) -> tuple[float, float]:
     """Corrupts each batch once and shows it to both networks."""
     row = list(DISTORTIONS).index(name) * len(SEVERITIES) + severity
     generator = torch.Generator().manual_seed(1000 * pair.seed + row)
@@ -121,4 +104,4 @@ def _accuracies_pct(pair: Pair, split: Split, name: str, severity: int, batch_si
             images += len(labels)
             for position, model in enumerate(pair.networks.values()):
                 correct[position] += int((model(distorted).argmax(1) == labels).sum())
-    return [100 * count / images for count in correct]
+    return 100 * correct[0] / images, 100 * correct[1] / images

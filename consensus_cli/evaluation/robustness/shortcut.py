@@ -22,7 +22,7 @@ from consensus_cli.data.share import ALL, Share
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.evaluation.accuracy import Predictions, accuracy_pct, predict
 from consensus_cli.evaluation.pair import Columns, Pair
-from consensus_cli.evaluation.statistics import Change, paired_change
+from consensus_cli.evaluation.statistics import paired_change
 
 CueKind = Literal["patch", "tint", "watermark"]
 
@@ -44,39 +44,12 @@ class Cue:
     classes: int
 
 
-@dataclass(frozen=True)
-class ShortcutReliance(Change):
-    """How a network answers with the cue of the right class, none, and that of a wrong class, on the same images.
-
-    The change is aligned minus conflict accuracy, in percentage points; 0: the network ignores the cue.
-
-    Attributes:
-        aligned_pct: accuracy with the cue of the image's own class.
-        absent_pct: accuracy without cue.
-        conflict_pct: accuracy with the cue of another class.
-        followed_pct: share of images in conflict that are given the class of the cue.
-    """
-
-    aligned_pct: float
-    absent_pct: float
-    conflict_pct: float
-    followed_pct: float
-
-
 def shortcut_columns(pair: Pair, test: ImageTensors, cue: Cue) -> Columns:
-    """Returns how far each network follows the planted cue instead of the image, in percentage points."""
+    """Returns what `shortcut_reliance` measures of both networks."""
     columns: Columns = {}
     for name, model in pair.networks.items():
         found = shortcut_reliance(model, test, cue, seed=pair.seed, device=pair.device, share=pair.share)
-        columns |= {
-            f"shortcut_{cue.kind}_{name}_pp": found.delta_pp,
-            f"shortcut_{cue.kind}_{name}_ci95_low": found.ci95_low_pp,
-            f"shortcut_{cue.kind}_{name}_ci95_high": found.ci95_high_pp,
-            f"shortcut_{cue.kind}_aligned_{name}_pct": found.aligned_pct,
-            f"shortcut_{cue.kind}_absent_{name}_pct": found.absent_pct,
-            f"shortcut_{cue.kind}_conflict_{name}_pct": found.conflict_pct,
-            f"shortcut_{cue.kind}_followed_{name}_pct": found.followed_pct,
-        }
+        columns |= {f"shortcut_{cue.kind}_{end.format(name)}": value for end, value in found.items()}
     return columns
 
 
@@ -110,10 +83,16 @@ def plant(images: Tensor, marked_as: Tensor, cue: Cue) -> Tensor:
 
 def shortcut_reliance(
     model: nn.Module, split: ImageTensors, cue: Cue, *, seed: int, device: torch.device | str, share: Share = ALL
-) -> ShortcutReliance:
+) -> dict[str, float]:
     """Tests a network on the same images with the cue aligned, absent and in conflict with the label.
 
     The seed decides which wrong class each image is marked as, and the interval.
+
+    Returns:
+        By ends of columns, with `{}` for the network: `{}_pp` is aligned minus conflict accuracy (0: the network ignores
+        the cue), with a 95 % interval; accuracy with the cue of the image's own class, `aligned_{}_pct`, without cue,
+        `absent_{}_pct`, and with that of another class, `conflict_{}_pct`; the share of images in conflict that are
+        given the class of the cue, `followed_{}_pct`.
 
     Raises:
         UserError: if there are fewer than two classes.
@@ -125,13 +104,16 @@ def shortcut_reliance(
         return predict(model, ImageTensors(images, split.labels), device, share=share)
 
     aligned, absent, conflict = answers(split.labels), answers(None), answers(other)
-    return ShortcutReliance(
-        **vars(paired_change(conflict.correct, aligned.correct, seed)),
-        aligned_pct=accuracy_pct(aligned),
-        absent_pct=accuracy_pct(absent),
-        conflict_pct=accuracy_pct(conflict),
-        followed_pct=accuracy_pct(Predictions(conflict.logits, other)),
-    )
+    change = paired_change(conflict.correct, aligned.correct, seed)
+    return {
+        "{}_pp": change.delta_pp,
+        "{}_ci95_low": change.ci95_low_pp,
+        "{}_ci95_high": change.ci95_high_pp,
+        "aligned_{}_pct": accuracy_pct(aligned),
+        "absent_{}_pct": accuracy_pct(absent),
+        "conflict_{}_pct": accuracy_pct(conflict),
+        "followed_{}_pct": accuracy_pct(Predictions(conflict.logits, other)),
+    }
 
 
 def conflicting_labels(labels: Tensor, classes: int, seed: int) -> Tensor:
