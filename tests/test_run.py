@@ -21,7 +21,7 @@ from consensus_cli.cli.main import main
 from consensus_cli.data import Augmentation
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.cost.complexity import complexity
-from consensus_cli.experiment import row
+from consensus_cli.experiment import row as recording
 from consensus_cli.experiment.tracking import Tracker
 from consensus_cli.storage.results import COLUMNS
 from consensus_cli.storage.rundir import RunDir
@@ -142,7 +142,7 @@ def test_the_row_is_saved_before_the_pictures_and_whatever_becomes_of_them(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(row, "write_summary", fail)
+        patch.setattr(recording, "write_summary", fail)
         assert main(["run", *SHORT, f"output_dir={tmp_path}"]) == 0
     warning = f"the row is saved, but not the whole summary: {type(error).__name__}: "
     assert f"warning: {warning}" in capsys.readouterr().out

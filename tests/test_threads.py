@@ -17,7 +17,6 @@ from torch import nn
 
 from consensus_cli import training
 from consensus_cli.cli.main import main
-from consensus_cli.config.schema import RunConfig
 from consensus_cli.data.share import Share
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
