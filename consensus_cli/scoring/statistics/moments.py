@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, Self, TypeVar
 
 import torch
@@ -25,9 +25,6 @@ class Part(Protocol):
 
     def add(self, other: Self, weight: int) -> None:
         """Adds another's samples in place, each counted `weight` times."""
-
-    def nbytes(self) -> int:
-        """Returns the bytes held."""
 
 
 def held_out(index: Tensor) -> Tensor:
@@ -176,10 +173,6 @@ class PairStatistics:
         parts: list[Part | None] = [self._fit, self._held_out, self._norms, self._values, self._angular, *self._classes]
         return [part for part in parts if part is not None]
 
-    def nbytes(self) -> int:
-        """Returns the bytes that the statistics hold."""
-        return sum(part.nbytes() for part in self._parts())
-
     def fit_moments(self, candidate: int) -> PairMoments:
         """Returns the moments of X and one candidate over the samples that are not held out."""
         return kept(self._fit, "pooled").pair(candidate)
@@ -191,6 +184,10 @@ class PairStatistics:
     def pooled_moments(self, candidate: int) -> PairMoments:
         """Returns the moments of X and one candidate over all samples."""
         return self.fit_moments(candidate).joined(self.held_out_moments(candidate))
+
+    def pooled(self) -> Iterator[PairMoments]:
+        """Yields the moments of X and each candidate in turn, over all samples."""
+        return map(self.pooled_moments, range(self.candidates))
 
     @property
     def norms(self) -> NormMoments:
