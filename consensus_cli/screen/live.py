@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -38,16 +36,6 @@ class LiveScreen(Screen):
             get_renderable=self._view.render, console=console, refresh_per_second=FRAMES_PER_S, transient=True
         )
 
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Takes the view away and gives the cursor back."""
-        self._live.stop()
-
     def show(self, event: events.Event) -> None:
         """Shows what happened, in a line and in the view."""
         super().show(event)
@@ -62,6 +50,12 @@ class LiveScreen(Screen):
                 yield report
         finally:
             self._view.finish()
+
+    def _open(self) -> None:
+        self._live.start()
+
+    def _close(self, error: BaseException | None) -> None:
+        self._live.stop()
 
 
 class View:
