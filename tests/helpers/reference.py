@@ -18,8 +18,8 @@ def held_bytes(held):
     if isinstance(held, torch.Tensor):
         storage = held.untyped_storage()
         return {storage.data_ptr(): storage.nbytes()} if storage.nbytes() else {}
-    if isinstance(held, list | tuple):
-        inside = held
+    if isinstance(held, list | tuple | dict):
+        inside = held.values() if isinstance(held, dict) else held
     elif type(held).__module__.startswith("consensus_cli"):
         inside = vars(held).values()
     else:
