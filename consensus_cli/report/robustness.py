@@ -55,7 +55,7 @@ def heat_tables(finished: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.Data
 
 
 def means(finished: pd.DataFrame, pattern: re.Pattern[str]) -> pd.DataFrame:
-    """Returns the mean per task, series and network (rows) of the columns that match: a corruption or cue per column."""
+    """Returns the mean per task, series and network (rows) of the columns that match, by corruption or cue."""
     parts = []
     for column in map(str, finished):
         found = pattern.fullmatch(column)
