@@ -6,13 +6,9 @@ import shlex
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -20,13 +16,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from consensus_cli.cli.fast_imports import lasting_imports
-from consensus_cli.config import launchers, schema
-from consensus_cli.config.composition import compose_runs, to_run_config
+from consensus_cli.config.composition import compose_runs, hydra_started, to_run_config
 from consensus_cli.config.conf_files import Origin
 from consensus_cli.config.mistakes import COMPOSING, explain, quoted
 from consensus_cli.config.overrides import check_overrides, opened
 from consensus_cli.config.schema import RunConfig
-from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, foreign_code, memory_told, tell
+from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, memory_told, tell
 from consensus_cli.experiment.last import Last
 
 #: packages whose exceptions, in a sweep, say that they lost a run's process
@@ -34,15 +29,12 @@ _LAUNCHING = ("joblib", "submitit", "ray")
 
 
 def launch(asked: Namespace) -> int:
-    """Runs, or shows, what the words of `consensus run` ask for.
-
-    Args:
-        asked: the settings and options that its parser read.
+    """Runs, or shows, what `consensus run` was asked for, and returns the exit code.
 
     Raises:
         UserError: a mistake in any of the runs, before the first one starts.
     """
-    origin = _origin(asked)
+    origin = Origin.given(asked.config_path, asked.config_name, asked.config_dir)
     if asked.cfg or asked.info:
         _show(asked, origin)
         return 0
@@ -56,32 +48,6 @@ def launch(asked: Namespace) -> int:
     return _sweep(asked, origin, runs, job) if asked.multirun else _run(asked, origin, job)
 
 
-def _origin(asked: Namespace) -> Origin:
-    """Returns where the options say that config files lie."""
-    own = Origin()
-    origin = Origin(
-        folder=own.folder if asked.config_path is None else Path(asked.config_path),
-        name=own.name if asked.config_name is None else asked.config_name.removesuffix(".yaml"),
-        further=None if asked.config_dir is None else Path(asked.config_dir),
-    )
-    origin.check()
-    return origin
-
-
-@contextmanager
-def _hydra(origin: Origin) -> Iterator[Any]:
-    """Starts Hydra and yields it: its class is private, but no public function starts a job or a sweep of given words.
-
-    `tests/test_launchers.py` notices when what is called on it changes.
-    """
-    schema.register()
-    launchers.register()
-    with hydra.initialize_config_dir(str(origin.folder.resolve()), job_name="consensus", version_base="1.3"):
-        started = GlobalHydra.instance().hydra
-        assert started is not None
-        yield started
-
-
 def _show(asked: Namespace, origin: Origin) -> None:
     """Prints what Hydra would run with, or how it got there; the values may be incomplete or out of range.
 
@@ -90,7 +56,7 @@ def _show(asked: Namespace, origin: Origin) -> None:
     check_overrides(asked.settings, multirun=True, own_files=origin.own)
     words = [*map(opened, asked.settings), *origin.searchpath]
     try:
-        with _hydra(origin) as started:
+        with hydra_started(origin) as started:
             if asked.info:
                 started.show_info(asked.info, origin.name, words)
                 return
@@ -106,7 +72,7 @@ def _show(asked: Namespace, origin: Origin) -> None:
 
 
 def _run(asked: Namespace, origin: Origin, job: _Job) -> int:
-    with _hydra(origin) as started:
+    with hydra_started(origin) as started:
         try:
             started.run(origin.name, job, [*map(opened, asked.settings), *origin.searchpath])
         except SystemExit as stop:
@@ -124,7 +90,7 @@ def _sweep(asked: Namespace, origin: Origin, runs: list[RunConfig], job: _Job) -
     The results of the runs are the one way back from another process or machine.
     """
     overrides = [*map(opened, asked.settings), *origin.searchpath, "hydra.mode=MULTIRUN", *_sweep_folder(asked, runs)]
-    with _hydra(origin) as started:
+    with hydra_started(origin) as started:
         try:
             batches: list[list[JobReturn]] = started.multirun(origin.name, job, overrides)
         except Exception as error:
@@ -158,11 +124,9 @@ def _before_the_job(error: Exception) -> UserError:
         return UserError(f"cannot make '{error.filename}': {error.strerror}", hint)
     if isinstance(error, COMPOSING):
         return explain(error)
-    try:
-        with foreign_code("Hydra", hint):
-            raise error
-    except UserError as told:
-        return told
+    if "consensus_cli" in traceback.extract_tb(error.__traceback__)[-1].filename:
+        raise error
+    return UserError(f"Hydra raised {type(error).__name__}: {_one_line(error)}", hint)
 
 
 class _Job:
