@@ -18,8 +18,8 @@ import torch
 from consensus_cli import __version__
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import InterruptedRunError, UserError
-from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.cost.cost_comparison import file_size_columns
+from consensus_cli.evaluation.pair import Columns
 from consensus_cli.experiment.inputs import weights_hash
 from consensus_cli.experiment.steps import Steps
 from consensus_cli.report.run_summary import write_summary

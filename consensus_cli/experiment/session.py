@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from consensus_cli.config.composition import read_config
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.comparison import Columns
+from consensus_cli.evaluation.pair import Columns
 from consensus_cli.experiment import limits
 from consensus_cli.experiment.inputs import located
 from consensus_cli.experiment.record import Record, draw_summary, run_hash, save_scores, settle

@@ -17,9 +17,9 @@ from torch import nn
 from consensus_cli import training
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
-from consensus_cli.evaluation.comparison import Columns
 from consensus_cli.evaluation.cost.complexity import complexity
 from consensus_cli.evaluation.cost.energy import EnergyMeter, StageMeter
+from consensus_cli.evaluation.pair import Columns
 from consensus_cli.experiment import recipes
 from consensus_cli.experiment.batch_sizes import Fitting
 from consensus_cli.experiment.finetuning import Trainer
