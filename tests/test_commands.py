@@ -108,7 +108,7 @@ def test_collect_rebuilds_the_results_from_run_directories(
         (["resume", "nowhere"], "not a run directory"),
         (["export", "nowhere"], "not a run directory"),
         (["report", "nowhere"], "nowhere"),
-        (["report", "--colour", "red"], "unrecognized"),
+        (["report", "--colour", "red"], "unknown option '--colour'"),
         (["compare", "nowhere"], "two or more"),
         (["collect", "nowhere"], "no folder"),
         (["list", "blocks", "model=resnet21"], "unknown model 'resnet21'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import warnings
@@ -13,10 +14,14 @@ import pandas as pd
 import pytest
 from helpers.quick import QUICK
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from consensus_cli.cli.main import main
-from consensus_cli.config import conf_files, launchers, schema
+from consensus_cli.config import composition, conf_files, launchers, schema
+from consensus_cli.config.composition import hydra_started
+from consensus_cli.config.conf_files import Origin
 from consensus_cli.models.resnet import ResNet
 
 #: a run of a few seconds: one epoch on few images, no metric, no attack, no fine-tuning
@@ -64,6 +69,22 @@ def test_every_launcher_composes_into_the_settings_of_its_plugin(name: str) -> N
         assert OmegaConf.select(composed, key, throw_on_missing=True) == value
 
 
+def test_what_is_called_on_hydras_private_class_is_as_before() -> None:
+    with hydra_started(Origin()) as started:
+        called = {
+            "run": ["config_name", "task_function", "overrides", "with_log_configuration"],
+            "multirun": ["config_name", "task_function", "overrides", "with_log_configuration"],
+            "show_info": ["info", "config_name", "overrides", "run_mode"],
+        }
+        for name, arguments in called.items():
+            assert list(inspect.signature(getattr(started, name)).parameters) == arguments
+        words = ["seed=0,1", "ratio=0.5", "model=glob(resnet2*)", "seed=2,3"]
+        parsed = OverridesParser.create(config_loader=started.config_loader).parse_overrides(words)
+        # What is checked before a sweep is what Hydra's own sweeper then runs.
+        (swept,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        assert composition._jobs(words, started) == swept
+
+
 def test_a_setting_of_the_wrong_type_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     assert main(["run", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=two"]) == 2
@@ -87,13 +108,13 @@ def test_a_missing_plugin_is_one_line_and_the_extra_that_installs_it(
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        (["-m", "hydra/launcher=jobib"], "unknown launcher 'jobib'", "did you mean 'joblib'?"),
-        (["hydra/launcher=joblib"], "starts the runs of a sweep", "consensus run -m"),
-        (["hydra.launcher.n_jobs=2"], "starts the runs of a sweep", "consensus run -m"),
+        (["-m", "hydra/launcher=jobib"], "'hydra/launcher/jobib'", "joblib"),
+        (["hydra/launcher=joblib"], "is for the runs of a sweep", "consensus run -m"),
+        (["hydra.launcher.n_jobs=2"], "is for the runs of a sweep", "consensus run -m"),
         (
             ["-m", "hydra/launcher=basic", "hydra.launcher.n_jobs=2"],
-            "hydra.launcher.n_jobs=2 sets something of a launcher",
-            "hydra/launcher=joblib hydra.launcher.n_jobs=2",
+            "'hydra.launcher.n_jobs'",
+            "consensus run --cfg hydra",
         ),
         (["-m", "hydra/sweeper=optuna", "ratio=0.2,0.4"], "hydra/sweeper=optuna is not supported", "ratio=0.25,0.5"),
     ],
@@ -193,5 +214,5 @@ def test_a_process_that_dies_is_told_in_one_line_and_the_exit_code_is_1(
 
 
 def test_the_settings_of_a_launcher_are_shown_without_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", f"{launchers.GROUP}={launchers.BASIC}", "--cfg", "hydra", "--package", "hydra.launcher"]) == 0
+    assert main(["run", f"{launchers.GROUP}=basic", "--cfg", "hydra", "--package", "hydra.launcher"]) == 0
     assert "BasicLauncher" in capsys.readouterr().out

@@ -17,8 +17,7 @@ from helpers.quick import QUICK
 from rich.console import Console
 
 from consensus_cli.cli.main import main
-from consensus_cli.errors import UserError
-from consensus_cli.screen import Screen, events, open_screen, take_kind
+from consensus_cli.screen import Screen, events, open_screen
 from consensus_cli.screen.json_lines import JsonScreen
 from consensus_cli.screen.live import BLOCK, LiveScreen, TimePlan, View
 from consensus_cli.screen.plain import QuietScreen
@@ -101,13 +100,6 @@ def test_every_event_is_in_the_docs_with_its_fields() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", documented, re.MULTILINE)
     listed = {name: re.findall(r"`(\w+)`", cells) for name, cells in rows}
     assert listed == {kind.name: [f.name for f in fields(kind)] for kind in events.Event.__subclasses__()}
-
-
-def test_flags_are_taken_off_the_words() -> None:
-    assert take_kind(["-m", "--json", "seed=0,1"]) == (["-m", "seed=0,1"], "json")
-    assert take_kind(["ratio=0.5"]) == (["ratio=0.5"], "auto")
-    with pytest.raises(UserError, match="exclude each other"):
-        take_kind(["--quiet", "--json"])
 
 
 def test_the_right_screen_opens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,7 +317,7 @@ def test_a_fall_is_kept_over_a_stop_and_states_of_before_have_none(tmp_path: Pat
     RunState(threads_lowered=["from 2 after 3 s"]).write(path, network)
     resumed, _ = read_state(path, None)
     prepared = SimpleNamespace(
-        threads=SimpleNamespace(lowered=["from 2 at the start"]), config=RunConfig(), device="cpu"
+        threads=SimpleNamespace(lowered=["from 2 at the start"]), config=compose_run([]), device="cpu"
     )
     Steps(prepared, resumed, Share(1, 2), Screen())
     assert prepared.threads.lowered == ["from 2 after 3 s", "from 2 at the start"]

@@ -25,14 +25,10 @@ LISTS = {
 
 
 def show(what: str, further: Sequence[str]) -> None:
-    """Prints a list, or with an empty name the lists that there are.
-
-    Args:
-        what: key of `LISTS`, or nothing.
-        further: words behind it; there is no use for any.
+    """Prints what a list of `LISTS` holds, or with an empty name the lists that there are.
 
     Raises:
-        UserError: there is no such list, or there are further words.
+        UserError: there is no such list, or words behind it, which nothing is done with.
     """
     if not what:
         lists = {name: f"what {group}= may be" for name, group in LISTS.items()}

@@ -21,7 +21,7 @@ from consensus_cli.errors import NEEDS_LESS_MEMORY, UserError, did_you_mean, mem
 from consensus_cli.models.paths import expanded
 
 if TYPE_CHECKING:
-    from consensus_cli.data.share import Share
+    from consensus_cli.screen import Screen
 
 _Answer = Callable[[Namespace], int]
 #: names and settings of an argument of argparse
@@ -32,12 +32,7 @@ _RUN = "outputs/runs/20250131T120000Z-0123abcd"
 
 @dataclass(frozen=True)
 class Call:
-    """A command as it was called.
-
-    Attributes:
-        words: what stands behind its name, without the options that every command has.
-        debug: whether tracebacks behind errors are shown.
-    """
+    """The words behind a command's name, without `--debug`, and whether that was among them."""
 
     words: list[str]
     debug: bool
@@ -45,61 +40,44 @@ class Call:
 
 @dataclass(frozen=True)
 class Command:
-    """A word behind `consensus`.
+    """A word behind `consensus`; its help is made of the fields.
 
     Attributes:
-        answer: does what was asked for, and returns the exit code; the help shows its docstring.
+        name: the word.
+        answer: does what was asked for, and returns the exit code; its docstring is the description.
         arguments: what it takes; those of a list exclude each other.
         examples: words behind its name.
     """
 
-    answer: Callable[[Namespace], int]
+    name: str
+    answer: _Answer
     arguments: Sequence[_Argument | list[_Argument]]
     examples: Sequence[str]
 
-    @property
-    def name(self) -> str:
-        """The word."""
-        return self.answer.__name__.removesuffix("_")
-
-    @property
-    def summary(self) -> str:
-        """What it does, in a line."""
-        return (self.answer.__doc__ or "").partition("\n")[0].removesuffix(".")
+    def __call__(self, call: Call) -> int:
+        """Does what was asked for and returns the exit code."""
+        asked = self.parser().read(call.words)
+        asked.debug = call.debug
+        return self.answer(asked)
 
     def parser(self) -> Parser:
         """Returns the parser of what stands behind the command."""
         examples = "".join(f"\n  consensus {self.name} {words}" for words in self.examples)
         parser = Parser(f"consensus {self.name}", inspect.getdoc(self.answer) or "", f"examples:{examples}")
-        for argument in (
-            *self.arguments,
-            _argument("--debug", action="store_true", help="the traceback behind an error, too"),
-        ):
+        for argument in self.arguments:
             group = parser.add_mutually_exclusive_group() if isinstance(argument, list) else parser
             for names, settings in argument if isinstance(argument, list) else [argument]:
                 group.add_argument(*names, **settings)
+        parser.add_argument("--debug", action="store_true", help="the traceback behind an error, too")
         return parser
-
-    def __call__(self, call: Call, share: Share | None = None) -> int:
-        """Does what was asked for, as one of several processes where `share` says so, and returns the exit code."""
-        asked = self.parser().read(call.words)
-        asked.debug, asked.share = call.debug, share
-        if share is not None and not share.leads:
-            asked.screen = "none"
-        return self.answer(asked)
 
 
 class Parser(ArgumentParser):
     """Raises a mistake as everything else here does."""
 
     def __init__(self, prog: str, description: str, epilog: str) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, epilog=epilog, formatter_class=form, allow_abbrev=False)
 
     def read(self, words: Sequence[str]) -> Namespace:
         """Returns what the words ask for; settings and options may stand in any order.
@@ -107,30 +85,28 @@ class Parser(ArgumentParser):
         Raises:
             UserError: an unknown option, one without its value, or options that exclude each other.
         """
-        takes_settings = any(action.dest == "settings" for action in self._actions)
-        if takes_settings:
-            self._check_dashes(words)
+        settings = any(action.dest == "settings" for action in self._actions)
+        for word in words if settings else ():
+            self._check_dashes(word)
         asked, unknown = self.parse_known_intermixed_args(list(words))
         if unknown:
             close = did_you_mean(nearest(unknown[0], self._option_string_actions, cutoff=0.7)[:1])
-            settings = "; settings are written without dashes: key=value" if takes_settings else ""
-            raise UserError(
-                f"{self.prog}: {_unknown(unknown[0])}", f"{close}{self.prog} --help shows what it takes{settings}"
-            )
+            plain = "; settings are written without dashes: key=value" if settings else ""
+            hint = f"{close}{self.prog} --help shows what it takes{plain}"
+            raise UserError(f"{self.prog}: unknown option '{unknown[0]}'", hint)
         return asked
+
+    def _check_dashes(self, word: str) -> None:
+        from consensus_cli.config.options import find
+
+        key, _, value = word.lstrip("-").replace("-", "_", 1).partition("=")
+        if word.startswith("-") and find(key) is not None:
+            setting = f"{key}={shlex.quote(value) if value else '…'}"
+            raise UserError(f"{self.prog}: unknown option '{word}'", f"settings are written without dashes: {setting}")
 
     def error(self, message: str) -> NoReturn:
         """Raises a `UserError` in place of printing the usage."""
         raise UserError(f"{self.prog}: {message}", f"{self.prog} --help shows what it takes")
-
-    def _check_dashes(self, words: Sequence[str]) -> None:
-        from consensus_cli.config.options import find
-
-        for word in words:
-            key, _, value = word.lstrip("-").partition("=")
-            if word.startswith("-") and find(key.replace("-", "_")) is not None:
-                setting = f"{key.replace('-', '_')}={shlex.quote(value) if value else '…'}"
-                raise UserError(f"{self.prog}: {_unknown(word)}", f"settings are written without dashes: {setting}")
 
 
 COMMANDS: dict[str, Command] = {}
@@ -140,8 +116,8 @@ def _command(*examples: str, arguments: Sequence[_Argument | list[_Argument]]) -
     """Makes the decorated function the command of its name."""
 
     def add(answer: _Answer) -> _Answer:
-        command = Command(answer, arguments, examples)
-        COMMANDS[command.name] = command
+        name = answer.__name__.removesuffix("_")
+        COMMANDS[name] = Command(name, answer, arguments, examples)
         return answer
 
     return add
@@ -149,10 +125,6 @@ def _command(*examples: str, arguments: Sequence[_Argument | list[_Argument]]) -
 
 def _argument(*names: str, **settings: Any) -> _Argument:
     return names, settings
-
-
-def _unknown(word: str) -> str:
-    return f"unknown option '{word}'" if word.startswith("-") else f"unrecognized '{word}'"
 
 
 def _path(text: str) -> Path:
@@ -172,6 +144,17 @@ def _files() -> Iterator[None]:
         raise UserError(
             f"cannot use '{error.filename}': {error.strerror or error}", "is it there, and may you read and write it?"
         ) from error
+
+
+@contextmanager
+def _pipeline(kind: str) -> Iterator[tuple[Any, Screen]]:
+    """Yields the module that runs everything and a screen of this kind; exhausted memory is one line."""
+    with lasting_imports():
+        from consensus_cli.experiment import pipeline
+        from consensus_cli.screen import open_screen
+
+    with open_screen(kind) as screen, memory_told(NEEDS_LESS_MEMORY):
+        yield pipeline, screen
 
 
 _SETTINGS = _argument("settings", nargs="*", metavar="key=value", help="as shown by: consensus run --cfg job")
@@ -222,11 +205,7 @@ def resume(asked: Namespace) -> int:
 
     What it reads must be there still.
     """
-    with lasting_imports():
-        from consensus_cli.experiment import pipeline
-        from consensus_cli.screen import open_screen
-
-    with open_screen(asked.screen) as screen, memory_told(NEEDS_LESS_MEMORY):
+    with _pipeline(asked.screen) as (pipeline, screen):
         pipeline.resume(asked.run, screen)
     return 0
 
@@ -244,12 +223,8 @@ def score(asked: Namespace) -> int:
     from consensus_cli.config.composition import compose_run
 
     config = compose_run(asked.settings)
-    with lasting_imports():
-        from consensus_cli.experiment import looking
-        from consensus_cli.screen import open_screen
-
-    with open_screen(asked.screen) as screen, memory_told(NEEDS_LESS_MEMORY):
-        looking.score(config, screen)
+    with _pipeline(asked.screen) as (pipeline, screen):
+        pipeline.score(config, screen)
     return 0
 
 
@@ -272,11 +247,11 @@ def list_(asked: Namespace) -> int:
         show(asked.what, asked.settings)
         return 0
     from consensus_cli.config.composition import compose_run
-    from consensus_cli.experiment import looking
+    from consensus_cli.experiment import pipeline
     from consensus_cli.screen import Screen
 
     with memory_told(NEEDS_LESS_MEMORY):
-        looking.show_blocks(compose_run(asked.settings), Screen())
+        pipeline.show_blocks(compose_run(asked.settings), Screen())
     return 0
 
 

@@ -82,7 +82,8 @@ def _help() -> str:
     parser = Parser("consensus", "Layer pruning by the consensus of similarity metrics.", _EPILOG)
     commands = parser.add_subparsers(title="commands, each with a --help of its own", metavar="COMMAND")
     for name, command in COMMANDS.items():
-        commands.add_parser(name, prog=name, description="", epilog="", help=command.summary)
+        summary = (command.answer.__doc__ or "").partition("\n")[0]
+        commands.add_parser(name, prog=name, description="", epilog="", help=summary)
     parser.add_argument("--version", action="store_true", help="show the version")
     parser.add_argument("--debug", action="store_true", help="with any command: the traceback behind an error, too")
     return parser.format_help()

@@ -6,13 +6,9 @@ import shlex
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -20,13 +16,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from consensus_cli.cli.fast_imports import lasting_imports
-from consensus_cli.config import launchers, schema
-from consensus_cli.config.composition import compose_runs, to_run_config
+from consensus_cli.config.composition import compose_runs, hydra_started, to_run_config
 from consensus_cli.config.conf_files import Origin
 from consensus_cli.config.mistakes import COMPOSING, explain, quoted
 from consensus_cli.config.overrides import check_overrides, opened
 from consensus_cli.config.schema import RunConfig
-from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, foreign_code, memory_told, tell
+from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, memory_told, tell
 from consensus_cli.experiment.last import Last
 
 #: packages whose exceptions, in a sweep, say that they lost a run's process
@@ -34,79 +29,23 @@ _LAUNCHING = ("joblib", "submitit", "ray")
 
 
 def launch(asked: Namespace) -> int:
-    """Runs, or shows, what the words of `consensus run` ask for.
-
-    Args:
-        asked: the settings and options that its parser read.
+    """Runs, or shows, what `consensus run` was asked for, and returns the exit code.
 
     Raises:
         UserError: a mistake in any of the runs, before the first one starts.
     """
-    origin, share = _origin(asked), asked.share
+    origin = Origin.given(asked.config_path, asked.config_name, asked.config_dir)
     if asked.cfg or asked.info:
-        if share is None or share.leads:
-            _show(asked, origin)
+        _show(asked, origin)
         return 0
-    runs = _checked_runs(asked, origin) if share is None else share.agree(lambda: _checked_runs(asked, origin))
-    if share is not None and not share.leads:
-        return _follow(runs, sweeping=asked.multirun)
-    job = _Job(asked.screen, asked.debug)
-    return _sweep(asked, origin, runs, job) if asked.multirun else _run(asked, origin, job)
-
-
-def _checked_runs(asked: Namespace, origin: Origin) -> list[RunConfig]:
-    if asked.share is not None and any(word.startswith("hydra/launcher=") for word in asked.settings):
-        raise UserError("a job of several processes cannot start others", "leave out hydra/launcher, or torchrun")
     runs = compose_runs(asked.settings, multirun=asked.multirun, origin=origin)
     with lasting_imports():
         from consensus_cli.experiment import checks
 
     for run in runs:
         checks.check(run)
-    return runs
-
-
-def _follow(runs: list[RunConfig], *, sweeping: bool) -> int:
-    """Does this process's part of the runs that Hydra starts in the first process of the job."""
-    from consensus_cli.experiment import pipeline
-    from consensus_cli.screen import open_screen
-
-    kept: Last[Any] = Last()
-    for config in runs:
-        config.if_done = config.if_done or ("skip" if sweeping else "rerun")
-        try:
-            with open_screen("none") as screen:
-                pipeline.run(config, (), screen, kept)
-        except (UserError, RunFailedError) as error:
-            if not (sweeping and error.shared):
-                raise
-    return 0
-
-
-def _origin(asked: Namespace) -> Origin:
-    """Returns where the options say that config files lie."""
-    own = Origin()
-    origin = Origin(
-        folder=own.folder if asked.config_path is None else Path(asked.config_path),
-        name=own.name if asked.config_name is None else asked.config_name.removesuffix(".yaml"),
-        further=None if asked.config_dir is None else Path(asked.config_dir),
-    )
-    origin.check()
-    return origin
-
-
-@contextmanager
-def _hydra(origin: Origin) -> Iterator[Any]:
-    """Starts Hydra and yields it: its class is private, but no public function starts a job or a sweep of given words.
-
-    `tests/test_launchers.py` notices when what is called on it changes.
-    """
-    schema.register()
-    launchers.register()
-    with hydra.initialize_config_dir(str(origin.folder.resolve()), job_name="consensus", version_base="1.3"):
-        started = GlobalHydra.instance().hydra
-        assert started is not None
-        yield started
+    job = _Job(asked.screen, asked.debug)
+    return _sweep(asked, origin, runs, job) if asked.multirun else _run(asked, origin, job)
 
 
 def _show(asked: Namespace, origin: Origin) -> None:
@@ -117,7 +56,7 @@ def _show(asked: Namespace, origin: Origin) -> None:
     check_overrides(asked.settings, multirun=True, own_files=origin.own)
     words = [*map(opened, asked.settings), *origin.searchpath]
     try:
-        with _hydra(origin) as started:
+        with hydra_started(origin) as started:
             if asked.info:
                 started.show_info(asked.info, origin.name, words)
                 return
@@ -133,7 +72,7 @@ def _show(asked: Namespace, origin: Origin) -> None:
 
 
 def _run(asked: Namespace, origin: Origin, job: _Job) -> int:
-    with _hydra(origin) as started:
+    with hydra_started(origin) as started:
         try:
             started.run(origin.name, job, [*map(opened, asked.settings), *origin.searchpath])
         except SystemExit as stop:
@@ -151,7 +90,7 @@ def _sweep(asked: Namespace, origin: Origin, runs: list[RunConfig], job: _Job) -
     The results of the runs are the one way back from another process or machine.
     """
     overrides = [*map(opened, asked.settings), *origin.searchpath, "hydra.mode=MULTIRUN", *_sweep_folder(asked, runs)]
-    with _hydra(origin) as started:
+    with hydra_started(origin) as started:
         try:
             batches: list[list[JobReturn]] = started.multirun(origin.name, job, overrides)
         except Exception as error:
@@ -185,11 +124,9 @@ def _before_the_job(error: Exception) -> UserError:
         return UserError(f"cannot make '{error.filename}': {error.strerror}", hint)
     if isinstance(error, COMPOSING):
         return explain(error)
-    try:
-        with foreign_code("Hydra", hint):
-            raise error
-    except UserError as told:
-        return told
+    if "consensus_cli" in traceback.extract_tb(error.__traceback__)[-1].filename:
+        raise error
+    return UserError(f"Hydra raised {type(error).__name__}: {_one_line(error)}", hint)
 
 
 class _Job:
@@ -219,7 +156,6 @@ def run_job(
     """
     with lasting_imports():
         from consensus_cli.experiment import pipeline
-        from consensus_cli.experiment.distributed import world
         from consensus_cli.screen import open_screen
 
     hydra_config = HydraConfig.get()
@@ -234,8 +170,7 @@ def run_job(
     except (UserError, RunFailedError) as error:
         # Told here: Hydra would put a text of its own before it.
         tell(error, debug=debug)
-        # In a job the others can go on with the next run only if they have all left this one.
-        if not sweeping or (world() > 1 and not error.shared):
+        if not sweeping:
             raise SystemExit(2 if isinstance(error, UserError) else 1) from error
         return _one_line(error)
     except Exception as error:

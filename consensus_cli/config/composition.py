@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -39,32 +40,33 @@ def compose_run(words: Sequence[str]) -> RunConfig:
 
 
 def compose_runs(words: Sequence[str], *, multirun: bool, origin: Origin | None = None) -> list[RunConfig]:
-    """Composes the configuration of every run that the overrides ask for.
-
-    Args:
-        words: overrides; with `multirun` their values may be sweeps (`ratio=0.25,0.5`).
-        multirun: whether sweeps are allowed.
-        origin: where the config files lie; None: ours alone.
+    """Composes the configuration of every run that the overrides ask for, with `multirun` sweeps (`ratio=0.25,0.5`).
 
     Raises:
         UserError: unknown group option or key, a value of the wrong type, a missing value.
     """
     origin = origin or Origin()
-    origin.check()
     check_overrides(words, multirun=multirun, own_files=origin.own)
+    with hydra_started(origin) as started:
+        jobs = _jobs(words, started) if multirun else [list(words)]
+        return [_compose(job, origin) for job in jobs]
+
+
+@contextmanager
+def hydra_started(origin: Origin) -> Iterator[Any]:
+    """Starts Hydra on these files and yields it: its class is private, but nothing public starts jobs of given words.
+
+    `tests/test_launchers.py` notices when what is called on it changes.
+    """
     schema.register()
     launchers.register()
-    with initialize_config_dir(str(origin.folder.resolve()), version_base="1.3"):
-        return [_compose(job, origin) for job in _jobs(words, multirun)]
+    with initialize_config_dir(str(origin.folder.resolve()), job_name="consensus", version_base="1.3"):
+        yield GlobalHydra.instance().hydra
 
 
-def _jobs(words: Sequence[str], multirun: bool) -> list[list[str]]:
-    if not multirun:
-        return [list(words)]
-    # Patterns such as `model=glob(resnet*)` are filled in by Hydra's own list of options.
-    started = GlobalHydra.instance().hydra
-    assert started is not None
+def _jobs(words: Sequence[str], started: Any) -> list[list[str]]:
     values = {}
+    # Patterns such as `model=glob(resnet*)` are filled in by Hydra's own list of options.
     for override in OverridesParser.create(config_loader=started.config_loader).parse_overrides(list(words)):
         key = override.get_key_element()
         sweeps = override.is_sweep_override()
@@ -191,14 +193,10 @@ def _compose(words: list[str], origin: Origin) -> RunConfig:
         # Hydra stops at the first override it cannot merge; each on its own shows the others. The launcher and the
         # user's folder stay with them: which keys there are depends on them.
         kept = [word for word in words if word.startswith((f"{launchers.GROUP}=", "hydra.searchpath="))]
-        tried = [_composition_problem([*kept, word], origin) for word in words if word not in kept]
-        alone = [problem for problem in tried if problem is not None]
-        raise ConfigError(alone or [explain(error)]) from error
-
-
-def _composition_problem(words: list[str], origin: Origin) -> UserError | None:
-    try:
-        compose(origin.name, words)
-    except COMPOSING as error:
-        return explain(error)
-    return None
+        problems = []
+        for word in words:
+            try:
+                compose(origin.name, [*kept, word])
+            except COMPOSING as alone:
+                problems.append(explain(alone))
+        raise ConfigError(problems or [explain(error)]) from error

@@ -47,18 +47,26 @@ class Origin:
         path = str(self.further.resolve()).replace("\\", "\\\\").replace("'", "\\'")
         return [f"hydra.searchpath=['file://{path}']"]
 
-    def check(self) -> None:
-        """Checks that the folders and the primary config file are there.
+    @classmethod
+    def given(cls, folder: str | None, name: str | None, further: str | None) -> Origin:
+        """Returns the origin that command-line options name; None: ours.
 
         Raises:
-            UserError: one of them is not.
+            UserError: a folder or the primary config file does not exist.
         """
-        for folder in filter(None, (self.folder, self.further)):
-            if not folder.is_dir():
-                raise UserError(f"there is no config folder '{folder}'", "is it spelled right?")
-        places = [folder for folder in (self.folder, self.further) if folder is not None]
-        if not any((folder / f"{self.name}.yaml").is_file() for folder in places):
-            raise UserError(f"there is no '{self.name}.yaml' in {places[0]}", "is it spelled right?")
+        own = cls()
+        origin = cls(
+            own.folder if folder is None else Path(folder),
+            own.name if name is None else name.removesuffix(".yaml"),
+            None if further is None else Path(further),
+        )
+        places = [place for place in (origin.folder, origin.further) if place is not None]
+        for place in places:
+            if not place.is_dir():
+                raise UserError(f"there is no config folder '{place}'", "is it spelled right?")
+        if not any((place / f"{origin.name}.yaml").is_file() for place in places):
+            raise UserError(f"there is no '{origin.name}.yaml' in {places[0]}", "is it spelled right?")
+        return origin
 
 
 def choices(group: str) -> dict[str, str]:

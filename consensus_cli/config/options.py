@@ -81,7 +81,8 @@ class Option:
             found = {item.name: item for item in fields(self.kind)}.get(name)
             if found is None:
                 return None
-            return Option(*_without_null(_hints(self.kind)[name]), found.metadata, self.open)
+            node: Any = self.kind
+            return Option(*_without_null(_hints(node)[name]), found.metadata, self.open)
         if typing.get_origin(self.kind) is dict:
             entries = self.rules.get("entries", typing.get_args(self.kind)[1])
             return Option(entries, False, {} if "entries" in self.rules else self.rules, True)

@@ -6,12 +6,12 @@ Hydra would report a mistake with a traceback, or one at a time.
 from __future__ import annotations
 
 import itertools
-import math
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
+from hydra.errors import HydraException
 
 from consensus_cli.config import conf_files, launchers, schema
 from consensus_cli.config.mistakes import parsed, quoted, quoting_hint, unknown_key, unreadable
@@ -42,12 +42,10 @@ def check_overrides(words: Sequence[str], *, multirun: bool, own_files: bool = F
     """
     overrides = _parse(words)
     own_files = own_files or any(override.key_or_group == "hydra.searchpath" for override in overrides)
-    chosen = [override.value() for override in overrides if override.key_or_group == launchers.GROUP]
-    launcher = chosen[-1] if chosen else launchers.BASIC
     problems: list[UserError] = []
     for override in overrides:
         if override.key_or_group.partition(".")[0].partition("/")[0] == "hydra":
-            problems += launchers.problems(override, multirun=multirun, own_configs=own_files, chosen=launcher)
+            problems += launchers.problems(override, multirun=multirun)
         else:
             problems += _override_problems(override, own_files)
     if not multirun:
@@ -108,7 +106,7 @@ def _override_problems(override: Override, own_files: bool) -> Iterator[UserErro
 def _choice_problems(group: str, override: Override, own_files: bool) -> Iterator[UserError]:
     options = list(conf_files.choices(group))
     value, typed = override.value(), (override.input_line or "").partition("=")[2]
-    named = value.list if isinstance(value, ChoiceSweep) else [value]
+    named: list[Any] = list(value.list) if isinstance(value, ChoiceSweep) else [value]
     if group == "metrics":
         named = [name for choice in named for name in (choice if isinstance(choice, list) else [choice])]
     for choice in named:
@@ -148,15 +146,16 @@ def _sweep_problems(sweeps: Sequence[Override]) -> Iterator[UserError]:
             yield UserError(f"{override.input_line} names no values to sweep over", hint)
         runs *= max(1, count)
     if runs > MOST_RUNS:
-        yield UserError(f"the sweep asks for {runs:,} runs", f"a sweep has at most {MOST_RUNS:,}; name fewer values")
+        hint = f"a sweep has at most {MOST_RUNS:,}; name fewer values"
+        yield UserError(f"the sweep asks for more than {MOST_RUNS:,} runs", hint)
 
 
 def _count(override: Override) -> int:
-    value: Any = override.value()
-    if isinstance(value, RangeSweep):
-        start, stop, step = float(value.start or 0), float(value.stop or 0), float(value.step)
-        return max(0, math.ceil((stop - start) / step)) if step and math.isfinite(start + stop + step) else 0
-    if isinstance(value, ChoiceSweep):
-        return len(value.list)
-    # A glob counts as one: its options are looked up when it is filled in.
-    return int(isinstance(value, Glob) and override.key_or_group in schema.GROUPS)
+    """Returns how many values a sweep has, counted up to one more than `MOST_RUNS`."""
+    if isinstance(override.value(), Glob):
+        # Its options are looked up when it is filled in.
+        return int(override.key_or_group in schema.GROUPS)
+    try:
+        return sum(1 for _ in itertools.islice(override.sweep_string_iterator(), MOST_RUNS + 1))
+    except (HydraException, ValueError, OverflowError):
+        return 0

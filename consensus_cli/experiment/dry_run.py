@@ -18,9 +18,8 @@ from torch.nn.parameter import is_lazy
 from consensus_cli.errors import ForeignCodeError, UserError, foreign_code
 from consensus_cli.experiment.failing_forward import ANOTHER_MODULE, answer, explained, said
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.models.copying import clone
+from consensus_cli.models.copying import clone, to_layout
 from consensus_cli.models.foreign_files import some
-from consensus_cli.models.layout import to_layout
 from consensus_cli.models.modes import UsedParameters, evaluating, uncompiled
 
 #: largest difference between two answers to the same images, relative to the largest logit

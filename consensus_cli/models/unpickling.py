@@ -30,27 +30,26 @@ _REFUSED = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)"
 
 
 class Foreign:
-    """Stands for an object of a class that is not loaded; it holds nothing."""
+    """Stands for an object of a class that is not loaded; it holds nothing.
+
+    Attributes:
+        path: dotted name of the foreign class.
+        plain: what an object of it becomes where PyTorch's reader has to fill it: it fills plain containers only.
+    """
 
     path: ClassVar[str]
+    plain: ClassVar[type | None] = None
 
     def __new__(cls, *_args: object, **_options: object) -> Any:
         """Takes what the foreign constructor would."""
-        return super().__new__(cls)
+        return super().__new__(cls) if cls.plain is None else cls.plain()
 
     def __setstate__(self, state: object) -> None:
         """Takes what the foreign object would and drops it."""
 
 
-class _ForeignMapping(Foreign):
-    def __new__(cls, *_args: object, **_options: object) -> Any:
-        # PyTorch's reader fills plain dictionaries only; unlike `dict`, this one takes attributes as well.
-        return OrderedDict()
-
-
-class _ForeignList(Foreign):
-    def __new__(cls, *_args: object, **_options: object) -> Any:
-        return []
+#: word in PyTorch's message about a stand-in that it cannot fill -> what it can fill; an ordered one takes attributes
+_FILLED = {"SETITEM": OrderedDict, "append": list, "extend": list}
 
 
 def load_inert(path: Path) -> object:
@@ -89,18 +88,16 @@ def _more_stand_ins(path: Path, text: str, known: dict[str, type[Foreign]]) -> d
         # All that a zip file names at once: reading the tensors again for each would take its time.
         with contextlib.suppress(ValueError, pickle.UnpicklingError):
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        return {name: _stand_in(Foreign, name) for name in names - set(known)}
+        return {name: _stand_in(name) for name in names - set(known)}
     for name, kind in known.items():
-        if str(kind) in text and kind.__base__ is Foreign:
-            if "SETITEM" in text:
-                return {name: _stand_in(_ForeignMapping, name)}
-            if "append" in text or "extend" in text:
-                return {name: _stand_in(_ForeignList, name)}
+        plain = next((plain for word, plain in _FILLED.items() if word in text), None)
+        if str(kind) in text and kind.plain is None and plain is not None:
+            return {name: _stand_in(name, plain)}
     return {}
 
 
-def _stand_in(base: type[Foreign], path: str) -> type[Foreign]:
-    return type(path, (base,), {"path": path})
+def _stand_in(path: str, plain: type | None = None) -> type[Foreign]:
+    return type(path, (Foreign,), {"path": path, "plain": plain})
 
 
 def _check_harmless(path: Path, name: str) -> None:

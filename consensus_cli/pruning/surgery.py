@@ -35,51 +35,34 @@ class Shortcut(nn.Module):
         return args[0] if args and isinstance(args[0], Tensor) else next(tensors_in((args, kwargs)))
 
 
-class ShortcutInTuple(Shortcut):
-    """The identity of a block that returns its features as the first of several values.
-
-    Args:
-        count: how many values the block returns; the others are what it was called with in their place (the size of
-            the feature map, for one), or None.
-    """
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:  # type: ignore[override]
-        """Returns a tuple of `count` with the first tensor among the arguments in front."""
-        others = [None if isinstance(argument, Tensor) else argument for argument in args[1 : self.count]]
-        return (super().forward(*args, **kwargs), *others, *[None] * (self.count - 1 - len(others)))
-
-
-class Nothing(nn.Module):
-    """A branch that adds nothing: returns zeros of the shape of its first argument."""
+class Nothing(Shortcut):
+    """A branch that adds nothing: returns zeros of the shape of its first tensor."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Maps the first tensor among the arguments, of any shape, to zeros of that shape."""
-        return torch.zeros_like(next(tensors_in((args, kwargs))))
+        return torch.zeros_like(super().forward(*args, **kwargs))
 
 
-class OneOf(nn.Module):
-    """Returns what a module returns as one element of a tuple; None elsewhere.
+class InTuple(nn.Module):
+    """Returns what a module returns as one of several values.
 
     Args:
         module: maps the arguments to one tensor.
         element: 1-based position in the tuple.
-        count: length of the tuple.
+        count: length of the tuple; the others are what it was called with in their place (the size of the feature map,
+            for one), or None.
     """
 
     def __init__(self, module: nn.Module, element: int, count: int) -> None:
         super().__init__()
-        self.module = module
-        self.element = element
-        self.count = count
+        self.module, self.element, self.count = module, element, count
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Returns a tuple of `count` with the module's output at `element`."""
-        output = self.module(*args, **kwargs)
-        return tuple(output if i == self.element else None for i in range(1, self.count + 1))
+        values = [None if isinstance(argument, Tensor) else argument for argument in args[: self.count]]
+        values += [None] * (self.count - len(values))
+        values[self.element - 1] = self.module(*args, **kwargs)
+        return tuple(values)
 
 
 def remove_blocks(model: nn.Module, blocks: Block | str | Iterable[Block | str], example: Tensor | None = None) -> None:
@@ -173,12 +156,11 @@ def _replacements(network: nn.Module, name: str) -> list[tuple[nn.Module, nn.Mod
     parts = [_parse(part) for part in name.split("+")[1:]]
     # The first hands on zeros, not the shortcut itself: code between them may overwrite it (`nn.ReLU(inplace=True)`).
     modules: list[nn.Module] = [Nothing() if i in (0, len(parts) - 1) else Shortcut() for i in range(len(parts))]
+    if not parts:
+        parts, modules = [_parse(name)], [Shortcut()]
     for i, part in enumerate(parts):
         if part["element"]:
-            modules[i] = OneOf(modules[i], int(part["element"]), int(part["count"]))
-    if not parts:
-        count = _parse(name)["count"]
-        modules = [ShortcutInTuple(int(count)) if count else Shortcut()]
+            modules[i] = InTuple(modules[i], int(part["element"]), int(part["count"]))
     return [(module, new.train(module.training)) for module, new in zip(going, modules, strict=True)]
 
 

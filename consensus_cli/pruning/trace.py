@@ -106,6 +106,7 @@ class _Recorder(TorchDispatchMode):
         self.trace = Trace()
         self.stack = [-1]
         self._values: dict[int, int] = {}
+        # By `_cdata`, the identity of a storage: on the device "meta" all have the same `data_ptr()`.
         self._tensors_of_storage: dict[int, list[Tensor]] = {}
 
     def value(self, tensor: Tensor) -> int:
@@ -119,6 +120,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         reads = tuple(self.value(tensor) for tensor in tensors_in((args, kwargs)))
+        # No public function says what an operator overwrites; tests/pruning has blocks that do.
         written = [
             tensor
             for position, argument in enumerate(func._schema.arguments)

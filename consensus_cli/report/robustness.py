@@ -10,8 +10,8 @@ import pandas as pd
 from consensus_cli.report.formatting import NONE, fixed, interval, ratio_text
 from consensus_cli.report.runs import attacks
 
-_CORRUPTION = re.compile(r"(?:own_)?corruption_(?P<what>.+?)(?:_s(?P<severity>[1-5]))?_(?P<network>base|pruned)_pct")
-_SHORTCUT = re.compile(r"shortcut_(?P<what>.+)_(?P<network>base|pruned)_pp")
+CORRUPTION = re.compile(r"(?:own_)?corruption_(?P<what>.+?)(?:_s(?P<severity>[1-5]))?_(?P<network>base|pruned)_pct")
+SHORTCUT = re.compile(r"shortcut_(?P<what>.+)_(?P<network>base|pruned)_pp")
 
 
 def attack_label(name: str, finished: pd.DataFrame) -> str:
@@ -45,25 +45,17 @@ def attack_rows(shown: pd.DataFrame, finished: pd.DataFrame) -> list[list[str]]:
 
 def heat_tables(finished: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
     """Yields (name, caption, unit, table) of each table of numbers that a heat map shows, if any run measured it."""
-    for name, caption, unit, table in (
-        ("corruption", "Accuracy under corruptions (our own, not the published images)", "%", corruptions(finished)),
-        ("shortcut", "Shortcut reliance (0: ignores the planted cue)", "pp", shortcuts(finished)),
+    for name, caption, unit, pattern in (
+        ("corruption", "Accuracy under corruptions (our own, not the published images)", "%", CORRUPTION),
+        ("shortcut", "Shortcut reliance (0: ignores the planted cue)", "pp", SHORTCUT),
     ):
+        table = means(finished, pattern)
         if not table.empty:
             yield name, caption, unit, table.droplevel("task")
 
 
-def corruptions(finished: pd.DataFrame) -> pd.DataFrame:
-    """Returns the mean accuracy in percent per task, series and network (rows) under each corruption (columns)."""
-    return _means(finished, _CORRUPTION)
-
-
-def shortcuts(finished: pd.DataFrame) -> pd.DataFrame:
-    """Returns the mean shortcut reliance in pp per task, series and network (rows) for each planted cue (columns)."""
-    return _means(finished, _SHORTCUT)
-
-
-def _means(finished: pd.DataFrame, pattern: re.Pattern[str]) -> pd.DataFrame:
+def means(finished: pd.DataFrame, pattern: re.Pattern[str]) -> pd.DataFrame:
+    """Returns the mean per task, series and network (rows) of the columns that match, by corruption or cue."""
     parts = []
     for column in map(str, finished):
         found = pattern.fullmatch(column)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli.errors import unknown_name
-from consensus_cli.models.copying import clone
+from consensus_cli.models.copying import clone, to_layout
 from consensus_cli.models.head import Head, find_head, no_head
-from consensus_cli.models.layout import to_layout
 from consensus_cli.models.modes import tensors_in
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import bypassed, parts_of

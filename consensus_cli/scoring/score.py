@@ -94,6 +94,8 @@ def rank_blocks(
         blocks = find_blocks(network, example_of(model, labelled))
         check_candidates(blocks)
     blocks = candidates(blocks)
+    if not blocks:
+        raise UserError("there is no block to rank that can be removed", "find_blocks(model, example) says which can")
     names = [block.name for block in blocks]
     weights = {} if callable(criterion) else metrics_needed(criterion, weights_of(metrics))
     if not weights:
@@ -129,7 +131,10 @@ def weights_of(metrics: str | Iterable[str] | Mapping[str, float]) -> dict[str, 
     """Returns metric -> weight for `paper`, the name of a metric, several names, or weights."""
     if isinstance(metrics, str):
         metrics = PAPER if metrics == "paper" else [metrics]
-    return dict(metrics) if isinstance(metrics, Mapping) else dict.fromkeys(metrics, 1.0)
+    weights = dict(metrics) if isinstance(metrics, Mapping) else dict.fromkeys(metrics, 1.0)
+    if not all(np.isfinite(weight) and weight >= 0 for weight in weights.values()) or not any(weights.values()):
+        raise UserError(f"the metrics weigh {weights}", "weights are finite, 0 or more, and one at least is above 0")
+    return weights
 
 
 def _by_criterion(
@@ -216,15 +221,13 @@ class _Scoring:
         self, run: Callable[[Tensor | None], list[PairStatistics]], share: Share
     ) -> tuple[Distances, list[Distances]]:
         """Returns what one pass comes to, of which every process makes its part; rank 0 computes the distances."""
-        if share.world == 1:
-            return _measure_group(run(None), self.names, self.bootstrap, self.seed)
-        mine = shard(share, len(self.samples), chunks_for(self.bootstrap))
+        mine = None if share.world == 1 else shard(share, len(self.samples), chunks_for(self.bootstrap))
         if mine is None:
             return share.lead(lambda: _measure_group(run(None), self.names, self.bootstrap, self.seed))
 
         def combine(packed: list[bytes]) -> tuple[Distances, list[Distances]]:
             gathered = [_unpacked(part, next(self.model.parameters()).device) for part in packed]
-            parts = [PairStatistics.combine(each, [1] * len(each)) for each in zip(*gathered, strict=True)]
+            parts = [PairStatistics.combine(each) for each in zip(*gathered, strict=True)]
             return _measure_group(parts, self.names, self.bootstrap, self.seed)
 
         return share.merge(lambda: _packed(run(mine)), combine)
@@ -401,7 +404,7 @@ def _measure_group(
 ) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     if not resamples:
         return compute(names, parts[0]), []
-    distances = compute(names, PairStatistics.combine(parts, [1] * len(parts)))
+    distances = compute(names, PairStatistics.combine(parts))
     return distances, resampled_distances(parts, names, resamples=resamples, seed=seed)
 
 

@@ -11,8 +11,7 @@ from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -46,15 +45,11 @@ class JsonScreen(Screen):
         self._opened_s = time.perf_counter()
         self._written_s: dict[type[Event], float] = {}
 
-    def __enter__(self) -> Self:
+    def _open(self) -> None:
         self._opened_s = time.perf_counter()
         self._elsewhere.enter_context(redirect_stdout(sys.stderr))
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Writes how it ended."""
+    def _close(self, error: BaseException | None) -> None:
         interrupted = isinstance(error, (KeyboardInterrupt, InterruptedRunError))
         status = "done" if error is None else "interrupted" if interrupted else "failed"
         self._elsewhere.close()

@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
+from datetime import timedelta
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -38,16 +37,6 @@ class LiveScreen(Screen):
             get_renderable=self._view.render, console=console, refresh_per_second=FRAMES_PER_S, transient=True
         )
 
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Takes the view away and gives the cursor back."""
-        self._live.stop()
-
     def show(self, event: events.Event) -> None:
         """Shows what happened, in a line and in the view."""
         super().show(event)
@@ -62,6 +51,12 @@ class LiveScreen(Screen):
                 yield report
         finally:
             self._view.finish()
+
+    def _open(self) -> None:
+        self._live.start()
+
+    def _close(self, error: BaseException | None) -> None:
+        self._live.stop()
 
 
 class View:
@@ -157,9 +152,10 @@ class View:
         elapsed_s = now_s - self._began_s
         left_s, complete = self._plan.left(now_s)
         # Without a plan nobody knows how many blocks will go.
-        left = f"{'' if complete else 'at least '}{_clock(left_s)} left" if self._plan.planned else "time left unknown"
+        so_far, to_come = (timedelta(seconds=round(seconds)) for seconds in (elapsed_s, left_s))
+        left = f"{'' if complete else 'at least '}{to_come} left" if self._plan.planned else "time left unknown"
         total = elapsed_s + left_s if self._plan.planned else None
-        self._run.update(self._whole, completed=elapsed_s, total=total, left=f"{_clock(elapsed_s)} so far, {left}")
+        self._run.update(self._whole, completed=elapsed_s, total=total, left=f"{so_far} so far, {left}")
 
 
 @dataclass
@@ -206,9 +202,3 @@ class TimePlan:
 def _bars(first: SpinnerColumn | TextColumn, *last: MofNCompleteColumn | TimeRemainingColumn | TextColumn) -> Progress:
     # Drawn as a part of the view, never started on their own.
     return Progress(first, TextColumn("{task.description:<32}"), BarColumn(30), *last)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds_left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds_left:02}"

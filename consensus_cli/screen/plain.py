@@ -43,12 +43,14 @@ class Screen:
         self._last_sign_s = time.perf_counter()
 
     def __enter__(self) -> Self:
+        self._open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Leaves the terminal as it was, however the body ended."""
+        self._close(error)
 
     def show(self, event: Event) -> None:
         """Prints and logs the lines of an event."""
@@ -106,6 +108,12 @@ class Screen:
         logger.info("%s: %.1f s", description, duration_s)
         if self._prints_progress and duration_s > _WORTH_A_LINE_S:
             self.console.print(f"{description}: {duration_s:.1f} s", markup=False)
+
+    def _open(self) -> None:
+        """Prepares the terminal."""
+
+    def _close(self, error: BaseException | None) -> None:
+        """Puts the terminal back."""
 
     def _print(self, event: Event, text: str) -> None:
         if isinstance(event, Warned):

@@ -9,7 +9,27 @@ import scipy.spatial.distance
 import scipy.stats
 import torch
 
+from consensus_cli.scoring.metrics.linear import aligned_angle, whitening
 from consensus_cli.scoring.statistics.moments import PairStatistics
+
+
+def held_bytes(held):
+    """The bytes of all tensors in an object, those that share memory counted once."""
+    if isinstance(held, torch.Tensor):
+        storage = held.untyped_storage()
+        return {storage.data_ptr(): storage.nbytes()} if storage.nbytes() else {}
+    if isinstance(held, list | tuple | dict):
+        inside = held.values() if isinstance(held, dict) else held
+    elif type(held).__module__.startswith("consensus_cli"):
+        inside = vars(held).values()
+    else:
+        return {}
+    return {pointer: size for part in inside for pointer, size in held_bytes(part).items()}
+
+
+def nbytes(held):
+    """The bytes that statistics hold."""
+    return sum(held_bytes(held).values())
 
 
 def statistics(x, ys, labels=None, *, batch=64, **options):
@@ -111,6 +131,12 @@ def best_planar_gaussian(x, y, labels, alpha, steps=240):
     rotations = [np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]) for t in angles]
     flipped = [rotation @ np.diag([1.0, -1.0]) for rotation in rotations]
     return min(gaussian_objective(x, y, labels, alpha, rotation) for rotation in rotations + flipped)
+
+
+def linear_distance_fit_on_all(stats, alpha):
+    """The package's linear distance, fitted and evaluated on all samples: a metric (Williams et al. 2021)."""
+    moments = [stats.pooled_moments(j) for j in range(stats.candidates)]
+    return np.array([aligned_angle(m, m, whitening(m.xx, alpha), whitening(m.yy, alpha)) for m in moments])
 
 
 REFERENCES = {

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from consensus_cli.models.layout import to_layout
+from consensus_cli.models.copying import to_layout
 from consensus_cli.models.resnet import resnet
 
 

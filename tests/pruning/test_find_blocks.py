@@ -338,3 +338,26 @@ def test_costs_by_hand() -> None:
     assert costs["layers.1+norm2+up+down"] == tokens * 2 * WIDTH * hidden
     attention = tokens * 4 * WIDTH * WIDTH + 2 * tokens * tokens * WIDTH
     assert costs["layers.1+norm1+attention[1of2]"] == attention
+
+
+@pytest.mark.parametrize(
+    ("build", "granularity"),
+    [
+        (lambda: resnet(20), "block"),
+        (InPlaceStageNet, "block"),
+        (lambda: TokenNet(FixedAttention(), FixedAttention()), "branch"),
+        (lambda: TokenNet(AttentionLayer(), AttentionLayer()), "branch"),
+    ],
+)
+def test_what_is_left_costs_the_whole_less_the_costs_of_what_is_gone(
+    build: Callable[[], nn.Module], granularity: str
+) -> None:
+    """A schedule of MACs reckons so, and does not count again after each removal."""
+    network = build()
+    blocks = find_blocks(network, IMAGE, granularity)
+    count = count_macs(network, IMAGE)
+    left, costs = count.total, block_costs(count, blocks)
+    for block in candidates(blocks):
+        remove_blocks(network, block)
+        left -= costs[block.name]
+        assert count_macs(network, IMAGE).total == left

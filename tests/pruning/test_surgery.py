@@ -18,7 +18,7 @@ from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import BasicBlock, resnet
 from consensus_cli.pruning.blocks import candidates, find_blocks
 from consensus_cli.pruning.schedule import block_costs
-from consensus_cli.pruning.surgery import Shortcut, ShortcutInTuple, bypassed, parts_of, remove_blocks
+from consensus_cli.pruning.surgery import InTuple, Nothing, Shortcut, bypassed, parts_of, remove_blocks
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -72,10 +72,18 @@ def test_a_shortcut_returns_its_first_tensor() -> None:
 
 def test_in_a_tuple_the_other_values_are_what_the_block_was_called_with() -> None:
     x, mask, size = torch.rand(2, 3), torch.rand(2), (4, 4)
-    assert ShortcutInTuple(1)(x, mask) == (x,)
-    assert ShortcutInTuple(2)(x, size) == (x, size)
-    assert ShortcutInTuple(4)(x, mask, size) == (x, None, size, None)
-    assert ShortcutInTuple(2)(hidden=x) == (x, None)
+    for module in (Shortcut(), Nothing()):
+        features = module(x)
+        for expected, found in (
+            ((features,), InTuple(module, 1, 1)(x, mask)),
+            ((features, size), InTuple(module, 1, 2)(x, size)),
+            ((features, None, size, None), InTuple(module, 1, 4)(x, mask, size)),
+            ((features, None), InTuple(module, 1, 2)(hidden=x)),
+            ((None, features), InTuple(module, 2, 2)(x, mask)),
+        ):
+            assert [value is None for value in found] == [value is None for value in expected]
+            assert torch.equal(next(v for v in found if isinstance(v, torch.Tensor)), features)
+            assert [v for v in found if isinstance(v, tuple)] == [v for v in expected if isinstance(v, tuple)]
 
 
 @pytest.mark.parametrize("name", ["layer1.1", "layer1.1+conv1+bn1"])

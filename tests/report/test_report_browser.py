@@ -58,11 +58,10 @@ def launch(width_px: int) -> Iterator[Chrome]:
     chrome.quit()
 
 
-def open_page(browser: Chrome, page: Path) -> float:
-    """Opens the page and returns after how many ms its first chart stood."""
+def open_page(browser: Chrome, page: Path) -> None:
+    """Opens the page and waits until its first chart stands."""
     browser.get(page.as_uri())
-    ready = "return performance.getEntriesByName('report-ready')[0]?.startTime"
-    return float(wait(browser, ready))
+    wait(browser, "return performance.getEntriesByName('report-ready').length > 0")
 
 
 def wait(browser: Chrome, script: str) -> Any:
@@ -195,14 +194,12 @@ def test_what_was_never_scrolled_to_is_there_to_be_printed(browser: Chrome, page
     wait(browser, "return document.querySelectorAll('#order .mark-rect.role-mark path').length > 0")
 
 
-def test_1500_runs_open_in_two_seconds(tmp_path: Path) -> None:
+def test_1500_runs_open_with_the_latest_200_shown(tmp_path: Path) -> None:
     rows = sweep([i / 26 for i in range(1, 26)], 3, [*CRITERIA, *(f"metric_{i}" for i in range(16))])
     page = tmp_path / "report.html"
     write_report(write_results(tmp_path, rows), page)
     for browser in launch(SIZES["desktop"]):
-        # The first opening starts the browser too; the machine may be busy, so the best of the next three counts.
         open_page(browser, page)
-        assert min(open_page(browser, page) for _ in range(3)) < 2000
         assert len(shown_runs(browser)) == 200
         browser.execute_script("document.getElementById('more').click()")
         assert len(shown_runs(browser)) == 1500

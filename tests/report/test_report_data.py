@@ -219,11 +219,14 @@ def test_corruptions_and_shortcuts_are_found_by_their_columns() -> None:
         "shortcut_patch_pruned_pp": 12.0,
     }
     rows, _ = complete(pd.DataFrame([finished_row("a", **values)]))
-    assert robustness.corruptions(rows)["fog 3"].to_list() == [80.0, 70.0]
+    assert robustness.means(rows, robustness.CORRUPTION)["fog 3"].to_list() == [80.0, 70.0]
     newer = rows.rename(columns=lambda name: f"own_{name}" if name.startswith("corruption") else name)
-    pd.testing.assert_frame_equal(robustness.corruptions(newer), robustness.corruptions(rows))
-    assert robustness.shortcuts(rows)["patch"].to_list() == [12.0]
-    assert robustness.shortcuts(complete(pd.DataFrame([finished_row("a")]))[0]).empty
+    pd.testing.assert_frame_equal(
+        robustness.means(newer, robustness.CORRUPTION), robustness.means(rows, robustness.CORRUPTION)
+    )
+    assert robustness.means(rows, robustness.SHORTCUT)["patch"].to_list() == [12.0]
+    without = complete(pd.DataFrame([finished_row("a")]))[0]
+    assert robustness.means(without, robustness.SHORTCUT).empty
 
 
 def test_energy_by_phase_and_network() -> None:

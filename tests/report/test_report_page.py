@@ -171,13 +171,14 @@ def test_an_interval_beyond_both_ends_of_the_axis_is_not_drawn() -> None:
 
 def test_heat_and_phase_charts_are_valid() -> None:
     rows = chart_table(corruption_fog_s3_base_pct=80.0, corruption_fog_s3_pruned_pct=71.5, shortcut_patch_pruned_pp=3.0)
-    svg = vl_convert.vegalite_to_svg(charts.heat_chart(robustness.corruptions(rows).droplevel("task"), "%"))
+    fog = robustness.means(rows, robustness.CORRUPTION).droplevel("task")
+    svg = vl_convert.vegalite_to_svg(charts.heat_chart(fog, "%"))
     assert svg.count("71.5") >= len(CRITERIA)
     severities = {f"corruption_fog_s{s}_{network}_pct": 70.0 for s in range(1, 6) for network in ("base", "pruned")}
     for count, width in ((1, "container"), (2, 10 * 36)):
         names = ("fog", "rain")[:count]
         columns = {key.replace("fog", name): value for key, value in severities.items() for name in names}
-        wide = charts.heat_chart(robustness.corruptions(chart_table(**columns)).droplevel("task"), "%")
+        wide = charts.heat_chart(robustness.means(chart_table(**columns), robustness.CORRUPTION).droplevel("task"), "%")
         assert wide["width"] == width
     phases = charts.phase_chart(energy.by_phase(rows).droplevel("task"))
     assert phases is not None

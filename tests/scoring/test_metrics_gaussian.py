@@ -19,12 +19,7 @@ from consensus_cli.scoring.metrics.alignment import (
     polar,
     step_limit,
 )
-from consensus_cli.scoring.metrics.gaussian import (
-    ablated_gaussians,
-    gaussian_distance,
-    on_all_cores,
-    original_gaussians,
-)
+from consensus_cli.scoring.metrics.gaussian import gaussian_distance, gaussians, on_all_cores
 
 LABELS = np.arange(120) % 3
 ALPHAS = {"gaussian_alpha0": 0, "gaussian_alpha1": 1, "gaussian_alpha2": 2}
@@ -41,7 +36,7 @@ def representations(seed, features, count=1):
 def problem_of(seed, features=8, count=3):
     x, ys = representations(seed, features, count)
     classes = statistics(x, ys, LABELS).classes
-    root_x, root_y = original_gaussians(classes).roots, ablated_gaussians(classes, slice(None)).roots
+    root_x, root_y = gaussians(classes, None).roots, gaussians(classes, slice(None)).roots
     energy = root_x.square().sum() + root_y.square().sum(dim=(1, 2, 3))
     means = torch.zeros(count, features, features, dtype=torch.float64)
     start = polar(torch.randn(count, features, features, generator=torch.Generator().manual_seed(seed)).double())
@@ -80,7 +75,7 @@ def test_overlap_never_falls(seed):
     ascent, overlaps = Ascent(start), []
     for _ in range(40):
         ascent.record(*problem.step(ascent.point))
-        overlaps.append(problem.overlap(ascent.accepted))
+        overlaps.append(problem.overlap(ascent.points[-1]))
         ascent.advance(torch.ones(len(start), dtype=torch.bool))
     for before, after in itertools.pairwise(overlaps):
         assert (after >= before * (1 - 1e-7)).all()
@@ -94,12 +89,12 @@ def test_an_extrapolation_that_loses_is_replaced_by_the_plain_step():
     for _ in range(3):
         ascent.record(*problem.step(ascent.point))
         ascent.advance(everything)
-    accepted, image = ascent.accepted, ascent.images[-1]
+    accepted, image = ascent.points[-1], ascent.images[-1]
     ascent.point = torch.where(torch.arange(3)[:, None, None] == 1, -start, ascent.point)
     gained = ascent.record(torch.tensor([1e9, -1e9, 1e9], dtype=torch.float64), image)
     assert ascent.failed.tolist() == [False, True, False]
     assert gained[1] == 0
-    assert torch.equal(ascent.accepted[1], accepted[1])
+    assert torch.equal(ascent.points[-1][1], accepted[1])
     ascent.advance(everything)
     assert torch.equal(ascent.point[1], image[1])
 
@@ -123,7 +118,7 @@ def test_solution_does_not_depend_on_what_else_is_in_the_batch():
 @pytest.mark.parametrize(("features", "kept"), [(150, 123), (30, 30)])
 def test_principal_axes_leave_distances_as_they_are(features, kept):
     x, ys = representations(3, features, count=2)
-    full = ablated_gaussians(statistics(x, ys, LABELS).classes, slice(None))
+    full = gaussians(statistics(x, ys, LABELS).classes, slice(None))
     small, basis = full.in_principal_axes()
     assert basis.shape == (2, features, kept)
     assert small.roots.shape == (2, 3, full.roots.shape[2], kept)
@@ -165,8 +160,8 @@ def test_coarse_to_fine_ends_where_all_steps_at_once_do(seed):
     ys = x[None] + 0.4 * spread * rng.normal(size=(1, 240, 160))
     classes = statistics(x, ys, labels).classes
     (side_x, basis_x), (side_y, basis_y) = (
-        original_gaussians(classes).in_principal_axes(),
-        ablated_gaussians(classes, slice(None)).in_principal_axes(),
+        gaussians(classes, None).in_principal_axes(),
+        gaussians(classes, slice(None)).in_principal_axes(),
     )
     y_by_x = (ys - ys.mean(axis=1, keepdims=True)).transpose(0, 2, 1) @ (x - x.mean(axis=0))
     coupling = basis_y.mT @ torch.from_numpy(y_by_x) @ basis_x

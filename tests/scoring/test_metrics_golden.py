@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.reference import statistics
+from helpers.reference import linear_distance_fit_on_all, statistics
 from scipy.stats import rankdata, spearmanr
 
 from consensus_cli.scoring import metrics
-from consensus_cli.scoring.metrics.linear import linear_distance_fit_on_all
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
 EXACT = {"cka": 1e-6, "permutation": 1e-6, "linear_alpha0": 1e-6, "linear_alpha1": 1e-6, "wasserstein": 1e-9}

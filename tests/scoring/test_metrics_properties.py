@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers.reference import REFERENCES, linear, statistics
+from helpers.reference import REFERENCES, linear, linear_distance_fit_on_all, statistics
 from scipy.stats import ortho_group
 
 from consensus_cli.scoring.metrics import METRICS, compute
-from consensus_cli.scoring.metrics.linear import linear_distance_fit_on_all
 
 SEEDS = range(3)
 SAMPLES, FEATURES, CLASSES = 120, 5, 3

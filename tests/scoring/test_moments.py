@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers.reference import statistics
+from helpers.reference import nbytes, statistics
 
 from consensus_cli.errors import UserError
 from consensus_cli.scoring.metrics import METRICS, compute
@@ -78,7 +78,7 @@ def test_four_shards_are_one(features):
     x, ys, labels = pairs(2, features=features)
     whole = fed(x, ys, labels, range(200))
     shards = [fed(x, ys, labels, np.arange(200)[start::4]) for start in range(4)]
-    merged = shards[0].merge(shards[1]).merge(shards[2].merge(shards[3]))
+    merged = PairStatistics.combine([PairStatistics.combine(shards[:2]), PairStatistics.combine(shards[2:])])
     assert merged.samples == 200
     assert shards[0].samples == 50
     assert_same_distances(whole, merged)
@@ -88,7 +88,8 @@ def test_merging_leaves_both_shards_as_they_were():
     x, ys, labels = pairs(3)
     a, b = fed(x, ys, labels, range(100)), fed(x, ys, labels, range(100, 200))
     before = compute(list(METRICS), a)
-    a.merge(b).update(torch.zeros(1, 6), torch.zeros(2, 1, 6), torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+    both = PairStatistics.combine([a, b])
+    both.update(torch.zeros(1, 6), torch.zeros(2, 1, 6), torch.zeros(1, dtype=torch.int64), torch.zeros(1))
     for name, values in compute(list(METRICS), a).items():
         assert np.array_equal(values, before[name]), name
 
@@ -97,7 +98,7 @@ def test_merging_leaves_both_shards_as_they_were():
 def test_combine_counts_each_part_by_its_weight(features):
     x, ys, labels = pairs(4, features=features)
     parts = [fed(x, ys, labels, rows, exact_samples=0) for rows in (range(70), range(70, 120), range(120, 200))]
-    repeated = parts[0].merge(parts[2]).merge(parts[2])
+    repeated = PairStatistics.combine([parts[0], parts[2], parts[2]])
     combined = PairStatistics.combine(parts, [1, 0, 2])
     assert combined.samples == 70 + 160
     assert_same_distances(combined, repeated)
@@ -120,7 +121,7 @@ def test_size_does_not_depend_on_the_sample_count():
         x = torch.randn(1280, 64, generator=generator)
         index = torch.arange(start, start + 1280)
         stats.update(x, torch.stack([x, 2 * x]), index % 10, index)
-        peak = max(peak, stats.nbytes())
+        peak = max(peak, nbytes(stats))
         sizes[stats.samples] = peak
     assert sizes[51_200] <= 1.1 * sizes[2560]
 
@@ -134,15 +135,15 @@ def test_rows_of_a_class_become_a_covariance_once_they_outnumber_features():
 
 def test_the_original_is_held_once():
     x, ys, labels = pairs(7, candidates=1, features=50)
-    one = fed(x, ys, labels, range(200), keep=frozenset({"class_conditional"})).nbytes()
-    three = fed(x, np.repeat(ys, 3, axis=0), labels, range(200), keep=frozenset({"class_conditional"})).nbytes()
+    one = nbytes(fed(x, ys, labels, range(200), keep=frozenset({"class_conditional"})))
+    three = nbytes(fed(x, np.repeat(ys, 3, axis=0), labels, range(200), keep=frozenset({"class_conditional"})))
     assert three < 2.1 * one
 
 
 def test_groups_that_are_not_kept_are_neither_held_nor_readable():
     x, ys, labels = pairs(8)
     stats = fed(x, ys, labels, range(200), keep=frozenset({"angular"}))
-    assert stats.nbytes() == 2 * 8
+    assert nbytes(stats) == 2 * 8
     for read in (
         lambda: stats.pooled_moments(0),
         lambda: stats.norms,
@@ -164,8 +165,8 @@ def test_shapes_that_disagree_are_named():
 
 
 def test_statistics_of_other_shapes_do_not_merge():
-    with pytest.raises(ValueError, match="cannot merge"):
-        PairStatistics(2, 3, 2).merge(PairStatistics(2, 4, 2))
+    with pytest.raises(ValueError, match="cannot be combined"):
+        PairStatistics.combine([PairStatistics(2, 3, 2), PairStatistics(2, 4, 2)])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

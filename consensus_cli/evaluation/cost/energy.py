@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,16 +47,8 @@ class Consumption:
         return Consumption(self.kwh + other.kwh, self.co2_kg + other.co2_kg, self.duration_s + other.duration_s)
 
 
-@dataclass(frozen=True)
-class Energy:
-    """What one call of a piece of work uses, as medians over windows.
-
-    Attributes:
-        kwh: kWh per call.
-        kwh_iqr: interquartile range over the windows, in kWh per call.
-        co2_kg: kg of CO2 equivalents per call.
-        windows_kwh: kWh per call in each window, in the order in which they were measured.
-    """
+class Energy(NamedTuple):
+    """What one call of a piece of work uses: medians over windows, the interquartile range, and each window in turn."""
 
     kwh: float
     kwh_iqr: float
@@ -153,7 +146,7 @@ def compare_energy(
         meter: reads the energy.
         window_s: least seconds of one window.
         repeats: windows that count, for each piece of work.
-        progress: told after each window.
+        progress: called after each window.
     """
     readings: dict[str, list[tuple[Consumption, int]]] = {name: [] for name in work}
     done, threads = 0, torch.get_num_threads()

@@ -89,8 +89,8 @@ def shortcut_reliance(
     The seed decides which wrong class each image is marked as, and the interval.
 
     Returns:
-        By ends of columns, with `{}` for the network: `{}_pp` is aligned minus conflict accuracy (0: the network ignores
-        the cue), with a 95 % interval; accuracy with the cue of the image's own class, `aligned_{}_pct`, without cue,
+        By ends of columns, `{}` being the network: `{}_pp` is aligned minus conflict accuracy (0: it ignores the cue),
+        with a 95 % interval; accuracy with the cue of the image's own class, `aligned_{}_pct`, without cue,
         `absent_{}_pct`, and with that of another class, `conflict_{}_pct`; the share of images in conflict that are
         given the class of the cue, `followed_{}_pct`.
 

@@ -152,11 +152,6 @@ class Ascent:
         self.points: list[Tensor] = []
         self.images: list[Tensor] = []
 
-    @property
-    def accepted(self) -> Tensor:
-        """The best points so far."""
-        return self.points[-1]
-
     def record(self, overlap: Tensor, image: Tensor) -> Tensor:
         """Takes in the overlap and image of the tried point where it did not lose; returns what it gained, (c,)."""
         self.failed = overlap < self.overlap

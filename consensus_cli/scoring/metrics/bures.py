@@ -17,11 +17,10 @@ def bures_distance(stats: PairStatistics) -> np.ndarray:
     Σ are the pooled covariances (n − 1). Bhatia, Jain and Lim 2019, eq. (1). A metric on covariances; invariant under
     translation of either side and under one rotation of both sides.
     """
-    squares = np.empty(stats.candidates)
-    for j in range(stats.candidates):
-        m = stats.pooled_moments(j)
+    squares = []
+    for m in stats.pooled():
         overlap = torch.linalg.svdvals(root(m.xx) @ root(m.yy).mT).sum()
-        squares[j] = float(m.xx.trace() + m.yy.trace() - 2 * overlap) / (m.weight - 1)
+        squares.append(float(m.xx.trace() + m.yy.trace() - 2 * overlap) / (m.weight - 1))
     return np.sqrt(np.maximum(squares, 0.0))
 
 

@@ -15,14 +15,13 @@ def cka_distance(stats: PairStatistics) -> np.ndarray:
     Kornblith et al. 2019, eq. (3) with linear kernels. Invariant under rotation and isotropic scaling of either side.
     Two constant representations are the same (0), a constant one and any other have nothing in common (1).
     """
-    distances = np.empty(stats.candidates)
-    for j in range(stats.candidates):
-        m = stats.pooled_moments(j)
+    distances = []
+    for m in stats.pooled():
         norm_x, norm_y = m.xx.norm(), m.yy.norm()
-        if not norm_x or not norm_y:
-            distances[j] = float(bool(norm_x) != bool(norm_y))
-            continue
-        distances[j] = 1.0 - float((m.xy.norm() / norm_x) * (m.xy.norm() / norm_y))
+        if norm_x and norm_y:
+            distances.append(1.0 - float((m.xy.norm() / norm_x) * (m.xy.norm() / norm_y)))
+        else:
+            distances.append(float(bool(norm_x) != bool(norm_y)))
     return np.clip(distances, 0.0, 1.0)
 
 

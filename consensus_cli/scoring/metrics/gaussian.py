@@ -38,7 +38,7 @@ def gaussian_distance(stats: PairStatistics, alpha: float) -> np.ndarray:
     """
     if alpha == 2:
         return means_distance(stats)
-    plain = original_gaussians(stats.classes)
+    plain = gaussians(stats.classes, None)
     original = plain.weighted(alpha)
     # Few enough samples leave room for rotations that pairing never finds.
     deficient = original.roots.shape[-2] < stats.features
@@ -48,7 +48,7 @@ def gaussian_distance(stats: PairStatistics, alpha: float) -> np.ndarray:
     chunks = [slice(start, min(start + size, stats.candidates)) for start in range(0, stats.candidates, size)]
 
     def solve(chunk: slice) -> np.ndarray:
-        ablated = ablated_gaussians(stats.classes, chunk)
+        ablated = gaussians(stats.classes, chunk)
         coupling = (2 - alpha) * within_class_coupling(stats, chunk, plain, ablated)
         ablated = ablated.weighted(alpha)
         if axes is None:
@@ -137,18 +137,12 @@ class ClassGaussians:
         return turned, basis
 
 
-def original_gaussians(classes: list[FactoredMoments]) -> ClassGaussians:
-    """Returns the original's Gaussians of the classes that have samples: means (K, d), roots (K, r, d)."""
-    return stacked([class_gaussian(c, None) for c in classes if c.weight])
+def gaussians(classes: list[FactoredMoments], chunk: slice | None) -> ClassGaussians:
+    """Returns the Gaussians of the classes that have samples, roots padded with zero rows to one height.
 
-
-def ablated_gaussians(classes: list[FactoredMoments], chunk: slice) -> ClassGaussians:
-    """Returns the same of the candidates in `chunk`: means (c, K, d), roots (c, K, r, d)."""
-    return stacked([class_gaussian(c, chunk) for c in classes if c.weight])
-
-
-def stacked(parts: list[ClassGaussians]) -> ClassGaussians:
-    """Returns the Gaussians of all classes (..., 1, ·) side by side, roots padded with zero rows to one height."""
+    Means (c, K, d) and roots (c, K, r, d) of the candidates in `chunk`; of X, without c, where it is None.
+    """
+    parts = [class_gaussian(c, chunk) for c in classes if c.weight]
     rows = max(part.roots.shape[-2] for part in parts)
     roots = [torch.nn.functional.pad(part.roots, (0, 0, 0, rows - part.roots.shape[-2])) for part in parts]
     return ClassGaussians(torch.cat([part.means for part in parts], dim=-2), torch.cat(roots, dim=-3))
@@ -159,32 +153,20 @@ def class_gaussian(moments: FactoredMoments, chunk: slice | None) -> ClassGaussi
 
     The centred rows themselves are a root where they are still held.
     """
-    freedom = max(moments.weight - 1, 1)
+    mean, freedom = class_mean(moments, chunk), max(moments.weight - 1, 1)
     if moments.moments:
         second = moments.moments.xx if chunk is None else moments.moments.yy[chunk]
-        return ClassGaussians(class_mean(moments, chunk), root(second / freedom)[..., None, :, :])
-    values, weights = class_rows(moments, chunk)
-    mean = weighted_mean(values, weights)
-    scale = (weights / freedom).sqrt()[:, None]
-    return ClassGaussians(mean, ((values - mean) * scale)[..., None, :, :])
+        return ClassGaussians(mean, root(second / freedom)[..., None, :, :])
+    rows, weights = moments.rows_of(chunk)
+    return ClassGaussians(mean, ((rows - mean) * (weights / freedom).sqrt()[:, None])[..., None, :, :])
 
 
 def class_mean(moments: FactoredMoments, chunk: slice | None) -> Tensor:
     """Returns one class's mean (..., 1, d), of X where `chunk` is None."""
     if moments.moments:
         return (moments.moments.mean_x if chunk is None else moments.moments.mean_y[chunk])[..., None, :]
-    return weighted_mean(*class_rows(moments, chunk))
-
-
-def weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
-    """Returns the mean (..., 1, d) of rows (..., n, d) with weights (n,)."""
+    rows, weights = moments.rows_of(chunk)
     return ((weights / weights.sum()) @ rows)[..., None, :]
-
-
-def class_rows(moments: FactoredMoments, chunk: slice | None) -> tuple[Tensor, Tensor]:
-    """Returns one class's rows (..., n, d), of X where `chunk` is None, and their weights (n,)."""
-    x, y, weights = moments.rows_of(slice(0) if chunk is None else chunk)
-    return (x if chunk is None else y).double(), weights
 
 
 def within_class_coupling(

@@ -28,21 +28,12 @@ def linear_distance(stats: PairStatistics, alpha: float) -> np.ndarray:
     invertible affine map. Held out, it is symmetric but no longer a metric: the triangle inequality may fail.
     """
     whitening_x = whitening(stats.fit_moments(0).xx, alpha)
-    distances = np.empty(stats.candidates)
+    distances = []
     for j in range(stats.candidates):
         fit = stats.fit_moments(j)
         held_out = stats.held_out_moments(j).about(fit.mean_x, fit.mean_y)
-        distances[j] = aligned_angle(fit, held_out, whitening_x, whitening(fit.yy, alpha))
-    return distances
-
-
-def linear_distance_fit_on_all(stats: PairStatistics, alpha: float) -> np.ndarray:
-    """The same with all samples both to fit and to evaluate on; (c,), in [0, π/2]. A metric (Williams et al. 2021)."""
-    distances = np.empty(stats.candidates)
-    for j in range(stats.candidates):
-        m = stats.pooled_moments(j)
-        distances[j] = aligned_angle(m, m, whitening(m.xx, alpha), whitening(m.yy, alpha))
-    return distances
+        distances.append(aligned_angle(fit, held_out, whitening_x, whitening(fit.yy, alpha)))
+    return np.array(distances)
 
 
 def whitening(second_moment: Tensor, alpha: float) -> Tensor | None:

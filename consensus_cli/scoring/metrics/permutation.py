@@ -16,13 +16,12 @@ def permutation_distance(stats: PairStatistics) -> np.ndarray:
     Columns are centred. Williams et al. 2021, section 2.2. A metric on representations up to relabelled features and
     isotropic scaling.
     """
-    distances = np.empty(stats.candidates)
-    for j in range(stats.candidates):
-        m = stats.pooled_moments(j)
+    distances = []
+    for m in stats.pooled():
         overlap = m.xy.cpu().numpy()
         rows, columns = linear_sum_assignment(overlap, maximize=True)
-        distances[j] = angle(float(overlap[rows, columns].sum()), float(m.xx.trace()), float(m.yy.trace()))
-    return distances
+        distances.append(angle(float(overlap[rows, columns].sum()), float(m.xx.trace()), float(m.yy.trace())))
+    return np.array(distances)
 
 
 PERMUTATION = Metric("permutation", "permutation", permutation_distance, frozenset({"pooled"}))

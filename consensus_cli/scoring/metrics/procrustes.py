@@ -15,11 +15,10 @@ def size_and_shape_distance(stats: PairStatistics) -> np.ndarray:
     = √((‖X̃‖² + ‖Ỹ‖² − 2 ‖X̃ᵀỸ‖_*) / n) with centred columns: the root mean square distance between aligned samples.
     A metric; invariant under rotation, reflection and translation of either side, not under scaling.
     """
-    squares = np.empty(stats.candidates)
-    for j in range(stats.candidates):
-        m = stats.pooled_moments(j)
+    squares = []
+    for m in stats.pooled():
         overlap = torch.linalg.svdvals(m.xy).sum()
-        squares[j] = float(m.xx.trace() + m.yy.trace() - 2 * overlap) / m.weight
+        squares.append(float(m.xx.trace() + m.yy.trace() - 2 * overlap) / m.weight)
     return np.sqrt(np.maximum(squares, 0.0))
 
 

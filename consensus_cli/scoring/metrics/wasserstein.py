@@ -13,7 +13,7 @@ def wasserstein_distance(stats: PairStatistics) -> np.ndarray:
 
     A metric on bags of values: invariant under any permutation of samples and features (alike or not on the two
     sides), not under rotation or scaling. Beyond `PairStatistics.exact_samples` samples it is computed from a
-    histogram and falls short of the exact value by at most `stats.values.error_bound()`.
+    histogram and falls short of the exact value by at most the width of a bin, `stats.values.histogram.width`.
     """
     return stats.values.distances().cpu().numpy()
 

@@ -30,10 +30,6 @@ class AngularSums:
         self.total += other.total * weight
         self.weight += other.weight * weight
 
-    def nbytes(self) -> int:
-        """Returns the bytes held by the tensors."""
-        return self.total.nbytes
-
 
 def row_angles(x: Tensor, y: Tensor) -> Tensor:
     """Angle in radians between paired rows, in [0, π]; 0 between two zero rows, π/2 where only one is zero.

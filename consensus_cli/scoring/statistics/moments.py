@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, Self, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from consensus_cli.scoring.statistics.second_moments import FactoredMoments, Mom
 GROUPS = frozenset({"pooled", "norms", "class_conditional", "quantiles", "angular"})
 HOLDOUT_PERIOD = 5
 EXACT_SAMPLES = 2560
-Kept = TypeVar("Kept")
 
 
 class Part(Protocol):
@@ -25,9 +24,6 @@ class Part(Protocol):
 
     def add(self, other: Self, weight: int) -> None:
         """Adds another's samples in place, each counted `weight` times."""
-
-    def nbytes(self) -> int:
-        """Returns the bytes held."""
 
 
 def held_out(index: Tensor) -> Tensor:
@@ -72,19 +68,20 @@ class PairStatistics:
         self.candidates, self.features, self.num_classes = candidates, features, num_classes
         self.device, self.exact_samples, self.keep = torch.device(device), exact_samples, keep
         self.samples = 0
-        self._fit = self._moments(cross=True) if "pooled" in keep else None
-        self._held_out = self._moments(cross=True) if "pooled" in keep else None
-        self._norms = NormMoments(candidates, features, self.device) if "norms" in keep else None
-        self._values = (
-            ValueDistributions(candidates + 1, features, self.device, exact_samples) if "quantiles" in keep else None
-        )
-        self._angular = AngularSums.empty(candidates, self.device) if "angular" in keep else None
-        per_class = num_classes if "class_conditional" in keep else 0
-        self._classes = [self._moments(cross=False) for _ in range(per_class)]
+        self._groups: dict[str, Any] = {group: self._empty(group) for group in sorted(keep)}
 
-    def _moments(self, *, cross: bool) -> FactoredMoments:
-        max_rows = row_limit(self.features, cross=cross)
-        return FactoredMoments(self.candidates, self.features, self.device, cross=cross, max_rows=max_rows)
+    def _empty(self, group: str) -> list[Part]:
+        streams, features, device = self.candidates, self.features, self.device
+        if group == "norms":
+            return [NormMoments(streams, features, device)]
+        if group == "quantiles":
+            return [ValueDistributions(streams + 1, features, device, self.exact_samples)]
+        if group == "angular":
+            return [AngularSums.empty(streams, device)]
+        # To fit and held out, or one for each class.
+        cross = group == "pooled"
+        max_rows, count = row_limit(features, cross=cross), 2 if cross else self.num_classes
+        return [FactoredMoments(streams, features, device, cross=cross, max_rows=max_rows) for _ in range(count)]
 
     def update(self, original: Tensor, ablated: Tensor, labels: Tensor, index: Tensor) -> None:
         """Adds a batch: original (b, d), ablated (c, b, d), labels (b,), index (b,) position in the whole sample.
@@ -94,22 +91,21 @@ class PairStatistics:
         """
         self._check(original, ablated, labels, index)
         original, ablated = original.detach().to(self.device), ablated.detach().to(self.device)
-        labels, index = labels.to(self.device), index.to(self.device)
+        labels, held = labels.to(self.device), held_out(index.to(self.device))
         self.samples += len(original)
-        if self._norms:
-            self._norms.absorb(original, ablated)
-        if self._fit and self._held_out:
-            held = held_out(index)
-            self._fit.absorb(original[~held], ablated[:, ~held])
-            self._held_out.absorb(original[held], ablated[:, held])
-        if self._values:
-            self._values.absorb(torch.cat([original[None], ablated]))
-        if self._angular:
-            self._angular.absorb(original, ablated)
-        if self._classes:
+        if "norms" in self.keep:
+            self.norms.absorb(original, ablated)
+        if "quantiles" in self.keep:
+            self.values.absorb(torch.cat([original[None], ablated]))
+        if "angular" in self.keep:
+            self.angular.absorb(original, ablated)
+        if "pooled" in self.keep:
+            for part, rows in zip(self._group("pooled"), (~held, held), strict=True):
+                part.absorb(original[rows], ablated[:, rows])
+        if "class_conditional" in self.keep:
             for label in labels.unique().tolist():
                 rows = labels == label
-                self._classes[label].absorb(original[rows], ablated[:, rows])
+                self.classes[label].absorb(original[rows], ablated[:, rows])
 
     def _check(self, original: Tensor, ablated: Tensor, labels: Tensor, index: Tensor) -> None:
         batch = len(original)
@@ -130,91 +126,71 @@ class PairStatistics:
                 "check the weights and the input range: images in [0, 1]",
             )
 
-    def merge(self, other: PairStatistics) -> PairStatistics:
-        """Returns the statistics of the samples of both; exact values are kept while they fit `exact_samples`."""
-        merged = self._like()
-        for part in (self, other):
-            merged._add(part, 1)
-        return merged
-
     @staticmethod
-    def combine(parts: Sequence[PairStatistics], weights: Sequence[int]) -> PairStatistics:
-        """Returns the statistics of a sample that holds each part `weight` times, as a bootstrap draws it.
+    def combine(parts: Sequence[PairStatistics], weights: Sequence[int] | None = None) -> PairStatistics:
+        """Returns the statistics of a sample that holds each part `weight` times, as a bootstrap draws it, or once.
 
         A part of weight 0 leaves no trace. Raises ValueError where the weights are not whole numbers ≥ 0 with a
-        positive sum, or not one per part.
+        positive sum, or not one per part, or where the parts are of different kinds.
         """
+        weights = [1] * len(parts) if weights is None else weights
         if len(parts) != len(weights) or any(w != int(w) or w < 0 for w in weights) or not sum(weights):
             raise ValueError("combine needs one whole weight of at least 0 per part, and one above 0")
-        combined = parts[0]._like()
+        first = parts[0]
+        kind = first.candidates, first.features, first.num_classes
+        combined = PairStatistics(*kind, device=first.device, exact_samples=first.exact_samples, keep=first.keep)
         for part, weight in zip(parts, weights, strict=True):
+            if (part.candidates, part.features, part.num_classes, part.keep) != (*kind, first.keep):
+                raise ValueError("statistics of other shapes or groups cannot be combined")
             if weight:
                 combined._add(part, int(weight))
         return combined
 
-    def _like(self) -> PairStatistics:
-        return PairStatistics(
-            self.candidates,
-            self.features,
-            self.num_classes,
-            device=self.device,
-            exact_samples=self.exact_samples,
-            keep=self.keep,
-        )
-
     def _add(self, other: PairStatistics, weight: int) -> None:
-        if other._signature() != self._signature():
-            raise ValueError(f"cannot merge statistics of {other._signature()} into {self._signature()}")
         self.samples += other.samples * weight
-        for own, others in zip(self._parts(), other._parts(), strict=True):
-            own.add(others, weight)
+        for group, parts in self._groups.items():
+            for own, others in zip(parts, other._groups[group], strict=True):
+                own.add(others, weight)
 
-    def _signature(self) -> tuple[int, int, int, tuple[str, ...]]:
-        return self.candidates, self.features, self.num_classes, tuple(sorted(self.keep))
-
-    def _parts(self) -> list[Part]:
-        parts: list[Part | None] = [self._fit, self._held_out, self._norms, self._values, self._angular, *self._classes]
-        return [part for part in parts if part is not None]
-
-    def nbytes(self) -> int:
-        """Returns the bytes that the statistics hold."""
-        return sum(part.nbytes() for part in self._parts())
+    def _group(self, group: str) -> Any:
+        if group not in self.keep:
+            raise ValueError(f"the group '{group}' was not accumulated: name it in keep")
+        return self._groups[group]
 
     def fit_moments(self, candidate: int) -> PairMoments:
         """Returns the moments of X and one candidate over the samples that are not held out."""
-        return kept(self._fit, "pooled").pair(candidate)
+        moments: PairMoments = self._group("pooled")[0].pair(candidate)
+        return moments
 
     def held_out_moments(self, candidate: int) -> PairMoments:
         """Returns the moments of X and one candidate over the held-out fifth of the samples."""
-        return kept(self._held_out, "pooled").pair(candidate)
+        moments: PairMoments = self._group("pooled")[1].pair(candidate)
+        return moments
 
     def pooled_moments(self, candidate: int) -> PairMoments:
         """Returns the moments of X and one candidate over all samples."""
         return self.fit_moments(candidate).joined(self.held_out_moments(candidate))
 
+    def pooled(self) -> Iterator[PairMoments]:
+        """Yields the moments of X and each candidate in turn, over all samples."""
+        return map(self.pooled_moments, range(self.candidates))
+
     @property
     def norms(self) -> NormMoments:
         """Moments of the squared norms over all samples."""
-        return kept(self._norms, "norms")
+        return self._group("norms")[0]
 
     @property
     def values(self) -> ValueDistributions:
         """The bags of feature values: stream 0 is the original, stream 1 + j candidate j."""
-        return kept(self._values, "quantiles")
+        return self._group("quantiles")[0]
 
     @property
     def angular(self) -> AngularSums:
         """Angles between paired rows."""
-        return kept(self._angular, "angular")
+        return self._group("angular")[0]
 
     @property
     def classes(self) -> list[FactoredMoments]:
         """Class-conditional moments, one entry per class."""
-        return kept(self._classes or None, "class_conditional")
-
-
-def kept(part: Kept | None, group: str) -> Kept:
-    """Returns a group of statistics. Raises ValueError where it was not accumulated."""
-    if part is None:
-        raise ValueError(f"the group '{group}' was not accumulated: name it in keep")
-    return part
+        return self._group("class_conditional")

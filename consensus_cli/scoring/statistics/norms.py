@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,8 @@ class NormMoments:
         share = added / (self.second.weight + added)
         step = other.second.mean_y - self.second.mean_y
         self._move(step * share)
-        other_moved = other._copy()
+        # Its sums are replaced, not changed in place; the second moments are shared.
+        other_moved = copy.copy(other)
         other_moved._move(step * (share - 1))
         self.second.add(other.second, weight)
         for own, others in zip(self._sums(), other_moved._sums(), strict=True):
@@ -82,13 +85,3 @@ class NormMoments:
 
     def _sums(self) -> list[Tensor]:
         return [self.by_norm_x, self.by_norm_y, self.by_own_norm, self.total, self.cross, self.own]
-
-    def _copy(self) -> NormMoments:
-        """Returns a copy whose sums may be moved; the second moments are shared."""
-        copied = object.__new__(NormMoments)
-        copied.__dict__.update(self.__dict__)
-        return copied
-
-    def nbytes(self) -> int:
-        """Returns the bytes held by the tensors."""
-        return self.second.nbytes() + sum(t.nbytes for t in self._sums())

@@ -89,10 +89,6 @@ class Histogram:
         integral = self.width * (below + mass) - self.offsets / totals
         return (integral[1:] - integral[0]).abs().sum(dim=1)
 
-    def nbytes(self) -> int:
-        """Returns the bytes held by the tensors."""
-        return self.counts.nbytes + self.offsets.nbytes
-
 
 def grid(low: float, high: float) -> tuple[int, int]:
     """Returns exponent k and start of the finest grid of `BINS` bins of width 2^k that covers [low, high].
@@ -160,11 +156,3 @@ class ValueDistributions:
 
     def _sorted(self, stream: int) -> Tensor:
         return torch.cat([chunk[stream].flatten() for chunk in self.chunks]).sort().values.double()
-
-    def error_bound(self) -> float:
-        """Largest amount by which `distances` can fall short of the exact one: 0, or the width of a bin."""
-        return self.histogram.width if self.histogram else 0.0
-
-    def nbytes(self) -> int:
-        """Returns the bytes held by the tensors."""
-        return sum(chunk.nbytes for chunk in self.chunks) + (self.histogram.nbytes() if self.histogram else 0)

@@ -92,11 +92,6 @@ class Moments:
             self.weight, self.mean_x, self.mean_y[candidate], self.xx, self.xy[candidate], self.yy[candidate]
         )
 
-    def nbytes(self) -> int:
-        """Returns the bytes held by the tensors."""
-        held = (self.mean_x, self.mean_y, self.xx, self.yy, self.xy)
-        return sum(t.nbytes for t in held if t is not None)
-
 
 @dataclass(frozen=True)
 class PairMoments:
@@ -167,10 +162,10 @@ class FactoredMoments:
                 self.moments.absorb(*self.rows.pop(0))
         return self.moments
 
-    def rows_of(self, candidates: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the rows held so far: x (n, d), y (c', n, d) of some candidates, weights (n,)."""
-        xs, ys, weights = zip(*self.rows, strict=True)
-        return torch.cat(xs), torch.cat([y[candidates] for y in ys], dim=1), torch.cat(weights)
+    def rows_of(self, candidates: slice | None) -> tuple[Tensor, Tensor]:
+        """Returns the rows held so far, float64, and their weights (n,): (c, n, d) of some candidates, (n, d) of X."""
+        rows = [x if candidates is None else y[candidates] for x, y, _ in self.rows]
+        return torch.cat(rows, dim=-2).double(), torch.cat([weights for _, _, weights in self.rows])
 
     def pair(self, candidate: int) -> PairMoments:
         """Returns the moments of X and one candidate."""
@@ -178,7 +173,8 @@ class FactoredMoments:
             return self.moments.pair(candidate)
         moments = Moments.empty(1, self.features, self.device, cross=self.cross)
         if self.rows:
-            moments.absorb(*self.rows_of(slice(candidate, candidate + 1)))
+            y, weights = self.rows_of(slice(candidate, candidate + 1))
+            moments.absorb(self.rows_of(None)[0], y, weights)
         return moments.pair(0)
 
     def add(self, other: FactoredMoments, weight: float) -> None:
@@ -187,8 +183,3 @@ class FactoredMoments:
             self._condensed().add(other.moments, weight)
         for x, y, w in other.rows:
             self.absorb(x, y, w * weight)
-
-    def nbytes(self) -> int:
-        """Returns the bytes held by the tensors."""
-        rows = sum(t.nbytes for row in self.rows for t in row)
-        return rows + (self.moments.nbytes() if self.moments else 0)
