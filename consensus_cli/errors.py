@@ -1,4 +1,4 @@
-"""What a user did wrong, told in one line with a hint.
+"""What a user did wrong, in one line with a hint.
 
 A `UserError` ends the command with exit code 2, a `RunFailedError` with 1, both without a traceback; every other
 exception is a bug in this package and keeps its traceback.

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 
 from consensus_cli import __version__
 from consensus_cli.cli.catalogue import LISTS
+from consensus_cli.cli.commands import COMMANDS
 from consensus_cli.cli.main import main
+from consensus_cli.evaluation.robustness.attacks import ATTACKS
 
 BAD_INPUT = {
     "unknown command": (["rum"], "unknown command 'rum'", "did you mean 'run'?"),
@@ -157,6 +159,29 @@ def test_lists_name_and_describe(what: str, capsys: pytest.CaptureFixture[str]) 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"consensus {__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_commands_help_shows_its_options_and_two_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: consensus {name} ")
+    assert shown.count(f"\n  consensus {name} ") >= 2
+    for argument in COMMANDS[name].parser()._actions:
+        assert all(option in shown for option in argument.option_strings)
+        assert argument.help
+    assert main(["--help"]) == 0
+    assert f"\n    {name} " in capsys.readouterr().out
+
+
+def test_list_alone_names_every_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*LISTS, "blocks"]
+
+
+def test_attacks_are_listed_beside_suites(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "attacks"]) == 0
+    assert {*ATTACKS, "full", "none"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines()}
 
 
 def test_help_imports_neither_torch_nor_hydra() -> None:

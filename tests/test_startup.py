@@ -67,6 +67,14 @@ def test_garbage_between_two_calls_is_collected(more):
     assert left() is None
 
 
+def test_composing_a_configuration_does_not_wait_for_pytorch():
+    script = (
+        "import sys; from consensus_cli.config.composition import compose_run; compose_run([]);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'pandas')))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
 def test_an_import_that_fails_leaves_the_collector_as_it_was():
     with pytest.raises(ImportError), lasting_imports():
         raise ImportError

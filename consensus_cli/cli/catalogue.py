@@ -28,7 +28,7 @@ def show(what: str, further: Sequence[str]) -> None:
     """Prints what a list of `LISTS` holds, or with an empty name the lists that there are.
 
     Raises:
-        UserError: there is no such list, or words behind it, which nothing is done with.
+        UserError: an unknown list, or words behind a list that takes none.
     """
     if not what:
         lists = {name: f"what {group}= may be" for name, group in LISTS.items()}

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted\n")
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read the output has closed it (`consensus list models | head -1`): nobody is left to be told.
+        # Whoever read the output has closed it (`consensus list models | head -1`): nobody is left to read more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 

@@ -85,7 +85,7 @@ def _run(asked: Namespace, origin: Origin, job: _Job) -> int:
 
 
 def _sweep(asked: Namespace, origin: Origin, runs: list[RunConfig], job: _Job) -> int:
-    """Starts every run of a sweep and tells, at its end, which failed and why: exit code 1 if any did.
+    """Starts every run of a sweep, then shows which failed and why: exit code 1 if any did.
 
     The results of the runs are the one way back from another process or machine.
     """
@@ -168,7 +168,7 @@ def run_job(
         with open_screen(screen_kind, alone=alone) as screen, memory_told(NEEDS_LESS_MEMORY):
             pipeline.run(run_config, overrides, screen, kept)
     except (UserError, RunFailedError) as error:
-        # Told here: Hydra would put a text of its own before it.
+        # Shown here: Hydra would put a text of its own before it.
         tell(error, debug=debug)
         if not sweeping:
             raise SystemExit(2 if isinstance(error, UserError) else 1) from error

@@ -1,7 +1,4 @@
-"""From words on the command line to typed configurations, with every mistake told as a `UserError`.
-
-Hydra composes; what it would report with a traceback or one at a time is looked up in `overrides` first.
-"""
+"""From words on the command line to typed configurations; every mistake is a `UserError`."""
 
 from __future__ import annotations
 

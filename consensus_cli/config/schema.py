@@ -71,7 +71,7 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class BaselineConfig(Hyperparameters):
-    """How the unpruned network is trained when no weights are given."""
+    """How the original network is trained when no weights are given."""
 
     epochs: float = field(metadata={"above": 0, "range": (0, MOST_EPOCHS)})
 
@@ -84,7 +84,7 @@ class FinetuneConfig(Hyperparameters):
         epochs_per_step, final_epochs: passes over the training images; fractions are allowed.
         recalibration_images: training images on which the statistics of batch norm are measured anew right after
             each removal; 0: they are not.
-        distill: share of the loss that compares with the unpruned network (answers and classifier's input) instead of
+        distill: share of the loss that compares with the original network (answers and classifier's input) instead of
             with the labels.
         ema_decay: decay of an exponential moving average of the weights, with which each fine-tuning ends; 0: none.
         span: `step`: every fine-tuning walks through the whole schedule; `run`: all of them together walk through it
@@ -130,7 +130,7 @@ class ScoringConfig:
     """How representations are compared.
 
     Attributes:
-        against: `current` network or the unpruned `original`.
+        against: `current` network or the `original`.
         precision: `fp32` or `bf16` autocast for the forward pass, `auto` for that of training; the metrics are float64
             in any case.
         memory_gb: GiB for the statistics (half at most) and for activations and the metrics' matrices beside them;
@@ -163,7 +163,7 @@ class PruneConfig:
 
 @dataclass
 class AttacksConfig:
-    """The adversarial suite, run on the same test images for baseline and pruned network.
+    """The adversarial suite, run on the same test images for the original and the pruned network.
 
     Attributes:
         suite: column name -> attack. Plain settings in a file or on the command line, `AttackSettings` in a
