@@ -21,6 +21,7 @@ from consensus_cli.errors import NEEDS_LESS_MEMORY, UserError, did_you_mean, mem
 from consensus_cli.models.paths import expanded
 
 if TYPE_CHECKING:
+    from consensus_cli.data.share import Share
     from consensus_cli.screen import Screen
 
 _Answer = Callable[[Namespace], int]
@@ -54,10 +55,12 @@ class Command:
     arguments: Sequence[_Argument | list[_Argument]]
     examples: Sequence[str]
 
-    def __call__(self, call: Call) -> int:
-        """Does what was asked for and returns the exit code."""
+    def __call__(self, call: Call, share: Share | None = None) -> int:
+        """Does what was asked for, as one of several processes where `share` says so, and returns the exit code."""
         asked = self.parser().read(call.words)
-        asked.debug = call.debug
+        asked.debug, asked.share = call.debug, share
+        if share is not None and not share.leads:
+            asked.screen = "none"
         return self.answer(asked)
 
     def parser(self) -> Parser:
@@ -147,14 +150,14 @@ def _files() -> Iterator[None]:
 
 
 @contextmanager
-def _pipeline(kind: str) -> Iterator[tuple[Any, Screen]]:
-    """Yields the module that runs everything and a screen of this kind; exhausted memory is one line."""
+def _screen(kind: str) -> Iterator[Screen]:
+    """Imports what runs need and yields a screen of this kind; exhausted memory is one line."""
     with lasting_imports():
-        from consensus_cli.experiment import pipeline
+        import consensus_cli.experiment.pipeline  # noqa: F401
         from consensus_cli.screen import open_screen
 
     with open_screen(kind) as screen, memory_told(NEEDS_LESS_MEMORY):
-        yield pipeline, screen
+        yield screen
 
 
 _SETTINGS = _argument("settings", nargs="*", metavar="key=value", help="as shown by: consensus run --cfg job")
@@ -205,7 +208,9 @@ def resume(asked: Namespace) -> int:
 
     What it reads must be there still.
     """
-    with _pipeline(asked.screen) as (pipeline, screen):
+    with _screen(asked.screen) as screen:
+        from consensus_cli.experiment import pipeline
+
         pipeline.resume(asked.run, screen)
     return 0
 
@@ -223,8 +228,10 @@ def score(asked: Namespace) -> int:
     from consensus_cli.config.composition import compose_run
 
     config = compose_run(asked.settings)
-    with _pipeline(asked.screen) as (pipeline, screen):
-        pipeline.score(config, screen)
+    with _screen(asked.screen) as screen:
+        from consensus_cli.experiment import looking
+
+        looking.score(config, screen)
     return 0
 
 
@@ -247,11 +254,11 @@ def list_(asked: Namespace) -> int:
         show(asked.what, asked.settings)
         return 0
     from consensus_cli.config.composition import compose_run
-    from consensus_cli.experiment import pipeline
+    from consensus_cli.experiment import looking
     from consensus_cli.screen import Screen
 
     with memory_told(NEEDS_LESS_MEMORY):
-        pipeline.show_blocks(compose_run(asked.settings), Screen())
+        looking.show_blocks(compose_run(asked.settings), Screen())
     return 0
 
 

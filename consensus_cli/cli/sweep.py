@@ -6,7 +6,7 @@ import shlex
 import sys
 import traceback
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,6 +24,9 @@ from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, memory_told, tell
 from consensus_cli.experiment.last import Last
 
+if TYPE_CHECKING:
+    from consensus_cli.data.share import Share
+
 #: packages whose exceptions, in a sweep, say that they lost a run's process
 _LAUNCHING = ("joblib", "submitit", "ray")
 
@@ -35,17 +38,45 @@ def launch(asked: Namespace) -> int:
         UserError: a mistake in any of the runs, before the first one starts.
     """
     origin = Origin.given(asked.config_path, asked.config_name, asked.config_dir)
+    share: Share | None = asked.share
     if asked.cfg or asked.info:
-        _show(asked, origin)
+        if share is None or share.leads:
+            _show(asked, origin)
         return 0
+    runs = _checked_runs(asked, origin) if share is None else share.agree(lambda: _checked_runs(asked, origin))
+    if share is not None and not share.leads:
+        return _follow(runs, sweeping=asked.multirun)
+    job = _Job(asked.screen, asked.debug)
+    return _sweep(asked, origin, runs, job) if asked.multirun else _run(asked, origin, job)
+
+
+def _checked_runs(asked: Namespace, origin: Origin) -> list[RunConfig]:
+    if asked.share is not None and any(word.startswith("hydra/launcher=") for word in asked.settings):
+        raise UserError("a job of several processes cannot start others", "leave out hydra/launcher, or torchrun")
     runs = compose_runs(asked.settings, multirun=asked.multirun, origin=origin)
     with lasting_imports():
         from consensus_cli.experiment import checks
 
     for run in runs:
         checks.check(run)
-    job = _Job(asked.screen, asked.debug)
-    return _sweep(asked, origin, runs, job) if asked.multirun else _run(asked, origin, job)
+    return runs
+
+
+def _follow(runs: list[RunConfig], *, sweeping: bool) -> int:
+    """Does this process's part of the runs that Hydra starts in the first process of the job."""
+    from consensus_cli.experiment import pipeline
+    from consensus_cli.screen import open_screen
+
+    kept: Last[Any] = Last()
+    for config in runs:
+        config.if_done = config.if_done or ("skip" if sweeping else "rerun")
+        try:
+            with open_screen("none") as screen:
+                pipeline.run(config, (), screen, kept)
+        except (UserError, RunFailedError) as error:
+            if not (sweeping and error.shared):
+                raise
+    return 0
 
 
 def _show(asked: Namespace, origin: Origin) -> None:
@@ -156,6 +187,7 @@ def run_job(
     """
     with lasting_imports():
         from consensus_cli.experiment import pipeline
+        from consensus_cli.experiment.distributed import world
         from consensus_cli.screen import open_screen
 
     hydra_config = HydraConfig.get()
@@ -170,7 +202,8 @@ def run_job(
     except (UserError, RunFailedError) as error:
         # Shown here: Hydra would put a text of its own before it.
         tell(error, debug=debug)
-        if not sweeping:
+        # In a job the others can go on with the next run only if they have all left this one.
+        if not sweeping or (world() > 1 and not error.shared):
             raise SystemExit(2 if isinstance(error, UserError) else 1) from error
         return _one_line(error)
     except Exception as error:
