@@ -70,7 +70,9 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         ("on_corrupt=skp", "unknown dataset.on_corrupt 'skp'", "did you mean 'skip'?"),
         ("cue.kind=patsch", "unknown dataset.cue.kind 'patsch'", "did you mean 'patch'?"),
         ("cue.correlation=1.5", "dataset.cue.correlation=1.5 is out of range", "0 to 1"),
+        ("cue.correlation=-0.1", "dataset.cue.correlation=-0.1 is out of range", "0 to 1"),
         ("cue.size_pct=0", "dataset.cue.size_pct=0.0 is out of range", "above 0 and at most 100"),
+        ("cue.size_pct=101", "dataset.cue.size_pct=101.0 is out of range", "above 0 and at most 100"),
     ],
 )
 def test_a_wrong_value_is_named_with_a_hint(override: str, message: str, hint: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.sampling import stratified_split
 from consensus_cli.data.share import ALL, Share
-from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.errors import UserError
 from consensus_cli.evaluation.accuracy import Predictions, accuracy_pct, predict
 from consensus_cli.evaluation.pair import Columns, Pair
 from consensus_cli.evaluation.statistics import paired_change
@@ -53,23 +53,8 @@ def shortcut_columns(pair: Pair, test: ImageTensors, cue: Cue) -> Columns:
     return columns
 
 
-def check_cue(kind: str, correlation: float, size_pct: float) -> None:
-    """Checks a cue's settings before any image is touched.
-
-    Raises:
-        UserError: for an unknown kind, a correlation outside [0, 1] or a size outside (0, 100].
-    """
-    if kind not in _MARKS:
-        raise unknown_name("cue", kind, _MARKS)
-    if not 0 <= correlation <= 1:
-        raise UserError(f"cue correlation {correlation} is no share of the images", "give a number from 0 to 1")
-    if not 0 < size_pct <= 100:
-        raise UserError(f"cue size {size_pct} % is out of range", "give more than 0 and at most 100 percent")
-
-
 def plant_training_cue(split: ImageTensors, cue: Cue, correlation: float, seed: int) -> ImageTensors:
     """Plants the cue of its own class in the share `correlation` (ρ in [0, 1]) of every class's images, by seed."""
-    check_cue(cue.kind, correlation, cue.size_pct)
     chosen, _ = stratified_split(split.labels, (correlation, 1 - correlation), seed)
     images = split.images.clone()
     images[chosen] = plant(images[chosen], split.labels[chosen], cue)
