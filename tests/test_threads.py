@@ -17,6 +17,7 @@ from torch import nn
 
 from consensus_cli import training
 from consensus_cli.cli.main import main
+from consensus_cli.config.composition import compose_run
 from consensus_cli.data.share import Share
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
