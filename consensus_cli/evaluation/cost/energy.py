@@ -76,7 +76,7 @@ class EnergyMeter:
         self.device = torch.device(device)
         tracker = self._tracker()
         tracker.get_detected_hardware()
-        # Private: nothing public of codecarbon says whether a counter is read or the power estimated.
+        # Private: codecarbon has nothing public that shows whether a counter is read or power estimated.
         parts = [part.description() for part in tracker._hardware]
         #: Whether CPU power is codecarbon's estimate and not a counter's reading.
         self.estimated: bool = not any(counter in part for part in parts for counter in _COUNTERS)
@@ -139,7 +139,7 @@ def compare_energy(
     Each window repeats its work until it has lasted `window_s`, because a counter reads nothing in a short one. The
     first window of each is discarded: caches, clock and temperature settle in it. Alternating spreads whatever
     changes on the machine over all pieces of work, and going back and forth cancels a steady drift. Where `progress`
-    changes PyTorch's number of threads, it begins anew: all windows must have the same.
+    changes PyTorch's number of threads, it starts again: all windows must have the same.
 
     Args:
         work: what to measure, by name.
