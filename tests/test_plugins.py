@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 from helpers.plugins import offer
+from helpers.quick import QUICK
 from hydra.core.config_store import ConfigStore
 
 from consensus_cli.cli.main import main
 from consensus_cli.config.composition import compose_run
 from consensus_cli.scoring.metrics import METRICS
 from consensus_cli.scoring.ranking.criteria import CRITERIA
+from consensus_cli.storage.results import read_rows
 
 SOURCE = """
 from dataclasses import replace
@@ -60,3 +62,11 @@ def test_what_a_package_offers_can_be_chosen() -> None:
     criterion = compose_run(["criterion=alternating"]).criterion
     assert (criterion.name, criterion.aggregation) == ("alternating", "rank_sum")
     assert compose_run(["criterion=mean_shift"]).criterion.name == "mean_shift"
+
+
+@pytest.mark.usefixtures("_installed")
+def test_a_run_prunes_by_the_criterion_of_a_package(tmp_path: Path) -> None:
+    words = ("finetune=none", "attacks=none", "criterion=alternating", "prune.step=2", f"output_dir={tmp_path / 'out'}")
+    assert main(["run", "--quiet", *QUICK, *words]) == 0
+    row = read_rows(tmp_path / "out" / "results.csv").iloc[0]
+    assert (row["criterion"], row["removed_blocks"]) == ("alternating", "layer1.1;layer2.1")

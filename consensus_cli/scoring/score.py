@@ -91,7 +91,7 @@ def rank_blocks(
     """
     network, labelled = network_of(model), Samples.of(samples)
     if blocks is None:
-        blocks = find_blocks(network, example_of(model, labelled))
+        blocks = share.agree(lambda: find_blocks(network, example_of(model, labelled)))
         check_candidates(blocks)
     blocks = candidates(blocks)
     if not blocks:
@@ -189,9 +189,7 @@ class _Scoring:
 
     def measure(self, blocks: Sequence[Block], share: Share) -> Measured:
         """Computes every metric for every block, in as many passes over the samples as the budget asks for."""
-        example = next(_prepared(self.model, self.samples, None))[0][:PROBE_IMAGES]
-        features = representation_size(network_of(self.model), example)
-        expected = self._expected(features)
+        example, expected = share.agree(self._expected)
         size = candidates_per_pass(expected, len(blocks), self.memory_gb)
         groups = [blocks[start : start + size] for start in range(0, len(blocks), size)]
         measured = []
@@ -206,8 +204,10 @@ class _Scoring:
         ]
         return Measured(distances, resampled, len(groups))
 
-    def _expected(self, features: int) -> Expected:
-        """Returns what the statistics will hold, having checked that every metric is defined for the samples."""
+    def _expected(self) -> tuple[Tensor, Expected]:
+        """Returns a few images and what the statistics will hold, having checked that the samples are enough."""
+        example = next(_prepared(self.model, self.samples, None))[0][:PROBE_IMAGES]
+        features = representation_size(network_of(self.model), example)
         per_class = self.samples.labels.bincount()
         problems = check_requirements(
             self.names, samples=len(self.samples), per_class=int(per_class[per_class > 0].min()), features=features
@@ -215,7 +215,7 @@ class _Scoring:
         if problems:
             raise ConfigError(problems)
         keep, chunks = statistics_needed(self.names), chunks_for(self.bootstrap)
-        return Expected(features, self.samples.num_classes, len(self.samples), keep, EXACT_SAMPLES, chunks)
+        return example, Expected(features, self.samples.num_classes, len(self.samples), keep, EXACT_SAMPLES, chunks)
 
     def _merged(
         self, run: Callable[[Tensor | None], list[PairStatistics]], share: Share

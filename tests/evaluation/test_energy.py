@@ -14,7 +14,6 @@ from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.energy import (
     _COUNTERS,
     EnergyMeter,
-    StageMeter,
     _nvml_id,
     check_country,
     compare_energy,
@@ -77,25 +76,6 @@ def test_countries_differ_in_carbon_intensity():
         assert min(used.kwh, used.duration_s) > 0
         intensity[country] = used.co2_kg / used.kwh
     assert intensity["POL"] > 2 * intensity["BRA"]
-
-
-def fail_late() -> None:
-    burn(0.1)
-    raise KeyError
-
-
-def test_stages_add_up_even_when_one_fails(meter):
-    stages = StageMeter(meter)
-    with stages.stage("baseline"):
-        burn(0.1)
-    with pytest.raises(KeyError), stages.stage("scoring"):
-        fail_late()
-    with stages.stage("baseline"), stages.stage("scoring"):
-        burn(0.1)
-    assert list(stages.stages) == ["baseline", "scoring"]
-    assert all(reading.kwh > 0 for reading in stages.stages.values())
-    assert stages.stages["baseline"].duration_s > 0.2
-    assert stages.total().kwh == pytest.approx(sum(reading.kwh for reading in stages.stages.values()))
 
 
 def test_idle_power_is_less_than_busy_power(meter):

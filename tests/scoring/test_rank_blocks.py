@@ -146,6 +146,9 @@ class Alone(Share):
         self.made.append(make())
         return combine(self.made)
 
+    def agree(self, make):
+        return make()
+
 
 @pytest.mark.parametrize("bootstrap", [0, 3])
 def test_two_processes_find_what_one_does(network, bootstrap):
