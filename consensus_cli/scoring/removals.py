@@ -83,7 +83,7 @@ def prune(
     check_candidates(blocks)
     ((share, unit),) = given
     macs = count_macs(network_of(model), example[:1]) if unit == "macs" else None
-    schedule = Schedule(blocks, share, unit, step, min_blocks_per_stage, macs)
+    schedule = Schedule(blocks, share, step, min_blocks_per_stage, macs)
     schedule.check(type(model).__name__)
     how = {"criterion": criterion, "seed": seed, **ranking}
     return _removals(model, labelled, schedule, how)

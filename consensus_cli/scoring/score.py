@@ -18,7 +18,7 @@ from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.blocks import candidates, check_candidates, find_blocks
 from consensus_cli.scoring.metrics import METRICS, PAPER, check_requirements, compute, families_of, statistics_needed
 from consensus_cli.scoring.ranking.bootstrap import rank_stability, resampled_distances
-from consensus_cli.scoring.ranking.consensus import Ranking, aggregation_of, decide
+from consensus_cli.scoring.ranking.consensus import Ranking, aggregation_of, complete_weights, decide
 from consensus_cli.scoring.ranking.criteria import CONSENSUS, CRITERIA, Criterion, check_criterion
 from consensus_cli.scoring.representations import PROBE_IMAGES, AblationEngine, representation_size
 from consensus_cli.scoring.samples import Batches, Samples
@@ -97,7 +97,8 @@ def rank_blocks(
     if not blocks:
         raise UserError("there is no block to rank that can be removed", "find_blocks(model, example) says which can")
     names = [block.name for block in blocks]
-    weights = {} if callable(criterion) else metrics_needed(criterion, weights_of(metrics))
+    voting = weights_of(metrics) if criterion == CONSENSUS else {}
+    weights = {} if callable(criterion) else metrics_needed(criterion, voting)
     if not weights:
         label, importance = _by_criterion(criterion, network, blocks, seed, removed)
         return decide(names, {label: importance}, families={label: label}, weights={label: 1.0})
@@ -131,10 +132,8 @@ def weights_of(metrics: str | Iterable[str] | Mapping[str, float]) -> dict[str, 
     """Returns metric -> weight for `paper`, the name of a metric, several names, or weights."""
     if isinstance(metrics, str):
         metrics = PAPER if metrics == "paper" else [metrics]
-    weights = dict(metrics) if isinstance(metrics, Mapping) else dict.fromkeys(metrics, 1.0)
-    if not all(np.isfinite(weight) and weight >= 0 for weight in weights.values()) or not any(weights.values()):
-        raise UserError(f"the metrics weigh {weights}", "weights are finite, 0 or more, and one at least is above 0")
-    return weights
+    weights = metrics if isinstance(metrics, Mapping) else dict.fromkeys(metrics, 1.0)
+    return complete_weights(weights, weights)
 
 
 def _by_criterion(

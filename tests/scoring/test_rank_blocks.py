@@ -125,8 +125,8 @@ def test_too_few_samples_and_unknown_names_are_refused(network, images):
     for words, problem in (
         ({"criterion": "weihgt_norm"}, "unknown criterion"),
         ({"metrics": ["kca"]}, "unknown metric"),
-        ({"metrics": {"cka": 0}}, "the metrics weigh"),
-        ({"metrics": {"cka": -1}}, "the metrics weigh"),
+        ({"metrics": {"cka": 0}}, "every metric weighs 0"),
+        ({"metrics": {"cka": -1}}, "the weight of metric 'cka' is -1"),
         ({"blocks": []}, "no block to rank"),
         ({"aggregation": "mean"}, "unknown aggregation"),
         ({"metrics": "cka", "precision": "fp16"}, "unknown precision"),

@@ -14,10 +14,13 @@ from consensus_cli.scoring.statistics.moments import PairStatistics
 class Metric:
     """A distance between the original representation X and each candidate's Y: 0 = same, larger = further apart.
 
-    `compute` maps the statistics of c candidates to their distances (c,), float64. `needs` names the groups of
-    statistics that it reads. `family` groups metrics that measure nearly the same, so that each family can have one
-    vote. `min_samples` and `min_samples_per_class` are the fewest samples for which it is defined;
-    `fit_rows_cover_features` asks for no fewer samples that are not held out than features.
+    Attributes:
+        name: letters, digits and underscores.
+        family: metrics that measure nearly the same; each family can have one vote.
+        compute: maps the statistics of c candidates to their distances (c,), float64.
+        needs: groups of statistics that it reads, of `GROUPS`.
+        min_samples, min_samples_per_class: fewest samples for which it is defined.
+        fit_rows_cover_features: whether it needs as many samples that are not held out as there are features.
     """
 
     name: str

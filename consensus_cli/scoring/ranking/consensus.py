@@ -6,7 +6,7 @@ the metrics agree to miss least. The other rules answer what a sum of ranks leav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,7 +186,7 @@ def decide(
         ValueError: distances that are not finite or not one per block.
     """
     combine = aggregation_of(aggregation)
-    weights = _complete_weights(weights, distances)
+    weights = complete_weights(weights, distances)
     for name, values in distances.items():
         if np.shape(values) != (len(blocks),):
             raise ValueError(f"metric '{name}' has distances of shape {np.shape(values)} for {len(blocks)} blocks")
@@ -209,7 +209,12 @@ def kendall_tau(distances: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame(distances).corr(method="kendall")
 
 
-def _complete_weights(weights: Mapping[str, float], metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
+def complete_weights(weights: Mapping[str, float], metrics: Collection[str]) -> dict[str, float]:
+    """Returns a weight for each of the metrics, 1 where none is given.
+
+    Raises:
+        UserError: an unknown metric, a weight that is negative or not finite, or none above 0.
+    """
     for name, weight in weights.items():
         if name not in metrics:
             raise unknown_name("metric in metrics.weights", name, metrics)
