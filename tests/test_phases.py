@@ -22,6 +22,11 @@ def burn(seconds: float) -> None:
         pass
 
 
+def fail_late() -> None:
+    burn(0.1)
+    raise KeyError
+
+
 def test_phases_add_up_even_when_one_fails() -> None:
     state = RunState()
     threads = SimpleNamespace(lowered=[])
@@ -30,8 +35,7 @@ def test_phases_add_up_even_when_one_fails() -> None:
     with steps._phase("baseline", state.phases):
         burn(0.1)
     with pytest.raises(KeyError), steps._phase("score", state.phases):
-        burn(0.1)
-        raise KeyError
+        fail_late()
     with steps._phase("baseline", state.phases), steps._phase("score", state.phases):
         burn(0.1)
     assert list(state.phases) == ["baseline", "score"]
