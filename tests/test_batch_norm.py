@@ -1,4 +1,4 @@
-"""Batch norm measured anew: of which images, and what it leaves alone."""
+"""Batch norm measured again: of which images, and what it leaves alone."""
 
 from __future__ import annotations
 

@@ -296,7 +296,7 @@ def test_compiled_training_ends_where_the_plain_one_does(monkeypatch: pytest.Mon
         )
         assert all(block._compiled_call_impl is None for block in network.layer1)
         assert compiled_modules == (repeated_modules(network) if compiled else [])
-    # Fused operations round otherwise, which six updates of a fresh network make visible.
+    # Fused operations round otherwise, which six updates of an untrained network make visible.
     assert results[1] == pytest.approx(results[0], rel=0.2)
 
 

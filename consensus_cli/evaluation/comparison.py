@@ -192,7 +192,7 @@ def _classifier(network: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def _classes(pair: Pair) -> int:
-    """Returns how many classes the networks tell apart, after a look at what they answer to two images."""
+    """Returns the number of classes, after a look at what the networks answer to two images."""
     images, _ = next(iter(pair.test.batches(2, pair.device)))
     with pair.evaluating():
         shapes = [tuple(model(images).shape) for model in pair.networks.values()]

@@ -26,7 +26,7 @@ def recalibrate_batch_norm(
     seed: int,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Measures the means and variances of every batch norm anew, in place, without changing a weight.
+    """Measures the means and variances of every batch norm again, in place, without changing a weight.
 
     A removed block shifts the statistics of everything behind it; some forward passes mend most of that. The new
     statistics are averages over the batches with equal weight (Ioffe & Szegedy 2015, algorithm 2, line 10). They belong

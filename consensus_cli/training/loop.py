@@ -100,7 +100,7 @@ def train(
     images: Split | Batches,
     recipe: Recipe,
     *,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     augmentation: Augmentation = NO_AUGMENTATION,
     seed: int = 0,
     precision: str = "fp32",
@@ -143,7 +143,7 @@ def train(
         return TrainingResult(math.nan, 0, 0.0)
     if recipe.distill and teacher is None:
         raise ValueError("distillation needs a teacher")
-    device = device or next(p.device for p in model.parameters())
+    device = next(p.device for p in model.parameters()) if device is None else torch.device(device)
     accelerator = make_accelerator(device, precision, plan.parts)
     optimizer = build_optimizer(model, recipe)
     scheduler = LambdaLR(optimizer, lambda update: recipe.rate_factor(update / plan.updates))

@@ -192,7 +192,7 @@ def test_networks_are_compared_on_the_same_images_with_an_interval_and_transfer(
     assert result["perturbation_base255"] == pytest.approx(4, abs=1e-3)
 
 
-def test_restarts_never_leave_more_standing_and_progress_is_told():
+def test_restarts_never_leave_more_standing_and_progress_is_reported():
     model, split = trained_conv_net()
     seen = []
     one, many = (
@@ -206,8 +206,8 @@ def test_restarts_never_leave_more_standing_and_progress_is_told():
     )
     assert many <= one
     # Two steps on each of two networks, in each of three batches, and one call when a batch is done.
-    told = [("pgd", done, passes) for done, passes in ((0, 4), (25, 8), (50, 12), (60, 12))]
-    for name, done, passes in told:
+    reported = [("pgd", done, passes) for done, passes in ((0, 4), (25, 8), (50, 12), (60, 12))]
+    for name, done, passes in reported:
         assert (f"attacking: {name}, {passes} passes", done, 60) in seen
     assert [done for _, done, _ in seen[:15]] == [0] * 4 + [25] * 5 + [50] * 5 + [60]
 

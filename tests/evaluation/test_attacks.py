@@ -38,7 +38,7 @@ def test_attacks_that_need_more_classes_are_refused_before_anything_runs(name):
     for classes in range(1, needed):
         with pytest.raises(
             UserError, match=f"attack '{name}' needs {needed} classes, the network has {classes}"
-        ) as told:
+        ) as caught:
             check_attacks([attack], classes)
-        assert ("apgd" in told.value.hint) == (classes > 1)
-        assert ("attacks=none" in told.value.hint) == (classes == 1)
+        assert ("apgd" in caught.value.hint) == (classes > 1)
+        assert ("attacks=none" in caught.value.hint) == (classes == 1)

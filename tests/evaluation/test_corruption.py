@@ -123,5 +123,5 @@ def test_without_corruptions_there_are_no_columns(brightness_split):
 def test_unknown_corruptions_and_severities_are_refused():
     with pytest.raises(UserError, match="unknown corruption 'snow'"):
         check_corruptions(["snow"], [1])
-    with pytest.raises(UserError, match="no corruption severity 6"):
+    with pytest.raises(UserError, match="unknown corruption severity 6"):
         check_corruptions(["fog"], [1, 6])

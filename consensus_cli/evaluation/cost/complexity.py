@@ -70,7 +70,7 @@ def latency_ms(
         batch_size: images per forward pass.
         device: where the networks are.
         min_run_time_s: seconds to time each network for, over all its blocks together.
-        tick: called after each block; where it changes PyTorch's number of threads, timing begins anew.
+        tick: called after each block; where it changes PyTorch's number of threads, timing starts again.
     """
     images = torch.rand(batch_size, *image_shape, device=device)
     threads = torch.get_num_threads()

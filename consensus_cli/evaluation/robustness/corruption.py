@@ -90,7 +90,7 @@ def check_corruptions(corruptions: Iterable[str], severities: Iterable[int] = ()
             raise unknown_name("corruption", name, DISTORTIONS)
     for severity in severities:
         if severity not in SEVERITIES:
-            raise UserError(f"there is no corruption severity {severity}", "severities are 1, 2, 3, 4 and 5")
+            raise UserError(f"unknown corruption severity {severity}", "severities are 1, 2, 3, 4 and 5")
 
 
 def _accuracies_pct(pair: Pair, split: Split, name: str, severity: int, batch_size: int) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """The common corruptions of photographs, each at five severities.
 
 After Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
-with the severities of their CIFAR-10-C. Lengths in pixels are given for 32 pixels and grow with the image. The
-images are computed anew, so accuracies are close to those on the published archives, not equal to them.
+with the severities of their CIFAR-10-C. Lengths in pixels are given for 32 pixels and grow with the image. These are
+our own images: accuracies are close to those on the published archives, not equal to them.
 
 A distortion maps images (b, c, h, w) float32 in [0, 1], a severity from 1 to 5 and a CPU generator to images of
 the same shape; the caller clamps and rounds them.

@@ -1,7 +1,7 @@
-"""Test images that others corrupted or collected anew, read from the archives in which they were published.
+"""Test images that others corrupted or collected again, read from the archives in which they were published.
 
 CIFAR-10-C and CIFAR-100-C (Hendrycks & Dietterich 2019), CIFAR-10.1 (Recht et al. 2018), CIFAR-10.2 (Lu et al. 2020)
-and ImageNet-C are told apart by their files.
+and ImageNet-C are recognised by their files.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Archive:
     classes: int
 
     def check_fits(self, image_shape: tuple[int, int, int], classes: int) -> None:
-        """Checks that a network which takes images (c, h, w) and tells `classes` apart can be tested on these.
+        """Checks that a network for images (c, h, w) of so many classes can be tested on these.
 
         Raises:
             UserError: if the images have another shape, or the labels other classes.
