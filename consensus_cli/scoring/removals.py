@@ -11,7 +11,7 @@ from torch import nn
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import network_of
 from consensus_cli.models.macs import count_macs
-from consensus_cli.pruning.blocks import check_candidates, find_blocks
+from consensus_cli.pruning.blocks import find_blocks
 from consensus_cli.pruning.schedule import Schedule
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking
@@ -80,7 +80,6 @@ def prune(
     labelled = Samples.of(samples)
     example = example_of(model, labelled)
     blocks = find_blocks(network_of(model), example, granularity)
-    check_candidates(blocks)
     ((share, unit),) = given
     macs = count_macs(network_of(model), example[:1]) if unit == "macs" else None
     schedule = Schedule(blocks, share, step, min_blocks_per_stage, macs)

@@ -104,13 +104,10 @@ def rank_blocks(
         return decide(names, {label: importance}, families={label: label}, weights={label: 1.0})
     aggregation_of(aggregation)
     scoring = _Scoring(model, against, labelled, tuple(weights), bootstrap, seed, precision, memory_gb, tick, progress)
-    measured = scoring.measure(blocks, share)
-    families = families_of(weights)
-    ranking = decide(names, measured.distances, families=families, aggregation=aggregation, weights=weights)
-    stability = None
-    if measured.resampled:
-        stability = rank_stability(names, measured.resampled, weights=weights, aggregation=aggregation)
-    return replace(ranking, stability=stability, passes=measured.passes)
+    distances, resampled, passes = scoring.measure(blocks, share)
+    ranking = decide(names, distances, families=families_of(weights), aggregation=aggregation, weights=weights)
+    stability = rank_stability(names, resampled, weights=weights, aggregation=aggregation) if resampled else None
+    return replace(ranking, stability=stability, passes=passes)
 
 
 def example_of(model: nn.Module, samples: Samples) -> Tensor:
@@ -186,22 +183,17 @@ class _Scoring:
     tick: Callable[[], None] | None
     progress: Report | None
 
-    def measure(self, blocks: Sequence[Block], share: Share) -> Measured:
-        """Computes every metric for every block, in as many passes over the samples as the budget asks for."""
+    def measure(self, blocks: Sequence[Block], share: Share) -> tuple[Distances, list[Distances], int]:
+        """Returns the distances of every block, those of each resample, and how many passes the budget asked for."""
         example, expected = share.agree(self._expected)
         size = candidates_per_pass(expected, len(blocks), self.memory_gb)
         groups = [blocks[start : start + size] for start in range(0, len(blocks), size)]
         measured = []
         for number, group in enumerate(groups, 1):
             doing = "scoring" if len(groups) == 1 else f"scoring, pass {number} of {len(groups)}"
-            run = functools.partial(self._pass, group, example, expected, doing)
-            measured.append(self._merged(run, share))
-        distances = {name: np.concatenate([own[name] for own, _ in measured]) for name in self.names}
-        resampled = [
-            {name: np.concatenate([draws[draw][name] for _, draws in measured]) for name in self.names}
-            for draw in range(self.bootstrap)
-        ]
-        return Measured(distances, resampled, len(groups))
+            measured.append(self._merged(functools.partial(self._pass, group, example, expected, doing), share))
+        resampled = [_joined(draws) for draws in zip(*(draws for _, draws in measured), strict=True)]
+        return _joined([distances for distances, _ in measured]), resampled, len(groups)
 
     def _expected(self) -> tuple[Tensor, Expected]:
         """Returns a few images and what the statistics will hold, having checked that the samples are enough."""
@@ -213,21 +205,26 @@ class _Scoring:
         )
         if problems:
             raise ConfigError(problems)
-        keep, chunks = statistics_needed(self.names), chunks_for(self.bootstrap)
+        keep, chunks = statistics_needed(self.names), self._chunks
         return example, Expected(features, self.samples.num_classes, len(self.samples), keep, EXACT_SAMPLES, chunks)
+
+    @property
+    def _chunks(self) -> int:
+        """Parts that the samples are dealt to: a bootstrap draws from them."""
+        return BOOTSTRAP_CHUNKS if self.bootstrap else 1
 
     def _merged(
         self, run: Callable[[Tensor | None], list[PairStatistics]], share: Share
     ) -> tuple[Distances, list[Distances]]:
         """Returns what one pass comes to, of which every process makes its part; rank 0 computes the distances."""
-        mine = None if share.world == 1 else shard(share, len(self.samples), chunks_for(self.bootstrap))
+        measured = functools.partial(_measured, names=self.names, resamples=self.bootstrap, seed=self.seed)
+        mine = None if share.world == 1 else shard(share, len(self.samples), self._chunks)
         if mine is None:
-            return share.lead(lambda: _measure_group(run(None), self.names, self.bootstrap, self.seed))
+            return share.lead(lambda: measured(run(None)))
 
         def combine(packed: list[bytes]) -> tuple[Distances, list[Distances]]:
             gathered = [_unpacked(part, next(self.model.parameters()).device) for part in packed]
-            parts = [PairStatistics.combine(each) for each in zip(*gathered, strict=True)]
-            return _measure_group(parts, self.names, self.bootstrap, self.seed)
+            return measured([PairStatistics.combine(each) for each in zip(*gathered, strict=True)])
 
         return share.merge(lambda: _packed(run(mine)), combine)
 
@@ -245,14 +242,20 @@ class _Scoring:
         )
         engine = build(network_of(self.model), group, example)
         reference = None if self.against is None else build(network_of(self.against), (), example)
-        empty = [
+        parts = [
             PairStatistics(
                 len(group), expected.features, expected.num_classes, device=example.device, keep=expected.keep
             )
             for _ in range(expected.chunks)
         ]
         report = (lambda *_: None) if self.progress is None else functools.partial(self.progress, doing)
-        return collect_statistics(engine, reference, _prepared(self.model, self.samples, positions, report), empty)
+        _collect(engine, reference, _prepared(self.model, self.samples, positions, report), parts)
+        return parts
+
+
+def _joined(groups: Sequence[Distances]) -> Distances:
+    """Returns the distances of the blocks of several groups, one after the other."""
+    return {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
 
 
 def _packed(parts: list[PairStatistics]) -> bytes:
@@ -287,140 +290,24 @@ def metrics_needed(criterion: str, weights: Mapping[str, float]) -> dict[str, fl
     raise unknown_name("criterion", criterion, [CONSENSUS, *METRICS, *CRITERIA])
 
 
-@dataclass(frozen=True)
-class Measured:
-    """How far the network is from itself without each of c blocks.
-
-    Attributes:
-        distances: metric -> (c,).
-        resampled: the same for every draw of the bootstrap; empty without one.
-        passes: passes over the images that it took.
-    """
-
-    distances: dict[str, np.ndarray]
-    resampled: list[dict[str, np.ndarray]]
-    passes: int
-
-
-#: `samples(number, passes)` gives the batches of a pass, counted from 1: images (b, ...) as the network takes them,
-#: labels (b,); the same ones in the same order every time
-PassSamples = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
-
-#: carries one pass out and returns its parts, which add up to the statistics of the blocks that it serves
-Pass = Callable[[], list[PairStatistics]]
-
-
-def measure(
-    passes: Sequence[Pass],
-    names: Sequence[str],
-    *,
-    resamples: int = 0,
-    seed: int = 0,
-) -> Measured:
-    """Computes every metric for every block.
-
-    Args:
-        passes: from `plan_passes`, or what adds up those of several processes that share the samples; a block's
-            distances do not depend on the pass it is in.
-        names: metrics.
-        resamples: draws of the bootstrap; 0 for none.
-        seed: of the draws.
-    """
-    measured = [_measure_group(one(), names, resamples, seed) for one in passes]
-    distances = {name: np.concatenate([own[name] for own, _ in measured]) for name in names}
-    resampled = [
-        {name: np.concatenate([draws[draw][name] for _, draws in measured]) for name in names}
-        for draw in range(resamples)
-    ]
-    return Measured(distances, resampled, len(passes))
-
-
-def plan_passes(
-    network: nn.Module,
-    blocks: Sequence[Block],
-    samples: PassSamples,
-    names: Sequence[str],
-    *,
-    original: nn.Module | None,
-    num_classes: int,
-    sample_count: int,
-    precision: str,
-    memory_gb: float,
-    memory_format: torch.memory_format = torch.channels_last,
-    resamples: int = 0,
-    tick: Callable[[], None] | None = None,
-) -> list[Pass]:
-    """Returns the passes over the samples that the budget asks for, to be carried out in turn.
-
-    One pass serves all blocks where their statistics fit the budget, else groups of blocks follow one another with a
-    pass each.
-
-    Args:
-        network: the network that the block names are relative to.
-        blocks: the c candidates.
-        samples: gives the batches of a pass.
-        names: metrics to prepare for.
-        original: network to compare with; None compares with `network` itself.
-        num_classes: classes of the labels.
-        sample_count: number of samples, over all processes that share them.
-        precision: `fp32` or `bf16`, of the forward pass.
-        memory_gb: budget in GiB for the statistics, and for the activations and the metrics' matrices beside them.
-        memory_format: in which the network takes images.
-        resamples: draws of the bootstrap; 0 for none.
-        tick: called after every forward pass.
-    """
-    example = next(iter(samples(1, 1)))[0][:PROBE_IMAGES]
-    keep = statistics_needed(names)
-    features = representation_size(network, example)
-    chunks = chunks_for(resamples)
-    expected = Expected(features, num_classes, sample_count, keep, EXACT_SAMPLES, chunks)
-    size = candidates_per_pass(expected, len(blocks), memory_gb)
-    groups = [blocks[start : start + size] for start in range(0, len(blocks), size)]
-
-    build = functools.partial(AblationEngine, precision=precision, memory_format=memory_format, tick=tick)
-
-    def carry_out(number: int, group: Sequence[Block]) -> list[PairStatistics]:
-        activations_gb = left_for_activations_gb(expected, len(group), memory_gb)
-        engine = build(network, group, example, memory_gb=activations_gb)
-        reference = None
-        if original is not None:
-            reference = build(original, (), example, memory_gb=activations_gb)
-        empty = [
-            PairStatistics(len(group), features, num_classes, device=example.device, keep=keep) for _ in range(chunks)
-        ]
-        return collect_statistics(engine, reference, samples(number, len(groups)), empty)
-
-    return [functools.partial(carry_out, number, group) for number, group in enumerate(groups, 1)]
-
-
-def chunks_for(resamples: int) -> int:
-    """Returns into how many parts the samples are dealt: a bootstrap draws from them."""
-    return BOOTSTRAP_CHUNKS if resamples else 1
-
-
-def _measure_group(
+def _measured(
     parts: list[PairStatistics], names: Sequence[str], resamples: int, seed: int
-) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
+) -> tuple[Distances, list[Distances]]:
+    """Returns the distances by each metric, and those of every resample."""
     if not resamples:
         return compute(names, parts[0]), []
-    distances = compute(names, PairStatistics.combine(parts))
-    return distances, resampled_distances(parts, names, resamples=resamples, seed=seed)
+    return compute(names, PairStatistics.combine(parts)), resampled_distances(
+        parts, names, resamples=resamples, seed=seed
+    )
 
 
-def collect_statistics(
+def _collect(
     engine: AblationEngine,
     reference: AblationEngine | None,
     batches: Iterable[tuple[Tensor, Tensor]],
     parts: list[PairStatistics],
-) -> list[PairStatistics]:
-    """Runs the samples through the network once; returns the parts, which then add up to what the metrics need.
-
-    Args:
-        engine: gives the representations without each candidate.
-        reference: of the network to compare with; None compares with that of `engine`.
-        batches: images (b, ...) as the network takes them, labels (b,).
-        parts: empty statistics, one or more; the samples are dealt to them in turn.
-    """
+) -> None:
+    """Runs the samples through the network once and deals them to the parts, in turn."""
     done = 0
     for images, labels in batches:
         index = torch.arange(done, done + len(labels), device=labels.device)
@@ -432,9 +319,3 @@ def collect_statistics(
         for number in turn.unique().tolist():
             mine = turn == number
             parts[number].update(base[mine], rows[1:, mine], labels[mine], index[mine])
-    return parts
-
-
-def baseline_importance(criterion: str, network: nn.Module, blocks: Sequence[Block], seed: int) -> np.ndarray:
-    """Returns the importance (c,) that a criterion without representations gives the blocks; the lowest goes first."""
-    return CRITERIA[criterion](network, blocks, np.random.default_rng(seed))

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from consensus_cli.scoring.metrics import compute, families_of
-from consensus_cli.scoring.ranking.consensus import Ranking, RankStability, decide
+from consensus_cli.scoring.ranking.consensus import RankStability, decide
 from consensus_cli.scoring.statistics.moments import PairStatistics
 
 INTERVAL_PERCENT = (2.5, 97.5)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a criterion said before one step.
-
-    Attributes:
-        ranking: distances, ranks and the order that follows.
-        stability: where resamples of the images put each block; None without a bootstrap.
-    """
-
-    ranking: Ranking
-    stability: RankStability | None
 
 
 def resampled_distances(

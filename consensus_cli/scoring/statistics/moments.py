@@ -11,8 +11,8 @@ from torch import Tensor
 from consensus_cli.errors import UserError
 from consensus_cli.scoring.statistics.angles import AngularSums
 from consensus_cli.scoring.statistics.norms import NormMoments
-from consensus_cli.scoring.statistics.quantiles import Histogram, ValueDistributions
-from consensus_cli.scoring.statistics.second_moments import FactoredMoments, Moments, PairMoments
+from consensus_cli.scoring.statistics.quantiles import ValueDistributions
+from consensus_cli.scoring.statistics.second_moments import FactoredMoments, PairMoments
 
 GROUPS = frozenset({"pooled", "norms", "class_conditional", "quantiles", "angular"})
 HOLDOUT_PERIOD = 5
@@ -38,10 +38,6 @@ def row_limit(features: int, *, cross: bool) -> int:
     what replaces them.
     """
     return (2 if cross else 1) * features
-
-
-#: what statistics hold once they have too many samples to keep them as they are
-LATER_FORMS = (Moments, Histogram)
 
 
 class PairStatistics:
