@@ -102,7 +102,7 @@ class Prepared:
         """Returns how the blocks go, until a ratio is reached."""
         prune = self.config.prune
         macs = self.macs if prune.unit == "macs" else None
-        return Schedule(self.blocks, ratio, prune.unit, prune.step, prune.min_blocks_per_stage, macs)
+        return Schedule(self.blocks, ratio, prune.step, prune.min_blocks_per_stage, macs)
 
     def example(self) -> Tensor:
         """Returns two test images as the network takes them."""

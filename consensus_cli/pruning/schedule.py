@@ -11,6 +11,7 @@ from functools import cached_property
 from consensus_cli.errors import UserError
 from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning.block import Block
+from consensus_cli.pruning.blocks import candidates, check_candidates
 from consensus_cli.pruning.surgery import parts_of
 
 
@@ -27,16 +28,15 @@ class Schedule:
 
     Attributes:
         blocks: every block of the original network, as `find_blocks` returns them.
-        ratio: share that goes in all, in (0, 1]: of the candidates (halves rounded up), or of the MACs.
-        unit: what the ratio is a share of: `blocks` or `macs`.
+        ratio: share that goes in all, in (0, 1]: of the candidates (halves rounded up), or of the MACs where they are
+            given.
         step: how many blocks go in one removal, at least 1; the last removal may be smaller.
         min_blocks_per_stage: blocks that each stage keeps, its first block included.
-        macs: `count_macs` of the original network; needed where the unit is `macs`.
+        macs: `count_macs` of the original network, where the ratio is a share of them.
     """
 
     blocks: Sequence[Block]
     ratio: float
-    unit: str = "blocks"
     step: int = 1
     min_blocks_per_stage: int = 1
     macs: MacCount | None = None
@@ -44,11 +44,11 @@ class Schedule:
     @property
     def candidates(self) -> list[Block]:
         """The blocks of the original network that can go, in order of execution."""
-        return [block for block in self.blocks if block.removable]
+        return candidates(self.blocks)
 
     @property
     def target_blocks(self) -> int:
-        """How many blocks go in all, where the unit is `blocks`."""
+        """How many blocks go in all, where the ratio is a share of the candidates."""
         return blocks_to_remove(self.ratio, len(self.candidates))
 
     def check(self, name: str = "the network") -> None:
@@ -58,21 +58,28 @@ class Schedule:
             name: what the message calls the network.
 
         Raises:
-            UserError: the ratio lies outside (0, 1], asks for no block or for more than the stages can lose, or is a
-                share of the MACs of a network without any.
+            UserError: no block can be removed; the ratio lies outside (0, 1], asks for no block or for more than the
+                stages can lose, or is a share of the MACs of a network without any.
         """
-        asked = self.target_blocks
-        if self.unit == "blocks":
-            self._check_blocks(asked)
-        else:
-            self._check_macs(name)
+        check_candidates(self.blocks)
+        asked, total, most = self.target_blocks, self._total, self._most()
+        if self.macs is not None:
+            self._check_macs(self.macs, name, most)
+        elif asked > most:
+            raise UserError(
+                f"ratio {self.ratio:g} asks for {asked} of {total} blocks; "
+                f"min_blocks_per_stage={self.min_blocks_per_stage} lets {most} go",
+                f"lower the ratio to {most / total:.3f} or prune.min_blocks_per_stage",
+            )
+        elif asked == 0:
+            raise UserError(f"ratio {self.ratio:g} of {total} blocks removes none", f"use at least {0.5 / total:.3f}")
 
     def reached(self, removed: Iterable[str]) -> bool:
         """Returns whether enough is gone, given the names of the blocks that are gone."""
         gone = sum(self._costs[name] for name in removed)
-        if self.unit == "blocks":
+        if self.macs is None:
             return gone >= self.target_blocks
-        return self._total_macs - gone <= (1 - self.ratio) * self._total_macs
+        return self._total - gone <= (1 - self.ratio) * self._total
 
     def allowed(self, removed: Collection[str]) -> list[Block]:
         """Returns the candidates that may go now, in order of execution, given the names of those that are gone."""
@@ -96,18 +103,12 @@ class Schedule:
 
     @cached_property
     def _costs(self) -> dict[str, int]:
-        """By how much of the unit the network shrinks without each block."""
-        return {b.name: 1 for b in self.blocks} if self.unit == "blocks" else block_costs(self._counted, self.blocks)
+        """By how many blocks, or MACs, the network shrinks without each block."""
+        return {b.name: 1 for b in self.blocks} if self.macs is None else block_costs(self.macs, self.blocks)
 
     @property
-    def _counted(self) -> MacCount:
-        if self.macs is None:
-            raise UserError("a share of the MACs needs their count", "give macs=count_macs(model, example)")
-        return self.macs
-
-    @property
-    def _total_macs(self) -> int:
-        return self._counted.total
+    def _total(self) -> int:
+        return len(self.candidates) if self.macs is None else self.macs.total
 
     def _most(self) -> int:
         """Returns how many blocks, or MACs, can go in all before every stage is at its minimum."""
@@ -117,25 +118,14 @@ class Schedule:
             most += sum(costs[: max(0, size - self.min_blocks_per_stage)])
         return most
 
-    def _check_blocks(self, asked: int) -> None:
-        total, possible = len(self.candidates), self._most()
-        if asked > possible:
-            raise UserError(
-                f"ratio {self.ratio:g} asks for {asked} of {total} blocks; "
-                f"min_blocks_per_stage={self.min_blocks_per_stage} lets {possible} go",
-                f"lower the ratio to {possible / total:.3f} or prune.min_blocks_per_stage",
-            )
-        if asked == 0:
-            raise UserError(f"ratio {self.ratio:g} of {total} blocks removes none", f"use at least {0.5 / total:.3f}")
-
-    def _check_macs(self, name: str) -> None:
-        if self._total_macs == 0:
-            left_out = f" (they leave out {', '.join(self._counted.uncounted)})" if self._counted.uncounted else ""
+    def _check_macs(self, macs: MacCount, name: str, most_macs: int) -> None:
+        if macs.total == 0:
+            left_out = f" (they leave out {', '.join(macs.uncounted)})" if macs.uncounted else ""
             raise UserError(
                 f"prune=macs needs MACs; {name} has none that are counted{left_out}",
                 "remove a share of the blocks instead: prune=blocks",
             )
-        most = self._most() / self._total_macs
+        most = most_macs / macs.total
         if self.ratio > most:
             raise UserError(
                 f"ratio={self.ratio} asks for {self.ratio:.1%} fewer MACs; at most {most:.1%} can go",

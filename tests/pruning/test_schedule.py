@@ -28,9 +28,9 @@ def test_halves_round_up(ratio: float, candidates: int, expected: int) -> None:
 
 @pytest.mark.parametrize("ratio", [0, -1, 1.5, float("nan")])
 def test_ratio_out_of_range(ratio: float) -> None:
-    for unit in ("blocks", "macs"):
+    for macs in (None, counted(three_stages(), 100)):
         with pytest.raises(UserError, match=f"ratio is {ratio:g}") as error:
-            Schedule(three_stages(), ratio, unit).check()
+            Schedule(three_stages(), ratio, macs=macs).check()
         assert "(0, 1]" in error.value.hint
 
 
@@ -67,9 +67,9 @@ def counted(blocks: list[Block], total: int) -> MacCount:
 def test_the_dearest_blocks_of_each_stage_bound_the_macs(minimum: int, most: int) -> None:
     blocks = three_stages(3)
     macs = counted(blocks, 100)
-    Schedule(blocks, max(most, 1) / 100, "macs", min_blocks_per_stage=minimum - (most == 0), macs=macs).check()
+    Schedule(blocks, max(most, 1) / 100, min_blocks_per_stage=minimum - (most == 0), macs=macs).check()
     with pytest.raises(UserError, match=f"at most {most}.0% can go") as error:
-        Schedule(blocks, (most + 1) / 100, "macs", min_blocks_per_stage=minimum, macs=macs).check()
+        Schedule(blocks, (most + 1) / 100, min_blocks_per_stage=minimum, macs=macs).check()
     assert error.value.hint == f"lower the ratio to {most / 100:.3f} or prune.min_blocks_per_stage"
 
 
@@ -97,7 +97,7 @@ def test_several_go_at_once_and_no_more_than_the_ratio_asks_for() -> None:
 
 def test_a_share_of_the_macs_is_reached_when_they_are_gone() -> None:
     blocks = three_stages(3)
-    schedule = Schedule(blocks, 0.15, "macs", step=4, macs=counted(blocks, 100))
+    schedule = Schedule(blocks, 0.15, step=4, macs=counted(blocks, 100))
     assert schedule.next(["layer3.2", "layer1.1", "layer3.1", "layer2.1"], []) == ["layer3.2", "layer1.1", "layer3.1"]
     assert not schedule.reached(["layer3.2", "layer1.1", "layer2.2"])
     assert schedule.reached(["layer3.2", "layer3.1"])
@@ -105,10 +105,8 @@ def test_a_share_of_the_macs_is_reached_when_they_are_gone() -> None:
 
 def test_macs_that_nobody_counted() -> None:
     blocks = three_stages(3)
-    with pytest.raises(UserError, match="needs their count"):
-        Schedule(blocks, 0.5, "macs").check()
     with pytest.raises(UserError, match=r"Own has none that are counted \(they leave out aten::_fft_r2c × 4\)"):
-        Schedule(blocks, 0.5, "macs", macs=MacCount({"": 0}, ("aten::_fft_r2c × 4",))).check("Own")
+        Schedule(blocks, 0.5, macs=MacCount({"": 0}, ("aten::_fft_r2c × 4",))).check("Own")
 
 
 def test_a_ratio_that_fits() -> None:
