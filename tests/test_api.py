@@ -69,7 +69,7 @@ def test_the_same_blocks_go_as_through_the_command(tmp_path: Path, words: tuple[
     result = cc.run(*words)
     config = compose_run(words)
     prepared = prepare(config, QuietScreen(Console(quiet=True)))
-    model = prepared.fresh
+    model = prepared.original
     model.network.load_state_dict(load_file(RunDir(result.path).baseline_checkpoint))
     samples = cc.Samples.of_split(prepared.samples, num_classes=len(prepared.images.classes))
     removals = cc.prune(
