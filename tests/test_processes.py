@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -174,18 +175,17 @@ def test_a_mistake_is_reported_once_and_ends_all(tmp_path: Path) -> None:
     job = start([f"output_dir={tmp_path}", "model.weights=missing.pt"])
     _, err = job.communicate(timeout=120)
     assert job.returncode != 0
-    assert err.count("error: ") - err.count("ChildFailedError: ") == 1
-    assert "missing.pt" in err
+    assert re.findall("^error: .*", err, re.MULTILINE) == ["error: checkpoint missing.pt does not exist"]
     assert "Traceback" not in err.partition("ChildFailedError")[0].partition("E1")[0]
 
 
 @pytest.mark.slow
-def test_a_sweep_in_a_job_goes_on_after_a_run_that_diverged(tmp_path: Path) -> None:
+def test_a_sweep_in_a_job_goes_on_after_a_run_that_failed_in_all_processes(tmp_path: Path) -> None:
     words = ["-m", "finetune.learning_rate=1e9,0.01", f"output_dir={tmp_path}"]
     job = start(words)
     _, err = job.communicate(timeout=240)
     assert job.returncode != 0
-    assert err.count("error: training diverged") == 1
+    assert len(re.findall("^error: .*", err, re.MULTILINE)) == 1
     assert sorted(pd.read_csv(tmp_path / "results.csv")["status"]) == ["done", "failed"]
 
 
