@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from consensus_cli.cli import sweep
 from consensus_cli.cli.main import main
 from consensus_cli.errors import RunFailedError
-from consensus_cli.experiment import pipeline
+from consensus_cli.experiment import looking, pipeline
 
 #: what a line that is right ends with here
 STARTED = "a run begins"
@@ -268,7 +268,7 @@ MISTAKES = [
     ("run model=custom model.target=cmd_broken.Net", "SyntaxError", "mend the module"),
     ("run model=torchvision model.name=ResNet50", "unknown torchvision model", "did you mean 'resnet50'?"),
     ("run model.weights=nowhere.pt", "does not exist", "spelled"),
-    ("run model.weights=text.txt", "text file", "file of weights"),
+    ("run model.weights=text.txt", "text file", "download the file itself"),
     ("list blocks model=custom model.target=cmd_nets.Plain", "does not take images of 1×16×16", "model.mean="),
     (
         "list blocks model=custom model.target=cmd_nets.Large",
@@ -405,7 +405,8 @@ def test_a_run_starts(line: str, capsys: pytest.CaptureFixture[str], monkeypatch
     def prepare(*_: object, **__: object) -> None:
         raise RunFailedError(STARTED, "")
 
-    monkeypatch.setattr(pipeline, "prepare", prepare)
+    for module in (pipeline, looking):
+        monkeypatch.setattr(module, "prepare", prepare)
     assert main(shlex.split(line)) == 1
     assert STARTED in capsys.readouterr().err
 

@@ -110,7 +110,7 @@ def test_collect_rebuilds_the_results_from_run_directories(
         (["report", "nowhere"], "nowhere"),
         (["report", "--colour", "red"], "unknown option '--colour'"),
         (["compare", "nowhere"], "two or more"),
-        (["collect", "nowhere"], "no folder"),
+        (["collect", "nowhere"], "holds neither runs/ nor results.csv"),
         (["list", "blocks", "model=resnet21"], "unknown model 'resnet21'"),
         (["score", "metrics=ckaa"], "unknown metrics 'ckaa'"),
     ],
