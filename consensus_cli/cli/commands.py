@@ -88,6 +88,7 @@ class Parser(ArgumentParser):
         Raises:
             UserError: an unknown option, one without its value, or options that exclude each other.
         """
+        # argparse keeps its options in private fields alone; tests of unknown options notice when these change.
         settings = any(action.dest == "settings" for action in self._actions)
         for word in words if settings else ():
             self._check_dashes(word)
