@@ -32,7 +32,7 @@ EXAMPLE_IMAGES = 2
 BOOTSTRAP_CHUNKS = 20
 
 
-#: told about the progress: what is being done, images done, images in all
+#: called with what is being done, images done, images in all
 Report = Callable[[str, int, int], None]
 
 #: metric -> distances (c,)
@@ -83,7 +83,7 @@ def rank_blocks(
         memory_gb: budget in GiB for the statistics (half at most), activations and the metrics' own matrices.
         share: this process among several that rank the same blocks, each with a part of the samples.
         tick: called after every forward pass.
-        progress: told about the progress.
+        progress: called with what is being done, how many images are done, and how many there are.
 
     Raises:
         UserError: a network without blocks that can be removed, an unknown name, too few samples for a metric, or

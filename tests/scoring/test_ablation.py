@@ -17,7 +17,7 @@ def block(name: str) -> Block:
 
 
 def trained_looking(network: nn.Module) -> nn.Module:
-    """Gives the batch norms statistics and scales that are not those of a fresh network."""
+    """Gives the batch norms statistics and scales other than those of an untrained network."""
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -72,9 +72,9 @@ def test_weight_norm_of_blocks_without_filters_is_refused():
     parts = {f"relu{i}": nn.ReLU() for i in range(7)} | {"norm": nn.BatchNorm2d(4), "conv": nn.Conv2d(4, 4, 1)}
     network = nn.ModuleDict(parts)
     blocks = [Block(name, 0, (), removable=True) for name in parts]
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         check_criterion("weight_norm", network, blocks)
-    assert told.value.message == (
+    assert raised.value.message == (
         "criterion=weight_norm compares weights; 8 of 9 candidates have none: relu0, relu1, relu2, relu3, relu4, …"
     )
     with pytest.raises(UserError, match=r"1 of 1 candidates have none: norm$"):

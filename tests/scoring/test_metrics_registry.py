@@ -68,7 +68,7 @@ def test_groups_of_several_metrics_are_joined():
     assert statistics_needed(list(METRICS)) == GROUPS
 
 
-def test_unknown_metric_is_told_with_the_nearest():
+def test_an_unknown_metric_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="unknown metric 'gausian_alpha0'") as caught:
         statistics_needed(["gausian_alpha0"])
     assert "did you mean 'gaussian_alpha0'?" in caught.value.hint
@@ -145,7 +145,7 @@ def test_a_registered_metric_is_one_like_any_other(offered_metric):
         del METRICS["my_shift"]
 
 
-def test_what_is_no_metric_or_criterion_is_refused():
+def test_a_metric_or_criterion_that_cannot_be_one_is_refused():
     metric = METRICS["cka"]
     for wrong, problem in (
         (metric, "there is a metric 'cka' already"),

@@ -5,8 +5,8 @@ product with a rotation Q_k, so alternating between the Q_k (polar factors) and 
 the overlap. Anderson's extrapolation (Walker and Ni 2011) of that map saves two thirds of its steps; an extrapolated
 point that lowers the overlap is thrown away for the plain one, so the sequence stays monotone.
 
-A step costs the cube of the number of dimensions. In coordinates of the principal axes the leading half of them says
-most about the rotation, so that a large problem is climbed by halves: the more dimensions, the fewer steps are left.
+A step costs the cube of the number of dimensions. In coordinates of the principal axes the leading half of them decides
+most of the rotation, so that a large problem is climbed by halves: the more dimensions, the fewer steps are left.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def weight_norm(network: nn.Module, blocks: Sequence[Block], generator: np.rando
 
     A filter's L1 norm is the criterion of Li et al. (2017, "Pruning filters for efficient ConvNets"); the mean over the
     filters makes it a layer's, as in LayerPrune (Elkerdawy et al. 2020, "To filter prune, or to layer prune"). Filters
-    are the rows of every weight with two or more dimensions; biases and batch norms are none.
+    are the rows of every weight with two or more dimensions; biases and batch norms do not count.
 
     Args:
         network: the network that the blocks are in.

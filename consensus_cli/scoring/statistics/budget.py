@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from consensus_cli.scoring.statistics.moments import HOLDOUT_PERIOD, row_limit
+from consensus_cli.scoring.statistics.moments import HOLDOUT_PERIOD
 from consensus_cli.scoring.statistics.quantiles import BINS
+from consensus_cli.scoring.statistics.second_moments import row_limit
 
 SINGLE, DOUBLE = 4, 8
 
@@ -17,7 +18,7 @@ STATISTICS_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Expected:
-    """What `PairStatistics` will be told, before it exists.
+    """What `PairStatistics` will be made of, before they exist.
 
     Attributes:
         features: length d of a representation.
@@ -44,20 +45,16 @@ class Expected:
         return whole + self.chunks * self._part_bytes(math.ceil(self.samples / self.chunks))
 
     def _part_bytes(self, samples: int) -> int:
-        held_out = samples // HOLDOUT_PERIOD
+        held_out, per_class = samples // HOLDOUT_PERIOD, math.ceil(samples / self.num_classes)
         per_group = {
             "pooled": self._second_moments(samples - held_out, cross=True) + self._second_moments(held_out, cross=True),
             # The original is held as a stream, and once more as what the streams are paired with.
             "norms": 3 * DOUBLE * self.features**2,
-            "class_conditional": self._class_bytes(samples),
+            "class_conditional": self.num_classes * self._second_moments(per_class, cross=False),
             "quantiles": min(samples, self.exact_samples) * self.features * SINGLE + 2 * DOUBLE * BINS,
             "angular": DOUBLE,
         }
         return sum(per_group[group] for group in self.keep)
-
-    def _class_bytes(self, samples: int) -> int:
-        per_class = math.ceil(samples / self.num_classes)
-        return self.num_classes * self._second_moments(per_class, cross=False)
 
     def _second_moments(self, rows: int, *, cross: bool) -> int:
         limit = row_limit(self.features, cross=cross)
@@ -70,7 +67,7 @@ def candidates_per_pass(expected: Expected, candidates: int, memory_gb: float) -
     """Returns how many of the candidates a pass can serve, at least one; every pass but the last serves as many.
 
     Args:
-        expected: what the statistics will be told.
+        expected: what the statistics will be made of.
         candidates: how many there are.
         memory_gb: budget of the whole scoring in GiB, of which the statistics take up to `STATISTICS_SHARE`.
     """

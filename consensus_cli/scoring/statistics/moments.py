@@ -27,17 +27,8 @@ class Part(Protocol):
 
 
 def held_out(index: Tensor) -> Tensor:
-    """Says which samples, by their position in the whole sample (b,), are held out of every fit: one in five."""
+    """Returns which samples are held out of every fit, one in five, by their position in the whole sample (b,)."""
     return index % HOLDOUT_PERIOD == HOLDOUT_PERIOD - 1
-
-
-def row_limit(features: int, *, cross: bool) -> int:
-    """Returns from how many rows on second moments are held instead of the rows.
-
-    A candidate has two second moments, or one without cross products: either way float32 rows weigh at most half of
-    what replaces them.
-    """
-    return (2 if cross else 1) * features
 
 
 class PairStatistics:
@@ -76,8 +67,8 @@ class PairStatistics:
             return [AngularSums.empty(streams, device)]
         # To fit and held out, or one for each class.
         cross = group == "pooled"
-        max_rows, count = row_limit(features, cross=cross), 2 if cross else self.num_classes
-        return [FactoredMoments(streams, features, device, cross=cross, max_rows=max_rows) for _ in range(count)]
+        count = 2 if cross else self.num_classes
+        return [FactoredMoments(streams, features, device, cross=cross) for _ in range(count)]
 
     def update(self, original: Tensor, ablated: Tensor, labels: Tensor, index: Tensor) -> None:
         """Adds a batch: original (b, d), ablated (c, b, d), labels (b,), index (b,) position in the whole sample.

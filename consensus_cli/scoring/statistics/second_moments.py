@@ -30,7 +30,7 @@ class Moments:
 
     @classmethod
     def empty(cls, candidates: int, features: int, device: torch.device, *, cross: bool) -> Moments:
-        """Returns the moments of no rows; `cross` says whether X and Y are tracked together."""
+        """Returns the moments of no rows; `cross`: whether X and Y are tracked together."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -126,16 +126,24 @@ class PairMoments:
         return PairMoments(weight, mean_x, mean_y, a.xx + b.xx, a.xy + b.xy, a.yy + b.yy)
 
 
+def row_limit(features: int, *, cross: bool) -> int:
+    """Returns from how many rows on second moments are held instead of the rows.
+
+    A candidate has two second moments, or one without cross products: either way float32 rows weigh at most half of
+    what replaces them.
+    """
+    return (2 if cross else 1) * features
+
+
 class FactoredMoments:
-    """Rows as they are while they are fewer than `max_rows`, means and second moments from then on.
+    """Rows as they are while they are fewer than `row_limit`, means and second moments from then on.
 
     With d = 2,048 features a second moment takes as much memory as 4,096 float32 rows: a few rows are the smaller
     half of that, and the second moment of fewer rows than features is singular in any case.
     """
 
-    def __init__(self, candidates: int, features: int, device: torch.device, *, cross: bool, max_rows: int) -> None:
-        self.candidates, self.features, self.device = candidates, features, device
-        self.cross, self.max_rows = cross, max_rows
+    def __init__(self, candidates: int, features: int, device: torch.device, *, cross: bool) -> None:
+        self.candidates, self.features, self.device, self.cross = candidates, features, device, cross
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self.moments: Moments | None = None
 
@@ -152,7 +160,7 @@ class FactoredMoments:
         if weights is None:
             weights = torch.ones(len(x), dtype=torch.float64, device=self.device)
         self.rows.append((x, y, weights))
-        if sum(len(x) for x, _, _ in self.rows) >= self.max_rows:
+        if sum(len(x) for x, _, _ in self.rows) >= row_limit(self.features, cross=self.cross):
             self._condensed()
 
     def _condensed(self) -> Moments:
