@@ -6,7 +6,7 @@ import torch
 from helpers.reference import statistics
 
 from consensus_cli.scoring.metrics import METRICS, compute
-from consensus_cli.scoring.metrics.eigen import eigh
+from consensus_cli.scoring.metrics.algebra import eigh
 
 FEATURES = 256
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from consensus_cli.scoring.metrics.eigen import eigh
+from consensus_cli.scoring.metrics.algebra import eigh
 
 RELATIVE_CHANGE = 1e-5
 MAX_STEPS = 200

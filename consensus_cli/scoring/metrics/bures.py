@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from consensus_cli.scoring.metrics.eigen import eigh
+from consensus_cli.scoring.metrics.algebra import root
 from consensus_cli.scoring.metrics.metric import Metric
 from consensus_cli.scoring.statistics.moments import PairStatistics
 
@@ -22,12 +21,6 @@ def bures_distance(stats: PairStatistics) -> np.ndarray:
         overlap = torch.linalg.svdvals(root(m.xx) @ root(m.yy).mT).sum()
         squares.append(float(m.xx.trace() + m.yy.trace() - 2 * overlap) / (m.weight - 1))
     return np.sqrt(np.maximum(squares, 0.0))
-
-
-def root(matrix: Tensor) -> Tensor:
-    """Returns R with RᵀR = matrix, for positive semidefinite matrices (..., d, d) of any rank."""
-    eigenvalues, vectors = eigh(matrix)
-    return eigenvalues.clamp(min=0.0).sqrt()[..., None] * vectors.mT
 
 
 BURES = Metric("bures", "bures", bures_distance, frozenset({"pooled"}))

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consensus_cli.scoring.metrics.algebra import eigh, root
 from consensus_cli.scoring.metrics.alignment import COARSEST, Alignment, climbed, compact
-from consensus_cli.scoring.metrics.bures import root
-from consensus_cli.scoring.metrics.eigen import eigh
 from consensus_cli.scoring.metrics.metric import Metric
 from consensus_cli.scoring.statistics.moments import PairStatistics
 from consensus_cli.scoring.statistics.second_moments import FactoredMoments

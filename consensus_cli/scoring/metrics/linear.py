@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consensus_cli.scoring.metrics.angles import angle
-from consensus_cli.scoring.metrics.eigen import eigh
+from consensus_cli.scoring.metrics.algebra import angle, eigh
 from consensus_cli.scoring.metrics.metric import Metric
 from consensus_cli.scoring.statistics.moments import PairStatistics
 from consensus_cli.scoring.statistics.second_moments import PairMoments

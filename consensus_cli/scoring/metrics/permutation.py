@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from consensus_cli.scoring.metrics.angles import angle
+from consensus_cli.scoring.metrics.algebra import angle
 from consensus_cli.scoring.metrics.metric import Metric
 from consensus_cli.scoring.statistics.moments import PairStatistics
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from consensus_cli.errors import UserError
-from consensus_cli.scoring.statistics.angles import AngularSums
+from consensus_cli.scoring.statistics.angular import AngularSums
 from consensus_cli.scoring.statistics.norms import NormMoments
 from consensus_cli.scoring.statistics.quantiles import ValueDistributions
 from consensus_cli.scoring.statistics.second_moments import FactoredMoments, PairMoments

@@ -1,6 +1,8 @@
-"""The eigendecomposition that metrics share."""
+"""Linear algebra that metrics share."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -23,3 +25,19 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         values, vectors = torch.linalg.eigh(matrix + dust[..., None, None] * identity)
     return values, vectors
+
+
+def root(matrix: Tensor) -> Tensor:
+    """Returns R with RᵀR = matrix, for positive semidefinite matrices (..., d, d) of any rank."""
+    eigenvalues, vectors = eigh(matrix)
+    return eigenvalues.clamp(min=0.0).sqrt()[..., None] * vectors.mT
+
+
+def angle(inner: float, energy_x: float, energy_y: float) -> float:
+    """Returns arccos(⟨A, B⟩ / (‖A‖ ‖B‖)) in radians, in [0, π], from ⟨A, B⟩, ‖A‖² and ‖B‖².
+
+    Two zero matrices are the same (0); a zero one and any other have nothing in common (π/2).
+    """
+    if energy_x <= 0 or energy_y <= 0:
+        return 0.0 if energy_x <= 0 and energy_y <= 0 else math.pi / 2
+    return math.acos(min(1.0, max(-1.0, inner / (math.sqrt(energy_x) * math.sqrt(energy_y)))))
