@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 #: module -> its public names, imported when one is first used: `consensus --help` does not wait for PyTorch, nor
 #: somebody who only ranks blocks for what measures energy
 _PUBLIC = {
+    "data.split": ("Augmentation",),
     "errors": ("RunFailedError", "UserError"),
     "evaluation": ("Comparison", "compare"),
     "evaluation.cost.energy": ("EnergyMeter",),

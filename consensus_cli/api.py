@@ -3,6 +3,7 @@
 docs/python.md shows them at work.
 """
 
+from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import RunFailedError, UserError
 from consensus_cli.evaluation import Comparison, compare
 from consensus_cli.evaluation.cost.energy import EnergyMeter
