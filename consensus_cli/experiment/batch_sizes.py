@@ -20,7 +20,7 @@ class Fitting:
     """Batch sizes that fit into memory.
 
     Attributes:
-        screen: where a smaller batch is told.
+        screen: where a smaller batch is reported.
         alone: whether one process does the work; of several, some may have gone on where another ran out of memory.
         sizes: `training` or `scoring` -> largest batch that fits, where that was found out.
     """

@@ -62,7 +62,7 @@ class Trainer:
             teacher: the original network, read where the recipe distils.
 
         Raises:
-            TrainingDivergedError: the loss is no number any more.
+            TrainingDivergedError: the loss is not finite.
         """
         before, updates = copy.deepcopy(model.state_dict()), 0
 

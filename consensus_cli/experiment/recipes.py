@@ -10,7 +10,7 @@ from consensus_cli.training.recipe import Hyperparameters, Recipe
 
 
 def training_baseline(config: RunConfig) -> Recipe:
-    """Returns how the unpruned network is trained."""
+    """Returns how the original network is trained."""
     return _recipe(config.baseline, config.baseline.epochs)
 
 
@@ -20,7 +20,7 @@ def part_of_epoch(config: RunConfig, share: float) -> Recipe:
 
 
 def after_removal(config: RunConfig, removed: int, target_blocks: int) -> Recipe:
-    """Returns how the network is trained between two steps.
+    """Returns how the network is trained between two removals.
 
     Args:
         config: of the run.
@@ -33,7 +33,7 @@ def after_removal(config: RunConfig, removed: int, target_blocks: int) -> Recipe
 
 
 def at_the_end(config: RunConfig, removed: int, target_blocks: int) -> Recipe:
-    """Returns how the network is trained after the last step; arguments as in `after_removal`."""
+    """Returns how the network is trained after the last removal; arguments as in `after_removal`."""
     epochs_before = math.ceil(removed / config.prune.step) * config.finetune.epochs_per_step
     return _recovery(config, config.finetune.final_epochs, epochs_before, target_blocks)
 

@@ -15,7 +15,7 @@ from consensus_cli.storage.rundir import RunDir, run_dirs
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays the same over all sittings of a run.
+    """What stays the same over all sessions of a run.
 
     Attributes:
         config_hash: hash of every setting that changes the run's result.
@@ -67,7 +67,7 @@ class Identity:
 
     @property
     def images_hash(self) -> str | None:
-        """What tells rows about different images apart, 16 hex digits; None where it is not known."""
+        """What distinguishes rows about different images, 16 hex digits; None where it is not known."""
         return None if self.inputs is None else self.inputs["dataset"][:16]
 
     def check_inputs(self, hashes: Mapping[str, str], run_dir: RunDir) -> None:
@@ -97,7 +97,7 @@ def find(output_dir: Path, config_hash: str, inputs: Mapping[str, str]) -> RunDi
 
 
 def is_done(run_dir: RunDir) -> bool:
-    """Says whether the run came to its end."""
+    """Returns whether the run came to its end."""
     row = run_dir.read_row()
     return row is not None and row.get("status") == "done"
 
