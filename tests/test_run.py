@@ -73,7 +73,8 @@ def test_the_same_run_removes_the_same_blocks_and_is_as_accurate(outputs: Path) 
         assert first[column] == second[column]
     assert first["run_id"] != second["run_id"]
     assert len(list((outputs / "baselines").glob("*.safetensors"))) == 1
-    assert second["baseline_s"] < first["baseline_s"]
+    logs = [(outputs / "runs" / run["run_id"] / "run.log").read_text() for run in (first, second)]
+    assert ["baseline: reused" in log for log in logs] == [False, True]
 
 
 def test_the_block_with_the_lowest_sum_goes(outputs: Path, row: dict[str, Any]) -> None:

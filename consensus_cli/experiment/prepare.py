@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from consensus_cli.data import ImageData
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.sampling import stratified_indices
 from consensus_cli.errors import ConfigError, UserError, foreign_code
-from consensus_cli.evaluation.robustness.attacks import Attack, check_attacks
+from consensus_cli.evaluation.robustness.attacks import check_attacks
 from consensus_cli.evaluation.robustness.shift import Archive
 from consensus_cli.evaluation.robustness.shortcut import Cue, CueKind, plant_training_cue
 from consensus_cli.experiment import checks, inputs
@@ -304,8 +304,7 @@ def _check_fit(prepared: Prepared) -> None:
     checks: list[Callable[[], Any]] = [functools.partial(_check_schedules, prepared)]
     shape, classes = prepared.images.test.image_shape, len(prepared.images.classes)
     checks += [functools.partial(archive.check_fits, shape, classes) for archive in prepared.shift.values()]
-    attacks = [Attack(**asdict(attack)) for attack in config.attacks.suite.values()]
-    checks.append(functools.partial(check_attacks, attacks, prepared.outputs))
+    checks.append(functools.partial(check_attacks, list(config.attacks.suite.values()), prepared.outputs))
     checks.append(functools.partial(check_criterion, config.criterion.name, network, candidates))
     for check in checks:
         try:
