@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import mmap
 import multiprocessing
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 
 import torch
 from torch import Tensor
@@ -23,15 +23,15 @@ from consensus_cli.data.decoding import UnreadableImageError
 from consensus_cli.data.source import Progress
 from consensus_cli.errors import RunFailedError
 
-logger = logging.getLogger(__name__)
-
 #: (position in the split, random seed of the transformation) of each image
 Plan = Sequence[tuple[int, int]]
 #: images (m, 3, h, w) uint8, empty where none could be read; their positions in the split; position of each other image
 #: -> why it could not be read
 Batch = tuple[Tensor, list[int], dict[int, str]]
 
+_ASKS_TO_STOP = (signal.SIGINT, signal.SIGTERM)
 _PER_TASK = 128
+_HINT = "memory may be short: set dataset.workers to a smaller number, or to 0 to decode in the run itself"
 # Batches that are decoded ahead, per worker, and the one that is being used.
 _BATCHES_PER_WORKER = 3
 
@@ -82,17 +82,13 @@ def batches(
         drop_last: leave out a last batch that is smaller.
 
     Raises:
-        RunFailedError: a worker was killed.
+        RunFailedError: a worker was killed, or none can be started.
     """
     count = len(plan) // batch_size * batch_size if drop_last else len(plan)
     parts = [plan[start : start + batch_size] for start in range(0, count, batch_size)]
     decode = functools.partial(_decode, decoded, transform)
     workers = min(workers, len(parts))
-    if workers == 0:
-        return map(decode, parts)
-    slots = _shared_memory((workers * _BATCHES_PER_WORKER, batch_size, *image_shape))
-    pool = _start(workers, decode, slots)
-    return map(decode, parts) if pool is None else _collected(pool, slots, parts)
+    return map(decode, parts) if workers == 0 else _by_workers(decode, parts, workers, (batch_size, *image_shape))
 
 
 def _decode(decoded: Callable[[int], Tensor], transform: Callable[[Tensor], Tensor], part: Plan) -> Batch:
@@ -110,74 +106,89 @@ def _decode(decoded: Callable[[int], Tensor], transform: Callable[[Tensor], Tens
     return torch.stack(images) if images else torch.empty(0, dtype=torch.uint8), positions, unreadable
 
 
-def _shared_memory(shape: tuple[int, ...]) -> Tensor:
-    """Returns room for batches, (s, b, c, h, w) uint8, into which worker processes write."""
-    if multiprocessing.get_start_method() != "fork":
-        return torch.empty(shape, dtype=torch.uint8).share_memory_()
-    # Forked processes share this without a limit such as the 64 MiB of a container's /dev/shm.
-    return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
-
-
-def _start(workers: int, decode: Callable[[Plan], Batch], slots: Tensor) -> ProcessPoolExecutor | None:
-    """Starts worker processes; returns None where none can be started."""
-    others = multiprocessing.active_children()
-    try:
-        with _signals_later():
-            pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(decode, slots))
-            # Processes are started when there is something to do.
-            pool.submit(os.getpid)
-            return pool
-    except OSError as error:
-        _warn_once(f"images are decoded in the process of the run: no worker can be started ({error})")
-        for process in set(multiprocessing.active_children()).difference(others):
-            process.kill()
-        return None
-
-
-def _collected(pool: ProcessPoolExecutor, slots: Tensor, parts: Sequence[Plan]) -> Iterator[Batch]:
-    workers = multiprocessing.active_children()
+def _by_workers(
+    decode: Callable[[Plan], Batch], parts: Sequence[Plan], workers: int, batch_shape: tuple[int, ...]
+) -> Iterator[Batch]:
+    pool, processes, slots = _start(decode, parts, workers, batch_shape)
     waiting: deque[Future[tuple[int, list[int], dict[int, str]]]] = deque()
 
     def first() -> Batch:
+        _check(processes)
         slot, positions, unreadable = waiting.popleft().result()
         return slots[slot, : len(positions)], positions, unreadable
 
     try:
-        for number, part in enumerate(parts):
+        for number in range(len(parts)):
             if len(waiting) == len(slots):
                 yield first()
-            waiting.append(pool.submit(_decode_into, number % len(slots), part))
+            waiting.append(pool.submit(_decode_into, number % len(slots), number))
         while waiting:
             yield first()
-    except BrokenProcessPool as error:
+        _check(processes)
+    except BrokenProcessPool:
         pool.shutdown()
-        # The pool ends its other workers by SIGTERM.
-        ends = {worker.exitcode or 0 for worker in workers} - {0, -signal.SIGTERM}
-        if not ends:
-            # Whoever ends a worker means the run: it shall be as if the run had got the signal itself.
-            signal.raise_signal(signal.SIGTERM)
-        how = ", ".join(sorted(signal.Signals(-end).name if end < 0 else f"exit code {end}" for end in ends))
-        raise RunFailedError(
-            f"a worker process that decodes images was ended ({how or 'SIGTERM'})",
-            "memory may be short: set dataset.workers to a smaller number, or to 0 to decode in the run itself",
-        ) from error
+        _check(processes)
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        # One that was killed while it waited for work keeps the others from hearing that there is none.
+        for process in processes:
+            process.kill()
 
 
-def _begin(decode: Callable[[Plan], Batch], slots: Tensor) -> None:
-    """Prepares a worker process; its work is sent once, for it would travel anew with each batch."""
-    global _decode_here, _slots_here
-    _decode_here, _slots_here = decode, slots
+def _check(processes: list[BaseProcess]) -> None:
+    """Raises what the end of a worker means; nothing, where none has ended."""
+    ends = {process.exitcode for process in processes} - {None, 0}
+    if ends == {-signal.SIGTERM}:
+        # Whoever ends a worker means the run: it shall be as if the run had got the signal itself.
+        signal.raise_signal(signal.SIGTERM)
+    # A pool that one worker has left ends the others by SIGTERM.
+    names = {signal.Signals(-end).name if end < 0 else f"exit code {end}" for end in ends if end is not None}
+    if names:
+        how = ", ".join(sorted(names - {"SIGTERM"} or names))
+        raise RunFailedError(f"a worker process that decodes images was ended ({how})", _HINT)
+
+
+def _start(
+    decode: Callable[[Plan], Batch], parts: Sequence[Plan], workers: int, batch_shape: tuple[int, ...]
+) -> tuple[ProcessPoolExecutor, list[BaseProcess], Tensor]:
+    """Returns worker processes, and the room for batches, (s, b, c, h, w) uint8, into which they write."""
+    others = multiprocessing.active_children()
+    shape = (workers * _BATCHES_PER_WORKER, *batch_shape)
+    try:
+        if multiprocessing.get_start_method() == "fork":
+            # Forked processes share this without a limit such as the 64 MiB of a container's /dev/shm.
+            slots = torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
+        else:
+            slots = torch.empty(shape, dtype=torch.uint8).share_memory_()
+        with _signals_later():
+            pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(decode, parts, slots))
+            # Processes are started when there is something to do.
+            pool.submit(os.getpid)
+    except OSError as error:
+        for process in set(multiprocessing.active_children()).difference(others):
+            process.kill()
+        raise RunFailedError(f"no worker process can be started to decode images: {error}", _HINT) from error
+    return pool, [process for process in multiprocessing.active_children() if process not in others], slots
+
+
+class _Worker:
+    """What a worker process works with: sent once, for it would travel anew with each batch."""
+
+    decode: Callable[[Plan], Batch]
+    parts: Sequence[Plan]
+    slots: Tensor
+
+
+def _begin(decode: Callable[[Plan], Batch], parts: Sequence[Plan], slots: Tensor) -> None:
+    """Prepares a worker process."""
+    _Worker.decode, _Worker.parts, _Worker.slots = decode, parts, slots
     # Ctrl-C reaches every process of a terminal, and the run decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKS_TO_STOP)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_the_run, daemon=True).start()
-
-
-_decode_here: Callable[[Plan], Batch]
-_slots_here: Tensor
 
 
 def _end_with_the_run() -> None:
@@ -187,16 +198,16 @@ def _end_with_the_run() -> None:
     os._exit(1)
 
 
-def _decode_into(slot: int, part: Plan) -> tuple[int, list[int], dict[int, str]]:
-    images, positions, unreadable = _decode_here(part)
+def _decode_into(slot: int, number: int) -> tuple[int, list[int], dict[int, str]]:
+    images, positions, unreadable = _Worker.decode(_Worker.parts[number])
     if positions:
-        _slots_here[slot, : len(positions)] = images
+        _Worker.slots[slot, : len(positions)] = images
     return slot, positions, unreadable
 
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """Keeps what asks the run to stop until the body is through.
+    """Keeps what asks the run to stop until the body is through, and from workers until they are prepared.
 
     Where a process forks, Python calls functions of libraries whose exceptions get lost, that of a handler as well.
     """
@@ -204,7 +215,9 @@ def _signals_later() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKS_TO_STOP)
+    # Other threads can still receive a signal, whose handler then runs in this one.
+    before = {number: signal.getsignal(number) for number in _ASKS_TO_STOP}
     # A handler that was not set in Python cannot be put back.
     before = {number: handler for number, handler in before.items() if handler is not None}
     for number in before:
@@ -214,10 +227,6 @@ def _signals_later() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if came:
             signal.raise_signal(came[0])
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    logger.warning(text)

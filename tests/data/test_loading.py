@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import multiprocessing
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from helpers.loaded_trees import load
 
 from consensus_cli.data import loading
 from consensus_cli.data.files import ImageFiles
+from consensus_cli.errors import RunFailedError
 
 # Streams without end, as a training does, and says how that ended. PyTorch is loaded once: for each line of its input,
 # `SIGNAL everybody|run|worker|fork`, a copy of the process lives and is ended.
@@ -77,7 +77,7 @@ def test_a_signal_while_images_are_streamed_ends_as_one_line(make_tree: MakeTree
         (signal.SIGKILL, "worker", killed),
     ]
     told = subprocess.run(
-        [sys.executable, "-c", STREAMS, str(make_tree({"train": 30, "test": 2})), str(cache_dir)],
+        [sys.executable, "-c", STREAMS, str(make_tree({"train": 400, "test": 2})), str(cache_dir)],
         input="".join(f"{int(number)} {whom}\n" for number, whom, _ in cases),
         capture_output=True,
         text=True,
@@ -112,20 +112,18 @@ def test_processes_that_are_not_forked_give_the_same_batches(
     assert torch.equal(all_images(streamed(root, cache_dir, workers=1)), alone)
 
 
-def test_images_are_decoded_by_the_run_where_no_worker_can_be_started(
-    make_tree: MakeTree, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_workers_that_cannot_be_started_are_reported(
+    make_tree: MakeTree, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = make_tree({"train": 6, "test": 2})
+    split = streamed(make_tree({"train": 6, "test": 2}), cache_dir, workers=2)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    loading._warn_once.cache_clear()
-    alone = all_images(streamed(root, cache_dir, workers=0))
     monkeypatch.setattr(loading, "ProcessPoolExecutor", full)
-    with caplog.at_level(logging.WARNING):
-        assert torch.equal(all_images(streamed(root, cache_dir, workers=2)), alone)
-    assert "no worker can be started" in caplog.text
+    with pytest.raises(RunFailedError, match=r"no worker process can be started .*No space left") as raised:
+        all_images(split)
+    assert "dataset.workers" in raised.value.hint
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and fork")
