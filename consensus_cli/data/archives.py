@@ -15,6 +15,7 @@ from torchvision import datasets as tv
 from torchvision.datasets.utils import check_integrity, extract_archive
 from torchvision.transforms.v2 import functional as tvf
 
+from consensus_cli.data.decoding import first_line
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.request import Request
 from consensus_cli.data.source import ImageData, divide
@@ -105,7 +106,7 @@ class Archive:
                 _move_files(Path(folder), root)
         except READ_FAILURES as error:
             raise UserError(
-                f"dataset '{self.name}' could not be fetched into {root}: {_first_line(error)}",
+                f"dataset '{self.name}' could not be fetched into {root}: {first_line(error)}",
                 "check the connection and the free space, or copy the files there from another machine and set "
                 "dataset.download=false",
             ) from error
@@ -142,11 +143,6 @@ def _move_files(source: Path, target: Path) -> None:
             place = target / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.replace(place)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 PHOTO = Augmentation(pad=4, flip=True)

@@ -29,18 +29,8 @@ _PILLOW_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM"
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _OTHER_BEGINNINGS = (
-    b"BM",
-    b"II*\0",
-    b"MM\0*",
-    b"P1",
-    b"P2",
-    b"P3",
-    b"P4",
-    b"P5",
-    b"P6",
-    b"\0\0\0\x0cjP  ",
-    b"\xff\x4f",
-)
+    b"BM", b"II*\0", b"MM\0*", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"\0\0\0\x0cjP  ", b"\xff\x4f",
+)  # fmt: skip
 _WEBP_ANIMATED, _WEBP_EXIF = 0x02, 0x08
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's numbers of these entries
 
@@ -189,7 +179,7 @@ def _by_pillow(content: bytes) -> Tensor:
         raise
     # Readers of damaged files fail in every way there is.
     except Exception as error:
-        raise UnreadableImageError(f"damaged: {_first_line(error)}") from error
+        raise UnreadableImageError(f"damaged: {first_line(error)}") from error
 
 
 def _open(content: bytes) -> Image.Image:
@@ -202,7 +192,7 @@ def _open(content: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UnreadableImageError("more pixels than Pillow reads") from error
     except Exception as error:
-        raise UnreadableImageError(f"damaged: {_first_line(error)}") from error
+        raise UnreadableImageError(f"damaged: {first_line(error)}") from error
 
 
 def _depth(image: Image.Image) -> int | None:
@@ -269,6 +259,7 @@ def _what_instead(content: bytes) -> str:
     return next((what for beginning, what in _NO_IMAGES.items() if head.startswith(beginning)), "no known image format")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an exception says, or else its type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -14,7 +14,7 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor
 
-from consensus_cli.data.decoding import UnreadableImageError, read_file
+from consensus_cli.data.decoding import UnreadableImageError, first_line, read_file
 from consensus_cli.data.folder import from_files
 from consensus_cli.data.request import Request
 from consensus_cli.data.source import ImageData
@@ -115,9 +115,8 @@ def _load_tables(name: str, cache_dir: Path) -> tuple[dict[str, Any], list[str]]
         loaded = library.load_dataset(name, cache_dir=str(cache_dir / "hf"))
     # What the library and the hub's client raise for names, files and hosts; the client's errors are OSErrors.
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"Hugging Face dataset '{name}' cannot be loaded: {reason}",
+            f"Hugging Face dataset '{name}' cannot be loaded: {first_line(error)}",
             "check dataset.name and the connection, or give a folder that holds the dataset",
         ) from error
     tables = {}
