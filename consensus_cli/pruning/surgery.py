@@ -11,7 +11,7 @@ The name of a block says all that its removal needs:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -114,13 +114,27 @@ def remove_blocks(model: nn.Module, blocks: Block | str | Iterable[Block | str],
         assert all(torch.equal(a, b) for a, b in pairs_of_outputs), f"{', '.join(names)}: removed differs from bypassed"
 
 
+def put_in_place(model: nn.Module, name: str, replacement: nn.Module) -> None:
+    """Puts a module where a block stands or stood: it gets what the block got, and returns what the block returned.
+
+    In place of a branch it returns what is added.
+    """
+    network = network_of(model)
+    for module, new in _replacements(network, name, replacement):
+        for container, key in _places(network, module):
+            container.register_module(key, new)
+
+
 @contextmanager
-def bypassed(model: nn.Module, *blocks: Block | str) -> Iterator[nn.Module]:
+def bypassed(
+    model: nn.Module, *blocks: Block | str, using: Mapping[str, nn.Module] | None = None
+) -> Iterator[nn.Module]:
     """Runs the body with blocks replaced by their shortcuts; the very same modules are back afterwards.
 
     Args:
         model: the network that the blocks were found in.
         blocks: blocks of `find_blocks`, or their names.
+        using: block name -> module that stands in its place instead, as in `put_in_place`.
 
     Yields:
         The model.
@@ -129,7 +143,8 @@ def bypassed(model: nn.Module, *blocks: Block | str) -> Iterator[nn.Module]:
         UserError: the network has no such block.
     """
     network = network_of(model)
-    replacements = [pair for block in blocks for pair in _replacements(network, _name(block))]
+    names = [_name(block) for block in blocks]
+    replacements = [pair for name in names for pair in _replacements(network, name, (using or {}).get(name))]
     with ExitStack() as stack:
         for module, replacement in replacements:
             for container, key in _places(network, module):
@@ -147,8 +162,8 @@ def parts_of(name: str) -> tuple[str, ...]:
     return tuple(prefix + _parse(part)["path"] for part in parts)
 
 
-def _replacements(network: nn.Module, name: str) -> list[tuple[nn.Module, nn.Module]]:
-    """Returns each module that goes with a block and what takes its place."""
+def _replacements(network: nn.Module, name: str, instead: nn.Module | None = None) -> list[tuple[nn.Module, nn.Module]]:
+    """Returns each module that goes with a block and what takes its place: `instead`, or the shortcut alone."""
     present = dict(network.named_modules(remove_duplicate=False))
     if not name or any(path == "" or path not in present for path in parts_of(name)):
         raise unknown_name("block", name, (path for path in present if path))
@@ -158,6 +173,9 @@ def _replacements(network: nn.Module, name: str) -> list[tuple[nn.Module, nn.Mod
     modules: list[nn.Module] = [Nothing() if i in (0, len(parts) - 1) else Shortcut() for i in range(len(parts))]
     if not parts:
         parts, modules = [_parse(name)], [Shortcut()]
+    if instead is not None:
+        # What follows in a branch hands on what the first returns.
+        modules = [instead, *(Shortcut() for _ in parts[1:])]
     for i, part in enumerate(parts):
         if part["element"]:
             modules[i] = InTuple(modules[i], int(part["element"]), int(part["count"]))

@@ -1,0 +1,326 @@
+"""Healing without training: where a block stood, the least-squares map from what comes in to what should go out.
+
+The pruned and the original network run side by side over the same images. At a removed block, with x the features that
+come in (in the pruned network) and t what the original block returns before its last activation, the map of least
+change is fitted: t ≈ x + W x + b, with a penalty on W that draws it towards the identity (ridge regression). Everything
+a fit needs are sums over pixels or tokens (counts, means and second moments, float64), so that memory does not grow
+with the number of images. Labels are not needed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from consensus_cli.models.modes import evaluating, tensors_in
+from consensus_cli.pruning.replacement import ChannelMap, MapForm, install
+from consensus_cli.pruning.surgery import parts_of
+
+#: penalty on W, in units of the mean variance of the features
+RIDGE = 1e-4
+
+#: every so many images one is held out of the first fit, to see whether the map is better than the shortcut
+HELD_OUT_EVERY = 8
+
+Batches = Callable[[], Iterable[Tensor]]
+
+
+@dataclass
+class MapMoments:
+    """Sums over positions (pixels, tokens) of features x and of what they lack, d = t − x.
+
+    Attributes:
+        channels: number of channels c.
+        count: positions.
+        x, d: sums, (c,) float64.
+        xx, xd: sums of the outer products x xᵀ and x dᵀ, (c, c).
+        dd: sums of squares of d, (c,).
+    """
+
+    channels: int
+    count: int = 0
+    x: Tensor = field(init=False)
+    d: Tensor = field(init=False)
+    xx: Tensor = field(init=False)
+    xd: Tensor = field(init=False)
+    dd: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        c = self.channels
+        self.x, self.d, self.dd = (torch.zeros(c, dtype=torch.float64) for _ in range(3))
+        self.xx, self.xd = (torch.zeros(c, c, dtype=torch.float64) for _ in range(2))
+
+    def update(self, x: Tensor, t: Tensor) -> None:
+        """Adds positions.
+
+        Args:
+            x: (m, c) features.
+            t: (m, c) what they should become.
+        """
+        x = x.double()
+        d = t.double() - x
+        self.count += len(x)
+        for name, more in (("x", x.sum(0)), ("d", d.sum(0)), ("dd", (d * d).sum(0)), ("xx", x.T @ x), ("xd", x.T @ d)):
+            setattr(self, name, getattr(self, name) + more.cpu())
+
+    def __add__(self, other: MapMoments) -> MapMoments:
+        total = MapMoments(self.channels, self.count + other.count)
+        for name in ("x", "d", "dd", "xx", "xd"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        return total
+
+    def fit(self, kind: str) -> tuple[Tensor, Tensor]:
+        """Returns the change that fits best: W and b of d ≈ W x + b; W is (c, c), or (c,) for `scale`."""
+        mean_x, mean_d = self.x / self.count, self.d / self.count
+        xx = self.xx / self.count - torch.outer(mean_x, mean_x)
+        xd = self.xd / self.count - torch.outer(mean_x, mean_d)
+        penalty = RIDGE * xx.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        if kind == "scale":
+            weight = xd.diagonal() / (xx.diagonal() + penalty)
+            return weight, mean_d - weight * mean_x
+        weight = torch.linalg.solve(xx + penalty * torch.eye(self.channels, dtype=torch.float64), xd).T
+        return weight, mean_d - weight @ mean_x
+
+    def error(self, weight: Tensor, bias: Tensor) -> float:
+        """Returns the mean over positions of |d − W x − b|²; W = 0 and b = 0 is the error of the shortcut."""
+        w = torch.diag(weight) if weight.ndim == 1 else weight
+        squares = self.dd.sum() - 2 * (w * self.xd.T).sum() + (w * (w @ self.xx)).sum()
+        linear = 2 * torch.dot(bias, w @ self.x - self.d) + self.count * torch.dot(bias, bias)
+        return float((squares + linear) / self.count)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The map of a block.
+
+    Attributes:
+        form: all of it but the numbers.
+        weight, bias: of the change, d ≈ W x + b, float64.
+        left: error on held-out positions with the map, as a share of the error without: below 1 it helps.
+    """
+
+    form: MapForm
+    weight: Tensor
+    bias: Tensor
+    left: float
+
+    def module(self, like: Tensor, *, branch: bool) -> ChannelMap:
+        """Returns the map: of a whole block with the shortcut in it, of a branch what is added."""
+        identity = torch.zeros_like(self.weight) if branch else torch.ones_like(self.bias)
+        weight = self.weight + (torch.diag(identity) if self.weight.ndim == 2 and not branch else identity)
+        return ChannelMap.fitted(self.form, weight, self.bias, like)
+
+
+def fit_maps(
+    network: nn.Module, original: nn.Module, names: Sequence[str], batches: Batches, kind: str
+) -> dict[str, Fit]:
+    """Fits a map for each of some blocks, each as if it alone were replaced, in one pass over the images.
+
+    Args:
+        network: the pruned network, in which the blocks stand, or their shortcuts or maps.
+        original: the original network, with the blocks.
+        names: blocks that lie one after the other.
+        batches: returns the images anew, (b, ...) as the networks take them.
+        kind: `linear` or `scale`.
+
+    Returns:
+        Block name -> fit; blocks whose channels cannot be told are left out.
+    """
+    wanted: dict[str, _Target] = {}
+    seen = 0
+    with evaluating(network), evaluating(original):
+        for images in batches():
+            numbers = torch.arange(seen, seen + len(images), device=images.device)
+            held_out = numbers % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+            seen += len(images)
+            outputs = _seen(original, names, images, _watch_output)
+            inputs = _seen(network, names, images, _watch_input)
+            for name in names:
+                target = wanted.setdefault(name, _Target.of(original, name, outputs[name]))
+                target.update(inputs[name], outputs[name].before, held_out)
+    return {name: target.fit(kind) for name, target in wanted.items() if target.axis is not None}
+
+
+def heal(
+    network: nn.Module,
+    original: nn.Module,
+    names: Sequence[str],
+    batches: Batches,
+    kind: str,
+    *,
+    since: str | None = None,
+) -> dict[str, Fit]:
+    """Fits maps where blocks were removed, one after the other, and puts them in place.
+
+    The features that come into a block depend on the maps before it; so each is fitted with those in place.
+
+    Args:
+        network: the network without the blocks; changed in place.
+        original: the original network.
+        names: the removed blocks in order of execution.
+        batches: as in `fit_maps`.
+        kind: likewise.
+        since: the block from which on maps are fitted anew; those before it stay. None: all.
+
+    Returns:
+        Block name -> fit, of those that were fitted now. Where a map would not help on held-out images, the shortcut
+        stays.
+    """
+    start = 0 if since is None else list(names).index(since)
+    like = next(network.parameters())
+    fits: dict[str, Fit] = {}
+    for name in names[start:]:
+        for one, fit in fit_maps(network, original, [name], batches, kind).items():
+            fits[one] = fit
+            if fit.left < 1:
+                install(network, {one: fit.module(like, branch="+" in one)})
+    return fits
+
+
+@dataclass
+class _Target:
+    """A block for which a map is fitted."""
+
+    axis: int | None
+    low: float | None
+    high: float | None
+    fitting: MapMoments
+    held_out: MapMoments
+
+    @classmethod
+    def of(cls, original: nn.Module, name: str, output: _Output) -> _Target:
+        axis = _channel_axis(original, name, output.before)
+        channels = output.before.shape[1 if axis is None else axis]
+        return cls(axis, output.low, output.high, MapMoments(channels), MapMoments(channels))
+
+    def update(self, x: Tensor, t: Tensor, held_out: Tensor) -> None:
+        if self.axis is None or x.shape != t.shape or len(x) != len(held_out):
+            self.axis = None
+            return
+        rows = [features.movedim(self.axis, -1) for features in (x, t)]
+        for moments, chosen in ((self.fitting, ~held_out), (self.held_out, held_out)):
+            if chosen.any():
+                moments.update(*(features[chosen].reshape(-1, features.shape[-1]) for features in rows))
+
+    def fit(self, kind: str) -> Fit:
+        assert self.axis is not None
+        form = MapForm(kind, self.fitting.channels, self.axis, self.low, self.high)
+        left = 0.0
+        if self.held_out.count and self.fitting.count:
+            none = torch.zeros(form.channels, dtype=torch.float64)
+            without = self.held_out.error(none, none)
+            left = self.held_out.error(*self.fitting.fit(kind)) / without if without else 1.0
+        return Fit(form, *(self.fitting + self.held_out).fit(kind), left)
+
+
+@dataclass
+class _Output:
+    """What a block adds up to: before its last activation, and what that clamps to."""
+
+    before: Tensor
+    low: float | None = None
+    high: float | None = None
+
+
+class _Everything(Exception):  # noqa: N818 (not an error: the rest of the network need not run)
+    """All blocks that are watched have run."""
+
+
+def _seen(network: nn.Module, names: Sequence[str], images: Tensor, watch: Callable[..., None]) -> dict[str, Any]:
+    """Returns what is watched of some blocks in a forward pass that ends with the last of them."""
+    found: dict[str, Any] = {}
+
+    def note(name: str, value: Any) -> None:
+        found[name] = value
+        if len(found) == len(names):
+            raise _Everything
+
+    with ExitStack() as stack, suppress(_Everything):
+        for name in names:
+            paths = parts_of(name)
+            first, last = network.get_submodule(paths[0]), network.get_submodule(paths[-1])
+            watch(stack, functools.partial(note, name), first, last)
+        network(images)
+    return found
+
+
+def _watch_input(stack: ExitStack, note: Callable[[Tensor], None], first: nn.Module, _last: nn.Module) -> None:
+    stack.enter_context(
+        first.register_forward_pre_hook(lambda _, args, kwargs: note(_first([args, kwargs])), with_kwargs=True)
+    )
+
+
+def _watch_output(stack: ExitStack, note: Callable[[_Output], None], first: nn.Module, last: nn.Module) -> None:
+    mode = _Clamps()
+    given: list[Tensor] = []
+
+    def start(_: nn.Module, args: Any, kwargs: Any) -> None:
+        given[:] = [_first([args, kwargs])]
+        if first is last:
+            mode.__enter__()
+
+    def end(_: nn.Module, __: Any, output: Any) -> None:
+        result = _first([output])
+        if first is last:
+            mode.__exit__(None, None, None)
+        note(mode.before(result) if first is last else _Output(given[0] + result))
+
+    stack.enter_context(first.register_forward_pre_hook(start, with_kwargs=True))
+    stack.enter_context(last.register_forward_hook(end))
+
+
+def _first(values: Any) -> Tensor:
+    return next(tensors_in(values))
+
+
+class _Clamps(TorchDispatchMode):
+    """Keeps what the last ReLU, or another activation that clamps, was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: tuple[Tensor, _Output] | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name.rstrip("_") not in ("relu", "hardtanh"):
+            return func(*args, **(kwargs or {}))
+        # In place it overwrites what it was given.
+        before = args[0].clone() if name.endswith("_") else args[0]
+        result = func(*args, **(kwargs or {}))
+        low, high = (0.0, None) if name.startswith("relu") else (*map(float, args[1:3]), -1.0, 1.0)[:2]
+        self._last = result, _Output(before, low, high)
+        return result
+
+    def before(self, output: Tensor) -> _Output:
+        """Returns what a block that returned `output` had before its last activation."""
+        if self._last is None or self._last[0] is not output:
+            return _Output(output)
+        return self._last[1]
+
+
+def _channel_axis(network: nn.Module, name: str, features: Tensor) -> int | None:
+    """Returns where a block's features have their channels, by the first of its layers that shows it; None if none."""
+    if features.ndim == 2:
+        return -1
+    layers = (layer for path in parts_of(name) for layer in network.get_submodule(path).modules())
+    for layer in layers:
+        shape = getattr(layer, "normalized_shape", (None,))
+        sizes = {
+            1: [getattr(layer, key, None) for key in ("in_channels", "num_features", "num_channels")],
+            -1: [getattr(layer, "in_features", None), shape[-1]],
+        }
+        for axis, known in sizes.items():
+            if features.shape[axis] in known:
+                return axis
+        if features.shape[1] == shape[-1]:
+            return 1
+    return None
