@@ -136,12 +136,14 @@ class ScoringConfig:
         memory_gb: GiB for the statistics (half at most) and for activations and the metrics' matrices beside them;
             blocks whose statistics do not fit together are scored in several passes.
         bootstrap: resamples for the interval of each block's rank; 0: none.
+        repair: judge each block with what `prune.replace` would put in its place.
     """
 
     against: str = field(default="current", metadata={"choices": ("current", "original")})
     precision: str = field(default="auto", metadata={"choices": PRECISIONS})
     memory_gb: float = field(default=2.0, metadata={"above": 0})
     bootstrap: int = field(default=0, metadata={"range": (0, 1_000_000)})
+    repair: bool = False
 
 
 @dataclass
@@ -153,12 +155,16 @@ class PruneConfig:
         step: blocks removed between two fine-tunings.
         min_blocks_per_stage: residual blocks every stage keeps.
         granularity: `block`, or `branch` for attention and MLP of a transformer layer on their own.
+        replace: what stands where a block stood: `nothing`, or the map that fits best on the scoring's images, without
+            training: `scale` (a factor and a shift per channel) or `linear` (a 1×1 convolution, on tokens a linear
+            layer).
     """
 
     unit: str = field(default="blocks", metadata={"choices": ("blocks", "macs")})
     step: int = field(default=1, metadata={"range": (1, math.inf)})
     min_blocks_per_stage: int = field(default=1, metadata={"range": (1, math.inf)})
     granularity: str = field(default="block", metadata={"choices": ("block", "branch")})
+    replace: str = field(default="nothing", metadata={"choices": ("nothing", "scale", "linear")})
 
 
 @dataclass

@@ -71,7 +71,7 @@ def _line(
             for ratio in config.ratios:
                 while not steps.reached(ratio):
                     ranking = steps.score(network, original)
-                    steps.prune(network, ranking, ratio)
+                    steps.prune(network, original, ranking, ratio)
                     steps.fine_tune(network, original)
                     session.save(network)
                 row = session.recorded(ratio, screen) or _finish(session, steps, ratio, original, network)

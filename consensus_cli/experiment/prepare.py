@@ -26,11 +26,12 @@ from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.macs import MacCount, count_macs
 from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
+from consensus_cli.pruning.healing import map_macs
 from consensus_cli.pruning.schedule import Schedule
 from consensus_cli.scoring import metrics
 from consensus_cli.scoring.ranking.criteria import check_criterion
 from consensus_cli.scoring.representations import representation_size
-from consensus_cli.scoring.score import metrics_needed
+from consensus_cli.scoring.score import KL, metrics_needed
 from consensus_cli.screen import Screen
 
 #: images of a dry run: as few as batch norm can be trained on
@@ -101,8 +102,10 @@ class Prepared:
     def schedule(self, ratio: float) -> Schedule:
         """Returns how the blocks go, until a ratio is reached."""
         prune = self.config.prune
-        macs = self.macs if prune.unit == "macs" else None
-        return Schedule(self.blocks, ratio, prune.step, prune.min_blocks_per_stage, macs)
+        if prune.unit == "blocks":
+            return Schedule(self.blocks, ratio, prune.step, prune.min_blocks_per_stage)
+        kept = {block.name: map_macs(self.original.network, block, prune.replace) for block in self.blocks}
+        return Schedule(self.blocks, ratio, prune.step, prune.min_blocks_per_stage, self.macs, kept)
 
     def example(self) -> Tensor:
         """Returns two test images as the network takes them."""
@@ -133,11 +136,12 @@ def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, 
     attacked = finetunes and bool(config.attacks.suite)
     tried, blocks = try_out(config, images, built, device, screen, training_is=needed, attacked=attacked)
     votes = metrics_needed(config.criterion.name, config.metrics.weights)
+    replaces = config.prune.replace != "nothing"
     prepared = Prepared(
         config=config,
         device=device,
         precision=tried.precision,
-        scoring_precision=tried.scoring_precision if votes else None,
+        scoring_precision=tried.scoring_precision if votes or config.criterion.name == KL or replaces else None,
         compiled=training.resolve_compile(config.compile, device),
         images=images,
         spec=spec,

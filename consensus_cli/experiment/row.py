@@ -87,6 +87,9 @@ def result_columns(prepared: Prepared, state: RunState, phases: Phases, batch_si
     for name in ("baseline", "score", "finetune", "evaluate"):
         used = phases.get(name, Consumption())
         columns |= {f"{name}_s": used.duration_s, f"energy_{name}_kwh": used.kwh}
+    if "heal" in phases:
+        columns |= {"heal_s": phases["heal"].duration_s, "energy_heal_kwh": phases["heal"].kwh}
+        columns |= {"replace": prepared.config.prune.replace, "maps": len(state.maps)}
     return dict.fromkeys(COLUMNS) | columns
 
 

@@ -26,7 +26,7 @@ _NOT_IN_HASH = (
 )
 
 #: settings of later versions -> value with which a run is as it was before, so that earlier runs are still known
-_LATER = {"model.reset_head": False}
+_LATER = {"model.reset_head": False, "prune.replace": "nothing", "scoring.repair": False}
 
 
 def run_hash(config: RunConfig) -> str:

@@ -30,6 +30,7 @@ from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.matching import entries
 from consensus_cli.models.weights import load_into
+from consensus_cli.pruning.replacement import install_forms
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.screen import Screen
 from consensus_cli.storage import checkpoint
@@ -75,15 +76,19 @@ class Session:
 
     def saved_original(self, prepared: Prepared) -> Classifier | None:
         """Returns the original network as an earlier session left it; None where the run begins."""
-        return None if self.saved is None else _network(prepared, [], self.saved[0], self.files.baseline_checkpoint)
+        return (
+            None
+            if self.saved is None
+            else _network(prepared, RunState(), self.saved[0], self.files.baseline_checkpoint)
+        )
 
     def saved_network(self, prepared: Prepared) -> Classifier | None:
         """Returns the network to go on with as an earlier session left it; None where the run begins."""
-        return None if self.saved is None else _network(prepared, self.state.removed, self.saved[1], self.files.state)
+        return None if self.saved is None else _network(prepared, self.state, self.saved[1], self.files.state)
 
     def begin(self, prepared: Prepared, original: Classifier) -> Classifier:
         """Saves the original network and returns the copy of it that is pruned."""
-        network = as_saved(prepared, original, [])
+        network = as_saved(prepared, original, RunState())
         if self.share.leads:
             checkpoint.save_baseline(self.files, original)
         self.save(network)
@@ -103,7 +108,7 @@ class Session:
         known = str(ratio) in self.state.tuned and self.share.lead(file.is_file)
         if not known:
             return None
-        return _network(prepared, self.state.removed, self.share.lead(lambda: checkpoint.read_weights(file)), file)
+        return _network(prepared, self.state, self.share.lead(lambda: checkpoint.read_weights(file)), file)
 
     def save_pruned(
         self, prepared: Prepared, ratio: float, original: Classifier, network: Classifier, pruned: Classifier
@@ -125,7 +130,9 @@ class Session:
                 files.make()
                 write_atomic(files.config, _yaml(replace(self.config, ratio=ratio)))
                 checkpoint.save_baseline(files, original)
-            checkpoint.save_pruned(files, pruned, prepared.spec, self.state.removed, classes=prepared.images.classes)
+            checkpoint.save_pruned(
+                files, pruned, prepared.spec, self.state.removed, maps=self.state.maps, classes=prepared.images.classes
+            )
             self._write_state(network)
 
     def recorded(self, ratio: float, screen: Screen) -> row.Row | None:
@@ -218,7 +225,7 @@ def open_session(
         yield session
 
 
-def as_saved(prepared: Prepared, network: Classifier, removed: list[str]) -> Classifier:
+def as_saved(prepared: Prepared, network: Classifier, state: RunState) -> Classifier:
     """Returns a network with the weights of another, as a stop and a return to its state would.
 
     Beside its weights a network may keep what it computed in an earlier pass. What goes on from here must not depend
@@ -226,10 +233,10 @@ def as_saved(prepared: Prepared, network: Classifier, removed: list[str]) -> Cla
 
     Args:
         prepared: what the run works on.
-        network: the original network without the blocks `removed`; left as it is.
-        removed: the blocks that are gone.
+        network: the network of this state; left as it is.
+        state: which blocks are gone, and what stands in their place.
     """
-    return _network(prepared, removed, entries(network.network), "the network")
+    return _network(prepared, state, entries(network.network), "the network")
 
 
 def reopen(run_dir: Path) -> tuple[RunConfig, RunDir]:
@@ -329,9 +336,10 @@ def _read(files: RunDir) -> tuple[RunDir, Identity, RunState, tuple[Weights, Wei
     return files, identity, state, (checkpoint.read_weights(files.baseline_checkpoint), weights)
 
 
-def _network(prepared: Prepared, removed: list[str], weights: Mapping[str, Tensor], source: Path | str) -> Classifier:
+def _network(prepared: Prepared, state: RunState, weights: Mapping[str, Tensor], source: Path | str) -> Classifier:
     network = clone(prepared.original)
-    remove_blocks(network.network, removed)
+    remove_blocks(network.network, state.removed)
+    install_forms(network.network, state.maps)
     load_into(network.network, weights, str(source))
     return network
 

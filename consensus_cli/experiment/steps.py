@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from consensus_cli import training
 from consensus_cli.config.schema import RunConfig
@@ -30,8 +31,10 @@ from consensus_cli.experiment.tracking import Tracker
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.weights import serialize
+from consensus_cli.pruning.healing import Fit, heal, put_fits_in_place
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking
+from consensus_cli.scoring.representations import PRECISIONS
 from consensus_cli.scoring.samples import Samples
 from consensus_cli.scoring.score import rank_blocks
 from consensus_cli.screen import Screen, events
@@ -102,6 +105,8 @@ class Steps:
                 metrics=prepared.votes,
                 blocks=allowed,
                 against=original if scoring.against == "original" else None,
+                original=original,
+                repair=self.config.prune.replace if scoring.repair else "nothing",
                 aggregation=self.config.criterion.aggregation,
                 bootstrap=scoring.bootstrap,
                 seed=self.config.seed,
@@ -123,13 +128,51 @@ class Steps:
         self.tracker.scores(dict(zip(ranking.blocks, ranking.importance, strict=True)), len(removed))
         return ranking
 
-    def prune(self, network: Classifier, ranking: Ranking, ratio: float) -> None:
-        """Removes the least important blocks of a ranking, up to `prune.step`, or until the ratio is reached."""
+    def prune(self, network: Classifier, original: Classifier, ranking: Ranking, ratio: float) -> None:
+        """Removes the least important blocks of a ranking, up to `prune.step`, or until the ratio is reached.
+
+        With `prune.replace`, maps are fitted in their place.
+        """
         order = [ranking.blocks[i] for i in ranking.order]
-        for name in self.prepared.schedule(ratio).next(order, self.state.removed):
+        going = self.prepared.schedule(ratio).next(order, self.state.removed)
+        for name in going:
             remove_blocks(network, [name])
             self.state.removed.append(name)
             self._show_removal(ranking, ranking.blocks.index(name))
+        if self.config.prune.replace != "nothing":
+            self._heal(network, original, going)
+
+    def _heal(self, network: Classifier, original: Classifier, going: list[str]) -> None:
+        """Fits maps in place of the blocks that have just gone, and anew behind them: what comes in has changed.
+
+        Maps that are trained on between removals stay as they are.
+        """
+        gone = [block.name for block in self.prepared.blocks if block.name in self.state.removed]
+        first = min(map(gone.index, going))
+        names = [name for name in gone[first:] if name in going or self.config.finetune.epochs_per_step == 0]
+        samples, device = self.prepared.samples, self.prepared.device
+
+        def batches() -> Iterator[Tensor]:
+            for images, _ in samples.batches(SCORING_BATCH_SIZE, device):
+                yield network.inputs(images)
+                self.prepared.threads.tick()
+
+        def fit() -> dict[str, Fit]:
+            precision = PRECISIONS[self.prepared.scoring_precision or "fp32"]
+            kind = self.config.prune.replace
+            return heal(network.network, original.network, names, batches, kind, precision=precision)
+
+        with self._phase("heal", self.state.phases):
+            fits = self.share.lead(fit)
+            put_fits_in_place(network.network, fits)
+        for name in names:
+            self.state.maps.pop(name, None)
+        self.state.maps |= {name: asdict(fit.form) for name, fit in fits.items() if fit.helps}
+        without = [name for name in names if name not in self.state.maps]
+        self.screen.line(
+            f"{len(names) - len(without)} maps fitted"
+            + (f"; none helps in place of {' '.join(without)}" if without else "")
+        )
 
     def fine_tune(self, network: Classifier, original: Classifier) -> None:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
@@ -146,7 +189,7 @@ class Steps:
     def fine_tune_finally(self, network: Classifier, original: Classifier, ratio: float) -> Classifier:
         """Returns a copy of the network that was trained for `finetune.final_epochs`."""
         phases = self.state.tuned[str(ratio)] = copy.deepcopy(self.state.phases)
-        pruned = as_saved(self.prepared, network, self.state.removed)
+        pruned = as_saved(self.prepared, network, self.state)
         recipe = recipes.at_the_end(self.config, len(self.state.removed), self.prepared.target_blocks)
         if recipe.epochs > 0:
             with self._phase("finetune", phases):

@@ -10,7 +10,8 @@ with the number of images. Labels are not needed.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from consensus_cli.models.modes import evaluating, tensors_in
-from consensus_cli.pruning.replacement import ChannelMap, MapForm, install
-from consensus_cli.pruning.surgery import parts_of
+from consensus_cli.pruning.block import Block
+from consensus_cli.pruning.replacement import ChannelMap, MapForm
+from consensus_cli.pruning.surgery import parts_of, put_in_place
 
 #: penalty on W, in units of the mean variance of the features
 RIDGE = 1e-4
@@ -111,6 +113,11 @@ class Fit:
     bias: Tensor
     left: float
 
+    @property
+    def helps(self) -> bool:
+        """Whether the map is better than the shortcut alone on images that it was not fitted on."""
+        return self.left < 1
+
     def module(self, like: Tensor, *, branch: bool) -> ChannelMap:
         """Returns the map: of a whole block with the shortcut in it, of a branch what is added."""
         identity = torch.zeros_like(self.weight) if branch else torch.ones_like(self.bias)
@@ -119,7 +126,13 @@ class Fit:
 
 
 def fit_maps(
-    network: nn.Module, original: nn.Module, names: Sequence[str], batches: Batches, kind: str
+    network: nn.Module,
+    original: nn.Module,
+    names: Sequence[str],
+    batches: Batches,
+    kind: str,
+    *,
+    precision: torch.dtype = torch.float32,
 ) -> dict[str, Fit]:
     """Fits a map for each of some blocks, each as if it alone were replaced, in one pass over the images.
 
@@ -129,6 +142,7 @@ def fit_maps(
         names: blocks that lie one after the other.
         batches: returns the images anew, (b, ...) as the networks take them.
         kind: `linear` or `scale`.
+        precision: of the forward passes; the sums are float64.
 
     Returns:
         Block name -> fit; blocks whose channels cannot be told are left out.
@@ -140,8 +154,9 @@ def fit_maps(
             numbers = torch.arange(seen, seen + len(images), device=images.device)
             held_out = numbers % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
             seen += len(images)
-            outputs = _seen(original, names, images, _watch_output)
-            inputs = _seen(network, names, images, _watch_input)
+            with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+                outputs = _seen(original, names, images, _watch_output)
+                inputs = _seen(network, names, images, _watch_input)
             for name in names:
                 target = wanted.setdefault(name, _Target.of(original, name, outputs[name]))
                 target.update(inputs[name], outputs[name].before, held_out)
@@ -155,7 +170,7 @@ def heal(
     batches: Batches,
     kind: str,
     *,
-    since: str | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> dict[str, Fit]:
     """Fits maps where blocks were removed, one after the other, and puts them in place.
 
@@ -164,24 +179,26 @@ def heal(
     Args:
         network: the network without the blocks; changed in place.
         original: the original network.
-        names: the removed blocks in order of execution.
+        names: the blocks in whose place maps are fitted, in order of execution.
         batches: as in `fit_maps`.
         kind: likewise.
-        since: the block from which on maps are fitted anew; those before it stay. None: all.
+        precision: likewise.
 
     Returns:
-        Block name -> fit, of those that were fitted now. Where a map would not help on held-out images, the shortcut
-        stays.
+        Block name -> fit. Where a map does not help on held-out images, the shortcut stays.
     """
-    start = 0 if since is None else list(names).index(since)
-    like = next(network.parameters())
     fits: dict[str, Fit] = {}
-    for name in names[start:]:
-        for one, fit in fit_maps(network, original, [name], batches, kind).items():
-            fits[one] = fit
-            if fit.left < 1:
-                install(network, {one: fit.module(like, branch="+" in one)})
+    for name in names:
+        fits |= fit_maps(network, original, [name], batches, kind, precision=precision)
+        put_fits_in_place(network, {name: fits[name]} if name in fits else {})
     return fits
+
+
+def put_fits_in_place(network: nn.Module, fits: Mapping[str, Fit]) -> None:
+    """Puts the maps that help where blocks stood, and the shortcut alone where one does not."""
+    like = next(network.parameters())
+    for name, fit in fits.items():
+        put_in_place(network, name, fit.module(like, branch="+" in name) if fit.helps else None)
 
 
 @dataclass
@@ -196,7 +213,7 @@ class _Target:
 
     @classmethod
     def of(cls, original: nn.Module, name: str, output: _Output) -> _Target:
-        axis = _channel_axis(original, name, output.before)
+        axis = _channel_axis(original, name, output.before.shape)
         channels = output.before.shape[1 if axis is None else axis]
         return cls(axis, output.low, output.high, MapMoments(channels), MapMoments(channels))
 
@@ -307,20 +324,26 @@ class _Clamps(TorchDispatchMode):
         return self._last[1]
 
 
-def _channel_axis(network: nn.Module, name: str, features: Tensor) -> int | None:
-    """Returns where a block's features have their channels, by the first of its layers that shows it; None if none."""
-    if features.ndim == 2:
+def map_macs(network: nn.Module, block: Block, kind: str) -> int:
+    """Returns the MACs, for one image, of the map that would stand in a block's place."""
+    axis = _channel_axis(network, block.name, (1, *block.shape))
+    return 0 if axis is None or kind != "linear" else math.prod(block.shape) * block.shape[axis - (axis > 0)]
+
+
+def _channel_axis(network: nn.Module, name: str, shape: Sequence[int]) -> int | None:
+    """Returns where features of a shape have their channels, by the first layer of the block that shows it, or None."""
+    if len(shape) == 2:
         return -1
     layers = (layer for path in parts_of(name) for layer in network.get_submodule(path).modules())
     for layer in layers:
-        shape = getattr(layer, "normalized_shape", (None,))
+        normalized = getattr(layer, "normalized_shape", (None,))[-1]
         sizes = {
             1: [getattr(layer, key, None) for key in ("in_channels", "num_features", "num_channels")],
-            -1: [getattr(layer, "in_features", None), shape[-1]],
+            -1: [getattr(layer, "in_features", None), normalized],
         }
         for axis, known in sizes.items():
-            if features.shape[axis] in known:
+            if shape[axis] in known:
                 return axis
-        if features.shape[1] == shape[-1]:
+        if shape[1] == normalized:
             return 1
     return None

@@ -84,12 +84,8 @@ class ChannelMap(Shortcut):
         return made
 
 
-def install(network: nn.Module, maps: Mapping[str, ChannelMap]) -> None:
-    """Puts maps where blocks stood or stand: block name -> map."""
-    for name, module in maps.items():
-        put_in_place(network, name, module)
-
-
 def install_forms(network: nn.Module, forms: Mapping[str, Mapping[str, Any]]) -> None:
-    """Puts untrained maps where blocks stood, so that a saved state dict fits; forms as `asdict(MapForm)` gives them."""
-    install(network, {name: ChannelMap(MapForm(**form)) for name, form in forms.items()})
+    """Puts identity maps where blocks stood, so that a saved state dict fits; forms as `asdict(MapForm)`."""
+    like = next(network.parameters())
+    for name, form in forms.items():
+        put_in_place(network, name, ChannelMap(MapForm(**form)).to(like))

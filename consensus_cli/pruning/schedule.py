@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from consensus_cli.errors import UserError
@@ -33,6 +33,7 @@ class Schedule:
         step: how many blocks go in one removal, at least 1; the last removal may be smaller.
         min_blocks_per_stage: blocks that each stage keeps, its first block included.
         macs: `count_macs` of the original network, where the ratio is a share of them.
+        kept: MACs of what stands in a block's place, by block; nothing unless given.
     """
 
     blocks: Sequence[Block]
@@ -40,6 +41,7 @@ class Schedule:
     step: int = 1
     min_blocks_per_stage: int = 1
     macs: MacCount | None = None
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def candidates(self) -> list[Block]:
@@ -104,7 +106,9 @@ class Schedule:
     @cached_property
     def _costs(self) -> dict[str, int]:
         """By how many blocks, or MACs, the network shrinks without each block."""
-        return {b.name: 1 for b in self.blocks} if self.macs is None else block_costs(self.macs, self.blocks)
+        if self.macs is None:
+            return {block.name: 1 for block in self.blocks}
+        return {name: macs - self.kept.get(name, 0) for name, macs in block_costs(self.macs, self.blocks).items()}
 
     @property
     def _total(self) -> int:

@@ -114,10 +114,10 @@ def remove_blocks(model: nn.Module, blocks: Block | str | Iterable[Block | str],
         assert all(torch.equal(a, b) for a, b in pairs_of_outputs), f"{', '.join(names)}: removed differs from bypassed"
 
 
-def put_in_place(model: nn.Module, name: str, replacement: nn.Module) -> None:
+def put_in_place(model: nn.Module, name: str, replacement: nn.Module | None) -> None:
     """Puts a module where a block stands or stood: it gets what the block got, and returns what the block returned.
 
-    In place of a branch it returns what is added.
+    In place of a branch it returns what is added. None puts the shortcut alone there.
     """
     network = network_of(model)
     for module, new in _replacements(network, name, replacement):

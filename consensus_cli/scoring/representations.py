@@ -7,7 +7,7 @@ network costs the share 1 − p of a forward pass, about half a pass per candida
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli.errors import unknown_name
+from consensus_cli.models.classifier import logits_of
 from consensus_cli.models.copying import clone, to_layout
 from consensus_cli.models.head import Head, find_head, no_head
 from consensus_cli.models.modes import tensors_in
@@ -61,6 +62,8 @@ class AblationEngine:
         memory_gb: budget for the activations in GiB.
         memory_format: of the images and of the weights.
         tick: called after every forward pass.
+        maps: candidate -> module that stands in its place instead of the shortcut alone.
+        answers: whether the rows are the networks' logits, and not their representations.
 
     Raises:
         UserError: unknown precision, or a network without a head.
@@ -76,17 +79,20 @@ class AblationEngine:
         memory_gb: float = 2.0,
         memory_format: torch.memory_format = torch.channels_last,
         tick: Callable[[], None] | None = None,
+        maps: Mapping[str, nn.Module] | None = None,
+        answers: bool = False,
     ) -> None:
         if precision not in PRECISIONS:
             raise unknown_name("precision", precision, PRECISIONS)
         self.candidates = tuple(block.name for block in blocks)
         self._blocks = tuple(blocks)
         self._tick = tick
+        self._maps = dict(maps or {})
         self._dtype = PRECISIONS[precision]
         self._memory_format = memory_format if example.ndim == 4 else torch.contiguous_format
         probe = torch.rand((PROBE_IMAGES, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
         probe = self._laid_out(probe.to(example))
-        self._network, self._head = _scoring_copy(network, probe, self._memory_format)
+        self._network, self._head = _scoring_copy(network, probe, self._memory_format, answers=answers)
         with torch.no_grad():
             expected = self._bypassing(probe)
             self.one_pass = self._one_pass_gives(expected, probe)
@@ -123,7 +129,8 @@ class AblationEngine:
         def fork(name: str, given: Any, output: Any) -> Any:
             forks.append(name)
             features, x = next(tensors_in([output])), next(tensors_in(given))
-            forked = torch.cat([features, x[: len(images)]])
+            x = x[: len(images)]
+            forked = torch.cat([features, self._maps[name](x) if name in self._maps else x])
             return forked if isinstance(output, Tensor) else (forked, *output[1:])
 
         with ExitStack() as hooks:
@@ -141,7 +148,7 @@ class AblationEngine:
         """One forward pass per candidate, which goes around it."""
         rows = [self._representation(images)]
         for block in self._blocks:
-            with bypassed(self._network, block):
+            with bypassed(self._network, block, using=self._maps):
                 rows.append(self._representation(images))
         return torch.stack(rows)
 
@@ -197,10 +204,12 @@ def representation_size(network: nn.Module, example: Tensor, candidates: Sequenc
         return _representation(copied, head, example).shape[1]
 
 
-def _scoring_copy(network: nn.Module, images: Tensor, memory_format: torch.memory_format) -> tuple[nn.Module, Head]:
-    """Returns a copy made for speed, and its head."""
+def _scoring_copy(
+    network: nn.Module, images: Tensor, memory_format: torch.memory_format, *, answers: bool
+) -> tuple[nn.Module, Head | None]:
+    """Returns a copy made for speed, and its head; None where the logits themselves are wanted."""
     copied = to_layout(clone(network).eval(), memory_format)
-    head = find_head(copied, images)
+    head = None if answers else find_head(copied, images)
     folded = clone(copied)
     with torch.no_grad():
         expected = _representation(copied, head, images)
@@ -213,7 +222,9 @@ def _scoring_copy(network: nn.Module, images: Tensor, memory_format: torch.memor
     return (folded if same else copied), head
 
 
-def _representation(network: nn.Module, head: Head, images: Tensor) -> Tensor:
+def _representation(network: nn.Module, head: Head | None, images: Tensor) -> Tensor:
+    if head is None:
+        return logits_of(network(images))
     with head.watching(network) as representation:
         network(images)
         return representation()

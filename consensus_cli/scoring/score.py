@@ -6,21 +6,25 @@ import functools
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from consensus_cli.data.share import ALL, Share
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.models.classifier import Classifier, network_of
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.blocks import candidates, check_candidates, find_blocks
+from consensus_cli.pruning.healing import fit_maps
+from consensus_cli.pruning.replacement import ChannelMap
 from consensus_cli.scoring.metrics import METRICS, PAPER, check_requirements, compute, families_of, statistics_needed
 from consensus_cli.scoring.ranking.bootstrap import rank_stability, resampled_distances
 from consensus_cli.scoring.ranking.consensus import Ranking, aggregation_of, complete_weights, decide
 from consensus_cli.scoring.ranking.criteria import CONSENSUS, CRITERIA, Criterion, check_criterion
-from consensus_cli.scoring.representations import PROBE_IMAGES, AblationEngine, representation_size
+from consensus_cli.scoring.representations import PRECISIONS, PROBE_IMAGES, AblationEngine, representation_size
 from consensus_cli.scoring.samples import Batches, Samples
 from consensus_cli.scoring.statistics.budget import Expected, candidates_per_pass, left_for_activations_gb
 from consensus_cli.scoring.statistics.moments import EXACT_SAMPLES, HOLDOUT_PERIOD, PairStatistics
@@ -31,6 +35,12 @@ EXAMPLE_IMAGES = 2
 #: parts that a bootstrap draws from
 BOOTSTRAP_CHUNKS = 20
 
+
+#: the criterion that compares answers
+KL = "kl"
+
+#: block -> what would stand in its place
+Maps = dict[str, ChannelMap]
 
 #: called with what is being done, images done, images in all
 Report = Callable[[str, int, int], None]
@@ -47,10 +57,12 @@ def rank_blocks(
     metrics: str | Iterable[str] | Mapping[str, float] = "paper",
     blocks: Sequence[Block] | None = None,
     against: nn.Module | None = None,
+    original: nn.Module | None = None,
     aggregation: str = "rank_sum",
     bootstrap: int = 0,
     seed: int = 0,
     removed: int = 0,
+    repair: str = "nothing",
     precision: str = "fp32",
     memory_gb: float = 2.0,
     share: Share = ALL,
@@ -70,15 +82,21 @@ def rank_blocks(
         model: any network with residual blocks, on any device.
         samples: images as the model takes them, of whatever range, with their labels; a loader is read once and kept
             (`Samples.of`). Some hundreds do, some for each class.
-        criterion: `consensus` (of `metrics`), the name of one metric, the name of a criterion such as `weight_norm` or
-            `random`, or a function (network, blocks, generator) -> importance (c,), the lowest goes first.
+        criterion: `consensus` (of `metrics`), the name of one metric, `kl` (how far the answers move: the mean over
+            images of KL(original ‖ without the block) in nats; needs no labels), the name of a criterion such as
+            `weight_norm` or `random`, or a function (network, blocks, generator) -> importance (c,), the lowest goes
+            first.
         metrics: that vote in the consensus: `paper` for the paper's eight, a name, several, or name -> weight.
         blocks: candidates, of `find_blocks`; those that cannot be removed are left out. None: all of the network's.
         against: network to compare with, such as the original of a pruned one; None: the model itself.
+        original: the network before any block went: its answers are what `kl` compares with, its blocks what maps are
+            fitted to; None: `against`, else the model itself.
         aggregation: how ranks are combined, a name in `AGGREGATIONS`.
         bootstrap: resamples of the images for the intervals in `Ranking.stability`; 0: none.
         seed: of the resamples, and of a criterion that draws at random.
         removed: number of blocks that have gone before: with each, a criterion that draws at random draws anew.
+        repair: what would stand where the block stood: `nothing`, or the map that is fitted in its place, `scale` or
+            `linear` (see `pruning.healing`). The fits take one more pass over the samples, through both networks.
         precision: of the forward pass, `fp32` or `bf16`; metrics are computed in float64.
         memory_gb: budget in GiB for the statistics (half at most), activations and the metrics' own matrices.
         share: this process among several that rank the same blocks, each with a part of the samples.
@@ -99,11 +117,26 @@ def rank_blocks(
     names = [block.name for block in blocks]
     voting = weights_of(metrics) if criterion == CONSENSUS else {}
     weights = {} if callable(criterion) else metrics_needed(criterion, voting)
+    scoring = _Scoring(
+        model,
+        against,
+        original or against or model,
+        labelled,
+        tuple(weights),
+        bootstrap,
+        seed,
+        precision,
+        memory_gb,
+        tick,
+        progress,
+        repair,
+    )
+    if criterion == KL:
+        return decide(names, {KL: scoring.divergences(blocks, share)}, families={KL: KL}, weights={KL: 1.0})
     if not weights:
         label, importance = _by_criterion(criterion, network, blocks, seed, removed)
         return decide(names, {label: importance}, families={label: label}, weights={label: 1.0})
     aggregation_of(aggregation)
-    scoring = _Scoring(model, against, labelled, tuple(weights), bootstrap, seed, precision, memory_gb, tick, progress)
     distances, resampled, passes = scoring.measure(blocks, share)
     ranking = decide(names, distances, families=families_of(weights), aggregation=aggregation, weights=weights)
     stability = rank_stability(names, resampled, weights=weights, aggregation=aggregation) if resampled else None
@@ -174,6 +207,7 @@ class _Scoring:
 
     model: nn.Module
     against: nn.Module | None
+    original: nn.Module
     samples: Samples
     names: tuple[str, ...]
     bootstrap: int
@@ -182,16 +216,42 @@ class _Scoring:
     memory_gb: float
     tick: Callable[[], None] | None
     progress: Report | None
+    repair: str
+
+    def divergences(self, blocks: Sequence[Block], share: Share) -> np.ndarray:
+        """Returns how far the answers are from the original's without each block: mean KL divergence (c,) in nats."""
+        example, maps = share.agree(lambda: example_of(self.model, self.samples)), self._maps(blocks, share)
+
+        def run() -> tuple[Tensor, int]:
+            engine = self._engine(self.model, blocks, example, self.memory_gb, maps=maps, answers=True)
+            original = self._engine(self.original, (), example, self.memory_gb, answers=True)
+            total, images_seen = torch.zeros(len(blocks), dtype=torch.float64), 0
+            positions = None if share.world == 1 else share.part(len(self.samples))
+            for images, _ in _prepared(self.model, self.samples, positions, self._report("scoring")):
+                expected = original.representations(images)[0].double().log_softmax(-1)
+                found = engine.representations(images)[1:].double().log_softmax(-1)
+                total += functional.kl_div(found, expected, reduction="none", log_target=True).sum((1, 2)).cpu()
+                images_seen += len(images)
+            return total, images_seen
+
+        def combine(parts: list[tuple[Tensor, int]]) -> np.ndarray:
+            mean = sum(total for total, _ in parts) / sum(count for _, count in parts)
+            return torch.as_tensor(mean).numpy()
+
+        return share.merge(run, combine)
 
     def measure(self, blocks: Sequence[Block], share: Share) -> tuple[Distances, list[Distances], int]:
         """Returns the distances of every block, those of each resample, and how many passes the budget asked for."""
         example, expected = share.agree(self._expected)
         size = candidates_per_pass(expected, len(blocks), self.memory_gb)
         groups = [blocks[start : start + size] for start in range(0, len(blocks), size)]
+        maps = self._maps(blocks, share)
         measured = []
         for number, group in enumerate(groups, 1):
             doing = "scoring" if len(groups) == 1 else f"scoring, pass {number} of {len(groups)}"
-            measured.append(self._merged(functools.partial(self._pass, group, example, expected, doing), share))
+            measured.append(
+                self._merged(functools.partial(self._pass, group, example, expected, maps=maps, doing=doing), share)
+            )
         resampled = [_joined(draws) for draws in zip(*(draws for _, draws in measured), strict=True)]
         return _joined([distances for distances, _ in measured]), resampled, len(groups)
 
@@ -229,28 +289,63 @@ class _Scoring:
         return share.merge(lambda: _packed(run(mine)), combine)
 
     def _pass(
-        self, group: Sequence[Block], example: Tensor, expected: Expected, doing: str, positions: Tensor | None
+        self,
+        group: Sequence[Block],
+        example: Tensor,
+        expected: Expected,
+        positions: Tensor | None,
+        *,
+        maps: Maps,
+        doing: str,
     ) -> list[PairStatistics]:
         """Runs samples through the network; returns statistics that add up to those of the group."""
-        memory_format = isinstance(self.model, Classifier) and self.model.memory_format
-        build = functools.partial(
-            AblationEngine,
-            precision=self.precision,
-            memory_gb=left_for_activations_gb(expected, len(group), self.memory_gb),
-            memory_format=memory_format or torch.channels_last,
-            tick=self.tick,
-        )
-        engine = build(network_of(self.model), group, example)
-        reference = None if self.against is None else build(network_of(self.against), (), example)
+        memory_gb = left_for_activations_gb(expected, len(group), self.memory_gb)
+        engine = self._engine(self.model, group, example, memory_gb, maps=maps)
+        reference = None if self.against is None else self._engine(self.against, (), example, memory_gb)
         parts = [
             PairStatistics(
                 len(group), expected.features, expected.num_classes, device=example.device, keep=expected.keep
             )
             for _ in range(expected.chunks)
         ]
-        report = (lambda *_: None) if self.progress is None else functools.partial(self.progress, doing)
-        _collect(engine, reference, _prepared(self.model, self.samples, positions, report), parts)
+        _collect(engine, reference, _prepared(self.model, self.samples, positions, self._report(doing)), parts)
         return parts
+
+    def _engine(
+        self, model: nn.Module, blocks: Sequence[Block], example: Tensor, memory_gb: float, **more: Any
+    ) -> AblationEngine:
+        memory_format = (isinstance(self.model, Classifier) and self.model.memory_format) or torch.channels_last
+        return AblationEngine(
+            network_of(model),
+            blocks,
+            example,
+            precision=self.precision,
+            memory_gb=memory_gb,
+            memory_format=memory_format,
+            tick=self.tick,
+            **more,
+        )
+
+    def _maps(self, blocks: Sequence[Block], share: Share) -> Maps:
+        """Returns what would stand where each block stood; blocks for which no map helps are left out."""
+        if self.repair == "nothing":
+            return {}
+        network, original = network_of(self.model), network_of(self.original)
+
+        def batches() -> Iterator[Tensor]:
+            return (images for images, _ in _prepared(self.model, self.samples, None, self._report("fitting maps")))
+
+        like = next(network.parameters())
+        names, dtype = [block.name for block in blocks], PRECISIONS[self.precision]
+        fits = share.lead(lambda: fit_maps(network, original, names, batches, self.repair, precision=dtype))
+        return {
+            block.name: fits[block.name].module(like, branch=block.is_branch)
+            for block in blocks
+            if block.name in fits and fits[block.name].helps
+        }
+
+    def _report(self, doing: str) -> Callable[[int, int], None]:
+        return (lambda *_: None) if self.progress is None else functools.partial(self.progress, doing)
 
 
 def _joined(groups: Sequence[Distances]) -> Distances:
@@ -285,9 +380,9 @@ def metrics_needed(criterion: str, weights: Mapping[str, float]) -> dict[str, fl
         return {name: weight for name, weight in weights.items() if weight > 0}
     if criterion in METRICS:
         return {criterion: 1.0}
-    if criterion in CRITERIA:
+    if criterion == KL or criterion in CRITERIA:
         return {}
-    raise unknown_name("criterion", criterion, [CONSENSUS, *METRICS, *CRITERIA])
+    raise unknown_name("criterion", criterion, [CONSENSUS, KL, *METRICS, *CRITERIA])
 
 
 def _measured(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from consensus_cli.errors import UserError
 from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.weights import load_into, read_state_dict, serialize
+from consensus_cli.pruning.replacement import install_forms
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.storage.atomic import write_atomic
 from consensus_cli.storage.rundir import RunDir
@@ -38,7 +40,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def save_pruned(
-    run_dir: RunDir, pruned: Classifier, spec: zoo.ModelSpec, removed: Sequence[str], *, classes: Sequence[str] = ()
+    run_dir: RunDir,
+    pruned: Classifier,
+    spec: zoo.ModelSpec,
+    removed: Sequence[str],
+    *,
+    maps: Mapping[str, Mapping[str, Any]],
+    classes: Sequence[str] = (),
 ) -> None:
     """Writes the pruned network (safetensors) and how to rebuild it (JSON) into a run directory.
 
@@ -47,10 +55,13 @@ def save_pruned(
         pruned: the network.
         spec: how the original was built.
         removed: names of the removed blocks.
+        maps: removed block -> form of the map in its place, where there is one.
         classes: names of the classes in the order of the logits.
     """
     write_atomic(run_dir.pruned_checkpoint, serialize(pruned.network, {"removed_blocks": ";".join(removed)}))
     structure = {"format": 1, "model": asdict(spec), "removed_blocks": list(removed), "classes": list(classes)}
+    if maps:
+        structure["maps"] = dict(maps)
     write_atomic(run_dir.pruned_structure, json.dumps(structure, indent=2) + "\n")
 
 
@@ -71,8 +82,8 @@ def load_pruned(run_dir: str | Path) -> Classifier:
     try:
         content = json.loads(files.pruned_structure.read_text(encoding="utf-8"))
         spec, removed = zoo.ModelSpec(**content["model"]), list(content["removed_blocks"])
-        # Earlier versions wrote no classes.
-        classes = tuple(content.get("classes", ()))
+        # Earlier versions wrote no classes; without maps there are none in the file.
+        classes, maps = tuple(content.get("classes", ())), dict(content.get("maps", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"'{files.pruned_structure}' does not say how to rebuild the network: {error}",
@@ -81,5 +92,6 @@ def load_pruned(run_dir: str | Path) -> Classifier:
     model = zoo.build(spec)
     model.classes = classes
     remove_blocks(model.network, removed)
+    install_forms(model.network, maps)
     load_into(model.network, read_weights(files.pruned_checkpoint), str(files.pruned_checkpoint))
     return model.eval()

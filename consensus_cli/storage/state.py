@@ -20,6 +20,7 @@ from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.energy import Consumption
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.weights import serialize
+from consensus_cli.pruning.replacement import MapForm
 from consensus_cli.storage.atomic import write_atomic
 
 FORMAT = 2
@@ -35,6 +36,7 @@ class RunState:
 
     Attributes:
         removed: names of the blocks that are gone, in order of removal.
+        maps: removed block -> form of the map in its place (`MapForm` as plain values), where there is one.
         scores: one line per removal, block and metric (see `scores.csv`), which is where they are saved.
         scorings: how often the blocks were scored.
         phases: time and energy of each phase, over all sessions.
@@ -45,6 +47,7 @@ class RunState:
     """
 
     removed: list[str] = field(default_factory=list)
+    maps: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: pd.DataFrame = field(default_factory=pd.DataFrame)
     scorings: int = 0
     phases: Phases = field(default_factory=dict)
@@ -80,6 +83,8 @@ def read_state(path: Path, scores: pd.DataFrame | None) -> tuple[RunState, dict[
         scorings = content["scorings"] if "scorings" in content else len(content["scores"])
         state = RunState(
             removed=_texts(content["removed"]),
+            # Earlier states have none.
+            maps={name: asdict(MapForm(**form)) for name, form in content.get("maps", {}).items()},
             scores=pd.DataFrame() if scores is None else scores[scores["step"] <= scorings],
             scorings=int(scorings),
             phases=_phases(content.get("phases", content.get("stages"))),
