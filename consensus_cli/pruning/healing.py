@@ -21,9 +21,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from consensus_cli.models.modes import evaluating, tensors_in
+from consensus_cli.pruning.additions import find_additions
 from consensus_cli.pruning.block import Block
+from consensus_cli.pruning.branches import branch_calls, branch_name
 from consensus_cli.pruning.replacement import ChannelMap, MapForm
 from consensus_cli.pruning.surgery import parts_of, put_in_place
+from consensus_cli.pruning.trace import trace
 
 #: penalty on W, in units of the mean variance of the features
 RIDGE = 1e-4
@@ -31,6 +34,10 @@ RIDGE = 1e-4
 #: every so many images one is held out of the first fit, to see whether the map is better than the shortcut
 HELD_OUT_EVERY = 8
 
+#: more do not fit into the cache of a processor, and a pass is no faster with them
+IMAGES_AT_ONCE = 64
+
+#: returns the images anew: (b, ...) as the networks take them
 Batches = Callable[[], Iterable[Tensor]]
 
 
@@ -83,7 +90,7 @@ class MapMoments:
         mean_x, mean_d = self.x / self.count, self.d / self.count
         xx = self.xx / self.count - torch.outer(mean_x, mean_x)
         xd = self.xd / self.count - torch.outer(mean_x, mean_d)
-        penalty = RIDGE * xx.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        penalty = (RIDGE * xx.diagonal().mean()).clamp_min(1e-12)
         if kind == "scale":
             weight = xd.diagonal() / (xx.diagonal() + penalty)
             return weight, mean_d - weight * mean_x
@@ -145,22 +152,10 @@ def fit_maps(
         precision: of the forward passes; the sums are float64.
 
     Returns:
-        Block name -> fit; blocks whose channels cannot be told are left out.
+        Block name -> fit. Left out are blocks whose channels are not known, and branches that other code scales.
     """
-    wanted: dict[str, _Target] = {}
-    seen = 0
-    with evaluating(network), evaluating(original):
-        for images in batches():
-            numbers = torch.arange(seen, seen + len(images), device=images.device)
-            held_out = numbers % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-            seen += len(images)
-            with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
-                outputs = _seen(original, names, images, _watch_output)
-                inputs = _seen(network, names, images, _watch_input)
-            for name in names:
-                target = wanted.setdefault(name, _Target.of(original, name, outputs[name]))
-                target.update(inputs[name], outputs[name].before, held_out)
-    return {name: target.fit(kind) for name, target in wanted.items() if target.axis is not None}
+    example = next(iter(batches()))
+    return _fit_maps(network, original, _plain(original, names, example), batches, kind, precision=precision)
 
 
 def heal(
@@ -188,8 +183,8 @@ def heal(
         Block name -> fit. Where a map does not help on held-out images, the shortcut stays.
     """
     fits: dict[str, Fit] = {}
-    for name in names:
-        fits |= fit_maps(network, original, [name], batches, kind, precision=precision)
+    for name in _plain(original, names, next(iter(batches()))):
+        fits |= _fit_maps(network, original, [name], batches, kind, precision=precision)
         put_fits_in_place(network, {name: fits[name]} if name in fits else {})
     return fits
 
@@ -199,6 +194,52 @@ def put_fits_in_place(network: nn.Module, fits: Mapping[str, Fit]) -> None:
     like = next(network.parameters())
     for name, fit in fits.items():
         put_in_place(network, name, fit.module(like, branch="+" in name) if fit.helps else None)
+
+
+def _plain(network: nn.Module, names: Sequence[str], example: Tensor) -> list[str]:
+    """Returns the blocks that are modules, and the branches that add just what their last module returns.
+
+    What is scaled by other code before it is added cannot be foretold from what the modules return.
+    """
+    if not any("+" in name for name in names):
+        return list(names)
+    seen = trace(network, example)
+    plain = set()
+    for addition in find_additions(seen).values():
+        parts = branch_calls(network, seen, addition)
+        if not parts or addition.branch is None:
+            continue
+        given, returned = seen.calls[parts[0]].inputs[:1], seen.calls[parts[-1]].outputs
+        same = [seen.same[value] for value in (*given, *returned) if value is not None]
+        if same[:1] == [addition.trunk] and seen.same[addition.branch] in same[1:]:
+            plain.add(branch_name(seen, addition, parts))
+    return [name for name in names if "+" not in name or name in plain]
+
+
+def _fit_maps(
+    network: nn.Module,
+    original: nn.Module,
+    names: Sequence[str],
+    batches: Batches,
+    kind: str,
+    *,
+    precision: torch.dtype,
+) -> dict[str, Fit]:
+    wanted: dict[str, _Target] = {}
+    seen = 0
+    parts = (part for images in batches() for part in images.split(IMAGES_AT_ONCE))
+    with evaluating(network), evaluating(original):
+        for images in parts:
+            numbers = torch.arange(seen, seen + len(images), device=images.device)
+            held_out = numbers % HELD_OUT_EVERY == 1
+            seen += len(images)
+            with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+                outputs = _seen(original, names, images, _watch_output)
+                inputs = _seen(network, names, images, _watch_input)
+            for name in names:
+                target = wanted.setdefault(name, _Target.of(original, name, outputs[name]))
+                target.update(inputs[name], outputs[name].before, held_out)
+    return {name: target.fit(kind) for name, target in wanted.items() if target.axis is not None}
 
 
 @dataclass
@@ -229,7 +270,8 @@ class _Target:
     def fit(self, kind: str) -> Fit:
         assert self.axis is not None
         form = MapForm(kind, self.fitting.channels, self.axis, self.low, self.high)
-        left = 0.0
+        # Without images to hold out nobody knows whether a map helps.
+        left = 1.0
         if self.held_out.count and self.fitting.count:
             none = torch.zeros(form.channels, dtype=torch.float64)
             without = self.held_out.error(none, none)
@@ -263,31 +305,35 @@ def _seen(network: nn.Module, names: Sequence[str], images: Tensor, watch: Calla
         for name in names:
             paths = parts_of(name)
             first, last = network.get_submodule(paths[0]), network.get_submodule(paths[-1])
-            watch(stack, functools.partial(note, name), first, last)
+            watch(stack, functools.partial(note, name), first, last, branch="+" in name)
         network(images)
     return found
 
 
-def _watch_input(stack: ExitStack, note: Callable[[Tensor], None], first: nn.Module, _last: nn.Module) -> None:
+def _watch_input(
+    stack: ExitStack, note: Callable[[Tensor], None], first: nn.Module, _last: nn.Module, *, branch: bool
+) -> None:
     stack.enter_context(
         first.register_forward_pre_hook(lambda _, args, kwargs: note(_first([args, kwargs])), with_kwargs=True)
     )
 
 
-def _watch_output(stack: ExitStack, note: Callable[[_Output], None], first: nn.Module, last: nn.Module) -> None:
+def _watch_output(
+    stack: ExitStack, note: Callable[[_Output], None], first: nn.Module, last: nn.Module, *, branch: bool
+) -> None:
     mode = _Clamps()
     given: list[Tensor] = []
 
     def start(_: nn.Module, args: Any, kwargs: Any) -> None:
         given[:] = [_first([args, kwargs])]
-        if first is last:
+        if not branch:
             mode.__enter__()
 
     def end(_: nn.Module, __: Any, output: Any) -> None:
         result = _first([output])
-        if first is last:
+        if not branch:
             mode.__exit__(None, None, None)
-        note(mode.before(result) if first is last else _Output(given[0] + result))
+        note(_Output(given[0] + result) if branch else mode.before(result))
 
     stack.enter_context(first.register_forward_pre_hook(start, with_kwargs=True))
     stack.enter_context(last.register_forward_hook(end))

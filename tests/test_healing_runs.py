@@ -1,0 +1,90 @@
+"""Runs that heal without training: their rows, their checkpoints, and runs that stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from helpers.quick import QUICK
+from helpers.stopping import after_finetuning, stop_run
+from safetensors.torch import load_file
+
+import consensus_cli as cc
+from consensus_cli.cli.main import main
+from consensus_cli.pruning.replacement import ChannelMap
+from consensus_cli.storage.rundir import RunDir
+
+WORDS = (*QUICK, "attacks=none", "evaluate.energy_window_s=0.05", "finetune=none", "criterion=kl", "threads=1")
+HEALED = (*WORDS, "prune.replace=linear", "scoring.repair=true", "ratio=0.5")
+
+
+@pytest.fixture(scope="module")
+def healed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("healed")
+    assert main(["run", *HEALED, f"output_dir={folder}"]) == 0
+    return folder
+
+
+def run_of(output_dir: Path) -> tuple[pd.Series, Path]:
+    row = pd.read_csv(output_dir / "results.csv").iloc[-1]
+    return row, output_dir / "runs" / row["run_id"]
+
+
+def test_the_row_has_what_healing_took_and_the_macs_of_the_maps(healed: Path, tmp_path: Path) -> None:
+    row, folder = run_of(healed)
+    assert (row["replace"], row["blocks_removed"], row["finetune_s"]) == ("linear", 3, 0)
+    assert 0 < row["maps"] <= 3
+    assert row["heal_s"] > 0
+    model = cc.load_pruned(folder)
+    maps = [module for module in model.modules() if isinstance(module, ChannelMap)]
+    assert len(maps) == row["maps"]
+    assert main(["run", *WORDS, "ratio=0.5", f"output_dir={tmp_path}"]) == 0
+    plain, _ = run_of(tmp_path)
+    assert "replace" not in pd.read_csv(tmp_path / "results.csv").columns
+    assert row["macs_pruned"] > plain["macs_pruned"]
+
+
+def test_the_loaded_network_answers_as_the_measured_one(healed: Path) -> None:
+    _, folder = run_of(healed)
+    structure = json.loads((folder / "checkpoints" / "pruned.json").read_text())
+    assert structure["maps"].keys() <= set(structure["removed_blocks"])
+    model = cc.load_pruned(folder)
+    saved = load_file(RunDir(folder).pruned_checkpoint)
+    assert all(torch.equal(value, saved[key]) for key, value in model.network.state_dict().items())
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(healed: Path, tmp_path: Path) -> None:
+    assert stop_run(tmp_path, *HEALED, when=after_finetuning(2), number=signal.SIGTERM) == signal.SIGTERM
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert main(["resume", str(folder)]) == 0
+    (row, _), (expected, before) = run_of(tmp_path), run_of(healed)
+    for column in ("removed_blocks", "maps", "accuracy_pruned_pct", "macs_pruned"):
+        assert row[column] == expected[column]
+    assert (folder / "scores.csv").read_bytes() == (before / "scores.csv").read_bytes()
+    found, wanted = (load_file(RunDir(path).pruned_checkpoint) for path in (folder, before))
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_a_share_of_the_macs_counts_those_of_the_maps(tmp_path: Path) -> None:
+    words = [word for word in HEALED if not word.startswith("ratio=")]
+    assert main(["run", *words, "prune=macs", "prune.replace=linear", "ratio=0.3", f"output_dir={tmp_path}"]) == 0
+    row, _ = run_of(tmp_path)
+    assert row["macs_reduction_pct"] >= 30
+
+
+def test_maps_are_trained_on_where_there_is_training(tmp_path: Path) -> None:
+    words = ("finetune=quick", "finetune.epochs_per_step=0.2", "prune.replace=scale", "criterion=first")
+    assert main(["run", *WORDS, *words, "ratio=0.34", f"output_dir={tmp_path}"]) == 0
+    row, folder = run_of(tmp_path)
+    assert (row["replace"], row["status"]) == ("scale", "done")
+    assert cc.load_pruned(folder)(torch.rand(2, 1, 16, 16)).isfinite().all()
+
+
+def test_an_exported_network_has_its_maps(healed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    _, folder = run_of(healed)
+    assert main(["export", str(folder), "--format", "onnx", "--out", str(tmp_path / "healed.onnx")]) == 0
