@@ -20,7 +20,7 @@ LAUNCHERS = [(launchers.GROUP, option) for option in launchers.PLUGINS]
 
 def test_every_file_is_an_option_of_a_known_group() -> None:
     files = [path for path in conf_files.config_dir().rglob("*.yaml") if path.name != "config.yaml"]
-    assert len(files) == len({*OPTIONS, *LAUNCHERS}) == 76
+    assert len(files) == len({*OPTIONS, *LAUNCHERS}) == 78
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
@@ -41,7 +41,7 @@ def test_every_option_says_what_it_is(group: str, option: str) -> None:
 
 
 def test_every_metric_and_criterion_of_the_registries_has_a_file() -> None:
-    assert set(conf_files.choices("criterion")) == {"consensus", *METRICS, *CRITERIA}
+    assert set(conf_files.choices("criterion")) == {"consensus", "kl", *METRICS, *CRITERIA}
     assert set(conf_files.choices("metrics")) == {"paper", "fast", "families", "scale_free", *METRICS}
 
 
