@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -86,13 +87,23 @@ def check_candidates(blocks: Sequence[Block]) -> None:
 def _number_stages(found: list[Found]) -> list[Block]:
     """Numbers the stages and marks the first block of each as kept."""
     blocks: list[Block] = []
-    stage, shape, first_unit = -1, None, None
+    stage, shape, first_unit = -1, (0,), None
     for part in found:
-        if part.shape != shape or part.shape_in != part.shape:
+        changes = not _same_but_for_layout(part.shape_in, part.shape)
+        if changes or not _same_but_for_layout(part.shape, shape):
             stage, shape, first_unit = stage + 1, part.shape, part.unit
         block = Block(part.name, stage, part.shape, not part.reason, part.reason)
         if part.unit == first_unit:
-            why = "changes the shape: " if part.shape_in != part.shape else part.reason and f"{part.reason}: "
+            why = "changes the shape: " if changes else part.reason and f"{part.reason}: "
             block = replace(block, removable=False, reason=f"{why}first block of stage {stage + 1}")
         blocks.append(block)
     return blocks
+
+
+def _same_but_for_layout(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes differ in the order of their dimensions at most, or in whether rows and columns are one."""
+    fewer, more = sorted((one, other), key=len)
+    if len(more) - len(fewer) > 1 or len(more) > 4:
+        return one == other
+    merged = [(a * b, *rest) for a, b, *rest in itertools.permutations(more)] if len(fewer) < len(more) else [more]
+    return any(sorted(shape) == sorted(fewer) for shape in merged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from consensus_cli.models.copying import clone
 from consensus_cli.models.modes import UsedParameters, answer, uncompiled
 from consensus_cli.pruning.block import Block
+from consensus_cli.pruning.removability import parameters_outside
 from consensus_cli.pruning.surgery import bypassed, parts_of, remove_blocks
 
 _NEEDS_IT = "the code around it needs its modules"
@@ -41,7 +43,8 @@ def tried(network: nn.Module, example: Tensor, blocks: Sequence[Block]) -> list[
 
 def _why_stays(network: nn.Module, example: Tensor, block: Block, expected: list[torch.Size]) -> str:
     parts = parts_of(block.name)
-    own = {id(p) for path in parts for p in network.get_submodule(path).parameters()}
+    modules = [network.get_submodule(path) for path in parts]
+    own = {id(p) for module in modules for p in module.parameters()} - parameters_outside(network, modules)
     try:
         with bypassed(network, block), uncompiled(), UsedParameters() as used:
             found = answer(network, example)
@@ -63,10 +66,10 @@ def _why_stays(network: nn.Module, example: Tensor, block: Block, expected: list
 def _silenced(network: nn.Module, example: Tensor, path: str) -> list[Tensor]:
     """Returns what the network answers when a branch's last module, which returns what is added, returns zeros."""
 
-    def silence(_: nn.Module, __: object, output: Tensor | tuple[Tensor | None, ...]) -> object:
+    def silence(_: nn.Module, __: object, output: Any) -> object:
         if isinstance(output, Tensor):
             return torch.zeros_like(output)
-        return tuple(None if element is None else torch.zeros_like(element) for element in output)
+        return tuple(torch.zeros_like(element) if isinstance(element, Tensor) else element for element in output)
 
     with network.get_submodule(path).register_forward_hook(silence):
         return answer(network, example)
