@@ -273,7 +273,7 @@ MISTAKES = [
     (
         "list blocks model=custom model.target=cmd_nets.Large",
         "does not take images of 1×16×16",
-        "dataset.image_size=32",
+        "model.image_size=32",
     ),
     ("list blocks model.mean=[0.5,0.5]", "model.mean has 2 numbers", "3 numbers"),
     # lists

@@ -20,13 +20,13 @@ LAUNCHERS = [(launchers.GROUP, option) for option in launchers.PLUGINS]
 
 def test_every_file_is_an_option_of_a_known_group() -> None:
     files = [path for path in conf_files.config_dir().rglob("*.yaml") if path.name != "config.yaml"]
-    assert len(files) == len({*OPTIONS, *LAUNCHERS}) == 78
+    assert len(files) == len({*OPTIONS, *LAUNCHERS}) == 79
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)
 def test_every_option_composes_to_valid_values(group: str, option: str) -> None:
     needed = {"custom": ["model.target=package.Class"], "torchvision": ["model.name=resnet18"]}
-    needed |= {"timm": ["model.name=resnet18"], "hf": ["dataset.name=somebody/images"]}
+    needed |= {"timm": ["model.name=resnet18"], "hf": ["dataset.name=somebody/images", "model.name=somebody/network"]}
     run = compose_run([f"{group}={option}", *needed.get(option, [])])
     assert ranges.problems(run) == []
     assert run.model.source in SOURCES

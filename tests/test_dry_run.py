@@ -87,7 +87,7 @@ def test_what_cannot_work_is_one_line_with_how_to_fix_it(name: str, message: str
 
 
 def test_a_colour_network_on_grey_images_gets_a_hint_how_grey_spreads() -> None:
-    for name, size in (("Plain", ""), ("NeedsSize", "dataset.image_size=32 and ")):
+    for name, size in (("Plain", ""), ("NeedsSize", "model.image_size=32 and ")):
         with pytest.raises(UserError) as error:
             dry_run(build(name, channels=1), IMAGES, LABELS, DEMANDS)
         assert f"give it {size}'model.mean=[0.5,0.5,0.5]' 'model.std=[0.5,0.5,0.5]'" in error.value.hint

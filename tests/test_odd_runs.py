@@ -105,7 +105,7 @@ def test_what_the_networks_code_raises_late_is_one_line(
 
 #: network of the trials -> candidates, or what is said of it
 EXPECTED: dict[str, int | str] = {
-    "NeedsBigImages": "it takes 3×32×32: give it dataset.image_size=32",
+    "NeedsBigImages": "it takes 3×32×32: give it model.image_size=32",
     "ReadsAttribute": 0,
     "TooFewLogits": "has 5 outputs, the dataset has 10 classes",
     "HookedFeatures": "does not answer as the network does",

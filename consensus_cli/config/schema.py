@@ -44,17 +44,17 @@ class ModelConfig:
     """Which network is pruned, and where its weights come from.
 
     Attributes:
-        source: `cifar_resnet`, `torchvision`, `timm` or `custom`.
-        name: architecture within the source (`resnet56`).
+        source: `cifar_resnet`, `torchvision`, `timm`, `hf` or `custom`.
+        name: architecture within the source (`resnet56`); of `hf`, a folder or a name on the hub.
         weights: checkpoint (a file of safetensors or torch.save, an index of shards, or their folder), a torchvision
-            weights name, `pretrained` for timm, or null: train a baseline.
+            weights name, `pretrained` for timm and `hf`, or null: train a baseline.
         reset_head: keep a fresh head where that of the weights is missing or has other classes; else they are refused.
         target: `package.module.Class` or `path/to/file.py:Class` of a custom network; a function works as well.
-        kwargs: further arguments of the network's constructor.
+        kwargs: further arguments of the network's constructor; of `hf`, values of its configuration.
         num_classes: outputs of the head; null: the dataset's classes.
-        image_size: side of the square images in pixels; null: the dataset's.
+        image_size: side of the square images in pixels; null: that of the image processor (`hf`), else the dataset's.
         mean, std: normalisation of images in [0, 1], one number per channel or one for all, in [0, 1] themselves; null:
-            the weights' own, else the dataset's. Three numbers make three channels of grey images.
+            the weights' or image processor's own, else the dataset's. Three numbers make three channels of grey images.
     """
 
     source: str = MISSING

@@ -9,12 +9,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -109,86 +110,116 @@ def _decode(decoded: Callable[[int], Tensor], transform: Callable[[Tensor], Tens
 def _by_workers(
     decode: Callable[[Plan], Batch], parts: Sequence[Plan], workers: int, batch_shape: tuple[int, ...]
 ) -> Iterator[Batch]:
-    pool, processes, slots = _start(decode, parts, workers, batch_shape)
-    waiting: deque[Future[tuple[int, list[int], dict[int, str]]]] = deque()
+    run = os.getpid()
+    ahead = workers * _BATCHES_PER_WORKER
+    processes: list[BaseProcess] = []
+    pipes: list[Connection] = []
 
-    def first() -> Batch:
-        _check(processes)
-        slot, positions, unreadable = waiting.popleft().result()
-        return slots[slot, : len(positions)], positions, unreadable
+    def ask_for(number: int) -> None:
+        # That a worker has ended is noticed where it should answer.
+        with suppress(OSError):
+            pipes[number % workers].send(number)
 
     try:
+        with _signals_later():
+            try:
+                slots = _shared_memory((ahead, *batch_shape))
+                for _ in range(workers):
+                    process, pipe = _start(decode, parts, slots)
+                    processes.append(process)
+                    pipes.append(pipe)
+            except OSError as error:
+                raise RunFailedError(f"no worker process can be started to decode images: {error}", _HINT) from error
+        for number in range(min(ahead, len(parts))):
+            ask_for(number)
         for number in range(len(parts)):
-            if len(waiting) == len(slots):
-                yield first()
-            waiting.append(pool.submit(_decode_into, number % len(slots), number))
-        while waiting:
-            yield first()
-        _check(processes)
-    except BrokenProcessPool:
-        pool.shutdown()
-        _check(processes)
-        raise
+            positions, unreadable = _answer(pipes[number % workers], processes)
+            yield slots[number % ahead, : len(positions)], positions, unreadable
+            if number + ahead < len(parts):
+                ask_for(number + ahead)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        # One that was killed while it waited for work keeps the others from hearing that there is none.
-        for process in processes:
-            process.kill()
+        # A process that was forked meanwhile has a copy of this iterator, but not of the workers.
+        if os.getpid() == run:
+            for process in processes:
+                process.kill()
+            for process in processes:
+                process.join()
 
 
-def _check(processes: list[BaseProcess]) -> None:
-    """Raises what the end of a worker means; nothing, where none has ended."""
-    ends = {process.exitcode for process in processes} - {None, 0}
-    if ends == {-signal.SIGTERM}:
+def _shared_memory(shape: tuple[int, ...]) -> Tensor:
+    """Returns uint8 that worker processes can write into."""
+    if multiprocessing.get_context().get_start_method() == "fork":
+        # Forked processes share this without a limit such as the 64 MiB of a container's /dev/shm.
+        return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
+    return torch.empty(shape, dtype=torch.uint8).share_memory_()
+
+
+def _start(decode: Callable[[Plan], Batch], parts: Sequence[Plan], slots: Tensor) -> tuple[BaseProcess, Connection]:
+    """Returns a worker process and the pipe to it.
+
+    Each has its own, and the run reads it in the thread that needs the batch. A queue for all would have a lock, which
+    a worker that is killed may hold for ever; a thread that served it might wait for that when the run wants to end.
+    """
+    context = multiprocessing.get_context()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(decode, parts, slots, theirs), daemon=True)
+    process.start()
+    # Only the worker holds this end now: when it is gone, nobody waits for the rest of what it was writing.
+    theirs.close()
+    return process, ours
+
+
+def _answer(pipe: Connection, processes: list[BaseProcess]) -> tuple[list[int], dict[int, str]]:
+    """Returns what a worker sends: the positions of its images and what could not be read, as in `Batch`.
+
+    Raises:
+        RunFailedError: a worker, this or another one, has ended.
+    """
+    try:
+        answer = pipe.recv() if wait([pipe, *(process.sentinel for process in processes)]) == [pipe] else None
+    except (EOFError, OSError):
+        # The worker was killed while it was answering.
+        answer = None
+    if answer is None:
+        _raise_end(processes)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _raise_end(processes: list[BaseProcess]) -> NoReturn:
+    """Raises what the end of at least one worker means."""
+    wait([process.sentinel for process in processes])
+    ended = [process for process in processes if wait([process.sentinel], timeout=0)]
+    for process in ended:
+        process.join()
+    codes = {process.exitcode or 0 for process in ended}
+    if -signal.SIGTERM in codes:
         # Whoever ends a worker means the run: it shall be as if the run had got the signal itself.
         signal.raise_signal(signal.SIGTERM)
-    # A pool that one worker has left ends the others by SIGTERM.
-    names = {signal.Signals(-end).name if end < 0 else f"exit code {end}" for end in ends if end is not None}
-    if names:
-        how = ", ".join(sorted(names - {"SIGTERM"} or names))
-        raise RunFailedError(f"a worker process that decodes images was ended ({how})", _HINT)
+    how = ", ".join(sorted(signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes))
+    raise RunFailedError(f"a worker process that decodes images was ended ({how})", _HINT)
 
 
-def _start(
-    decode: Callable[[Plan], Batch], parts: Sequence[Plan], workers: int, batch_shape: tuple[int, ...]
-) -> tuple[ProcessPoolExecutor, list[BaseProcess], Tensor]:
-    """Returns worker processes, and the room for batches, (s, b, c, h, w) uint8, into which they write."""
-    others = multiprocessing.active_children()
-    shape = (workers * _BATCHES_PER_WORKER, *batch_shape)
-    try:
-        if multiprocessing.get_start_method() == "fork":
-            # Forked processes share this without a limit such as the 64 MiB of a container's /dev/shm.
-            slots = torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
-        else:
-            slots = torch.empty(shape, dtype=torch.uint8).share_memory_()
-        with _signals_later():
-            pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(decode, parts, slots))
-            # Processes are started when there is something to do.
-            pool.submit(os.getpid)
-    except OSError as error:
-        for process in set(multiprocessing.active_children()).difference(others):
-            process.kill()
-        raise RunFailedError(f"no worker process can be started to decode images: {error}", _HINT) from error
-    return pool, [process for process in multiprocessing.active_children() if process not in others], slots
-
-
-class _Worker:
-    """What a worker process works with: sent once, for it would travel anew with each batch."""
-
-    decode: Callable[[Plan], Batch]
-    parts: Sequence[Plan]
-    slots: Tensor
-
-
-def _begin(decode: Callable[[Plan], Batch], parts: Sequence[Plan], slots: Tensor) -> None:
-    """Prepares a worker process."""
-    _Worker.decode, _Worker.parts, _Worker.slots = decode, parts, slots
+def _work(decode: Callable[[Plan], Batch], parts: Sequence[Plan], slots: Tensor, pipe: Connection) -> None:
+    """Decodes the batches whose numbers come through the pipe, until the run ends this process."""
     # Ctrl-C reaches every process of a terminal, and the run decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKS_TO_STOP)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_the_run, daemon=True).start()
+    while True:
+        number = pipe.recv()
+        try:
+            images, positions, unreadable = decode(parts[number])
+            if positions:
+                slots[number % len(slots), : len(positions)] = images
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            pipe.send(error)
+        else:
+            pipe.send((positions, unreadable))
 
 
 def _end_with_the_run() -> None:
@@ -196,13 +227,6 @@ def _end_with_the_run() -> None:
     assert run is not None
     run.join()
     os._exit(1)
-
-
-def _decode_into(slot: int, number: int) -> tuple[int, list[int], dict[int, str]]:
-    images, positions, unreadable = _Worker.decode(_Worker.parts[number])
-    if positions:
-        _Worker.slots[slot, : len(positions)] = images
-    return slot, positions, unreadable
 
 
 @contextmanager
@@ -225,8 +249,8 @@ def _signals_later() -> Iterator[None]:
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if came:
             signal.raise_signal(came[0])

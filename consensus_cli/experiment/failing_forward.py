@@ -51,7 +51,7 @@ def explained(model: Classifier, images: Tensor, name: str, failure: ForeignCode
             zeros, ones = (",".join([number] * count) for number in "01")
             normalised = f"'model.mean=[{zeros}]' 'model.std=[{ones}]'"
             return UserError(message, f"it takes images in [0, 1] and normalises them itself: {normalised}")
-        settings = [f"dataset.image_size={size}"] if size != height else []
+        settings = [f"model.image_size={size}"] if size != height else []
         if (count, channels) == (3, 1):
             settings.append("'model.mean=[0.5,0.5,0.5]' 'model.std=[0.5,0.5,0.5]' (spreads grey over three channels)")
         elif count == 1 and channels > images.shape[1]:

@@ -54,7 +54,8 @@ def read_images(config: RunConfig, progress: data.Progress | None = None) -> Ima
 
 
 def _request(config: RunConfig) -> data.Request:
-    size = config.model.image_size
+    model = config.model
+    size = model.image_size or pretrained.image_size(model.source, model.name, model.kwargs)
     return config.dataset if size is None else replace(config.dataset, image_size=size)
 
 
@@ -73,6 +74,8 @@ def load(config: RunConfig, screen: Screen, kept: KeptImages | None = None) -> I
     hashes = {"dataset": fingerprint}
     if config.model.target is not None:
         hashes["model.target"] = code_hash(config.model.target)
+    if (folder := model_folder(config.model)) is not None:
+        hashes["model.name"] = _network_hash(folder, weights=config.model.weights is not None)
     for name, path in config.evaluate.shift.items():
         hashes[f"evaluate.shift.{name}"] = _images_hash(expanded(path))
     return Inputs(images, hashes)
@@ -94,6 +97,17 @@ def weights_hash(model: ModelConfig) -> str | None:
         # Reading them reports what is wrong.
         return None
     return hashes[0] if len(hashes) == 1 else _digest(hashes)
+
+
+def model_folder(model: ModelConfig) -> Path | None:
+    """Returns the folder on disk that `model.name` is, None where it is a name."""
+    return expanded(model.name) if model.source == "hf" and expanded(model.name).is_dir() else None
+
+
+def _network_hash(folder: Path, *, weights: bool) -> str:
+    """Returns the hash of a network's configuration in a folder, and of its weights if they are read."""
+    files = sorted(folder.glob("*.json"))
+    return _digest(file_hash(file) for file in (*files, *(weight_files(folder) if weights else ())))
 
 
 def code_hash(target: str | None) -> str:
@@ -168,6 +182,8 @@ def located(config: RunConfig, folder: str | None) -> RunConfig:
         dataset = replace(dataset, root=find("dataset.root", dataset.root, made=dataset.download))
     if model.weights is not None and not pretrained.is_named(model.source, model.weights):
         model = replace(model, weights=find("model.weights", model.weights))
+    if model.source == "hf" and (model_folder(model) or Path(folder or ".", model.name).is_dir()):
+        model = replace(model, name=find("model.name", model.name))
     file, colon, name = (model.target or "").rpartition(":")
     if colon and file.endswith(".py"):
         model = replace(model, target=f"{find('model.target', file)}:{name}")

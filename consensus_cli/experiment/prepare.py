@@ -196,7 +196,13 @@ def build_model(config: RunConfig, images: ImageData, device: torch.device) -> B
     initialise_lazy_layers(model, few_images(images, torch.device("cpu"))[0], network_name(config))
     is_trained = False
     if config.model.weights is not None:
-        given = pretrained.load_weights(model.network, spec, config.model.weights, reset_head=config.model.reset_head)
+        given = pretrained.load_weights(
+            model.network,
+            spec,
+            config.model.weights,
+            reset_head=config.model.reset_head,
+            classes=images.classes,
+        )
         is_trained, notes = not given.fresh_head, notes + given.notes
     return Built(spec, model.to(device).eval(), is_trained, notes)
 
@@ -280,8 +286,8 @@ def _model_spec(config: RunConfig, images: ImageData) -> zoo.ModelSpec:
     model = config.model
     known = pretrained.normalization(model.source, model.name, model.weights)
     mean, std = known or (images.mean, images.std)
-    if model.source == "torchvision" and len(mean) == 1:
-        # torchvision's networks take three channels; normalisation spreads the one there is over them.
+    if model.source in ("torchvision", "hf") and len(mean) == 1:
+        # Their networks take three channels; normalisation spreads the one there is over them.
         mean, std = mean * 3, std * 3
     return zoo.ModelSpec(
         source=model.source,
@@ -291,7 +297,7 @@ def _model_spec(config: RunConfig, images: ImageData) -> zoo.ModelSpec:
         mean=tuple(model.mean or mean),
         std=tuple(model.std or std),
         target=model.target,
-        kwargs=dict(model.kwargs),
+        kwargs=zoo.arguments(model.source, model.name, model.kwargs),
     )
 
 

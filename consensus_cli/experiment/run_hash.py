@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from consensus_cli.config.schema import RunConfig
-from consensus_cli.experiment.inputs import weights_hash
+from consensus_cli.experiment.inputs import model_folder, weights_hash
 from consensus_cli.storage.rundir import config_hash
 
 #: what does not change the result: where things lie and on what they are computed
@@ -42,6 +42,8 @@ def run_hash(config: RunConfig) -> str:
     if config.model.target is not None:
         # Of `path/to/file.py:Class` the name counts.
         plain["model"]["target"] = config.model.target.rpartition(".py:")[2]
+    if model_folder(config.model) is not None:
+        plain["model"]["name"] = None
     if config.dataset.source == "hf" and Path(config.dataset.name).is_dir():
         plain["dataset"]["name"] = None
     as_before = [key for key, value in _LATER.items() if _value(plain, key) == value]

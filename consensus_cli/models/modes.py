@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def answer(network: nn.Module, example: Tensor) -> list[Tensor]:
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Yields the tensors in nested tuples, lists and dicts, in order."""
+    """Yields the tensors in nested tuples, lists, dicts, dataclasses and objects that hold logits, in order."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, dict):
@@ -84,6 +85,8 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, list | tuple):
         for value in values:
             yield from tensors_in(value)
+    elif is_dataclass(values) or isinstance(getattr(values, "logits", None), Tensor):
+        yield from tensors_in(getattr(values, "__dict__", {}))
 
 
 class UsedParameters(TorchFunctionMode):

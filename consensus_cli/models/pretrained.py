@@ -1,24 +1,26 @@
-"""Named weights of torchvision and timm, and the normalisation they were trained with."""
+"""Named weights of torchvision, timm and transformers, and the images they were trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.models import hf
 from consensus_cli.models.paths import expanded
 from consensus_cli.models.weights import Given, load_given, read_state_dict
 from consensus_cli.models.zoo import ModelSpec, check, import_timm
 
-#: what `model.weights` says for timm's own
-TIMM_WEIGHTS = "pretrained"
+#: what `model.weights` says for the weights that timm or the hub has of a network
+PRETRAINED = "pretrained"
 
 
 def is_named(source: str, weights: str) -> bool:
     """Returns whether `weights` is the name of published weights and not the path of a file."""
-    if source == "timm":
-        return weights == TIMM_WEIGHTS
+    if source in ("timm", "hf"):
+        return weights == PRETRAINED
     path = expanded(weights)
     return source == "torchvision" and not (path.suffix or len(path.parts) > 1 or path.exists())
 
@@ -33,6 +35,8 @@ def check_weights(source: str, name: str, weights: str) -> None:
         _read(weights)
     elif source == "torchvision":
         _torchvision_entry(name, weights)
+    elif source == "hf":
+        hf.check_weights(name)
     elif not import_timm().models.is_model_pretrained(name):
         raise UserError(
             f"timm has no weights of {name}", "give a file: model.weights=PATH, or leave model.weights=null"
@@ -40,7 +44,9 @@ def check_weights(source: str, name: str, weights: str) -> None:
 
 
 def normalization(source: str, name: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Returns mean and deviation that published weights were trained with; None where the data decide."""
+    """Returns mean and deviation that a network was trained with; None where the data decide."""
+    if source == "hf":
+        return hf.normalization(name)
     if weights is None or not is_named(source, weights):
         return None
     if source == "torchvision":
@@ -50,22 +56,35 @@ def normalization(source: str, name: str, weights: str | None) -> tuple[tuple[fl
     return tuple(settings.mean), tuple(settings.std)
 
 
-def load_weights(network: nn.Module, spec: ModelSpec, weights: str, *, reset_head: bool = False) -> Given:
-    """Loads a file or published weights; the head stays fresh where published weights have another number of classes.
+def image_size(source: str, name: str, kwargs: Mapping[str, Any]) -> int | None:
+    """Returns the side of the square images in pixels that a network asks for; None where the data decide."""
+    return hf.image_size(name, kwargs) if source == "hf" else None
+
+
+def load_weights(
+    network: nn.Module, spec: ModelSpec, weights: str, *, reset_head: bool = False, classes: Sequence[str] = ()
+) -> Given:
+    """Loads a file or published weights; those of torchvision and timm leave the head fresh for other classes.
 
     Args:
         network: receives the weights in place.
         spec: how the network was built.
         weights: path of a file, or a name.
         reset_head: whether the head stays fresh as well where a file has none, or one for other classes.
+        classes: names of the dataset's classes, which labels of transformers are matched with.
 
     Raises:
         UserError: the weights are missing, damaged, cannot be fetched, or do not fit.
     """
     named = is_named(spec.source, weights)
-    tensors = _fetch(spec, weights) if named else _read(weights)
     source = f"weights {weights} of {spec.name}" if named else f"checkpoint {weights}"
-    return load_given(network, tensors, source, num_classes=spec.num_classes, reset_head=reset_head or named)
+    notes: list[str] = []
+    if named and spec.source == "hf":
+        tensors, notes = hf.published_weights(spec.name, spec.kwargs["config"], classes)
+    else:
+        tensors, reset_head = (_fetch(spec, weights), True) if named else (_read(weights), reset_head)
+    given = load_given(network, tensors, source, num_classes=spec.num_classes, reset_head=reset_head)
+    return Given(notes + given.notes, given.fresh_head)
 
 
 def _read(weights: str) -> dict[str, Tensor]:

@@ -1,17 +1,18 @@
-"""Where networks come from: our CIFAR ResNets, torchvision, timm, or a class or function of the user's own."""
+"""Where networks come from: our CIFAR ResNets, torchvision, timm, transformers, or the user's own code."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from consensus_cli.errors import UserError, foreign_code, unknown_name
+from consensus_cli.models import hf
 from consensus_cli.models.classifier import Classifier, Normalize
 from consensus_cli.models.normalization import check_channels
 from consensus_cli.models.plain import settings_kept, to_float32, unwrapped
@@ -32,7 +33,7 @@ class ModelSpec:
         in_channels: channels of the images.
         mean, std: normalisation per channel of images in [0, 1].
         target: `package.module.Class` or `file.py:Class` where the source is `custom`; a function works as well.
-        kwargs: further arguments of the network's constructor.
+        kwargs: further arguments of the network's constructor, as `arguments` returns them.
     """
 
     source: str
@@ -58,6 +59,19 @@ def check(source: str, name: str, target: str | None) -> None:
     """
     with settings_kept():
         _constructor(source, name, target)
+    if source == "hf":
+        hf.check(name)
+
+
+def arguments(source: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a network's constructor, given what `model.kwargs` says.
+
+    Those of a network of transformers are its whole configuration: what was read once, need not be there again.
+
+    Raises:
+        UserError: its configuration cannot be read, or has no such value.
+    """
+    return hf.arguments(name, given) if source == "hf" else dict(given)
 
 
 def build(spec: ModelSpec) -> Classifier:
@@ -134,6 +148,11 @@ def _timm(name: str) -> Constructor:
     return functools.partial(timm.create_model, name)
 
 
+def _hf(_name: str) -> Constructor:
+    # Without a signature, which messages would show: users give values of the configuration.
+    return lambda **configured: hf.build(**configured)  # noqa: PLW0108
+
+
 def _custom(target: str | None) -> Constructor:
     if target is None:
         raise UserError("model.target is missing", "name your class: model.target=package.module.Class")
@@ -174,5 +193,6 @@ SOURCES: dict[str, tuple[Callable[[Any], Constructor], tuple[str, ...]]] = {
     "cifar_resnet": (_cifar_resnet, ("num_classes", "in_channels")),
     "torchvision": (_torchvision, ("num_classes",)),
     "timm": (_timm, ("num_classes", "in_chans")),
+    "hf": (_hf, ("num_classes",)),
     "custom": (_custom, ()),
 }

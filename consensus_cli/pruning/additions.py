@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from consensus_cli.pruning.trace import SAME_ELEMENTS, Op, Trace
 
@@ -36,12 +40,13 @@ class Shortcut:
 
     Attributes:
         additions: residual additions met on the way back from the output, last one first.
-        reaches_input: whether the way ends at the unchanged input.
+        input: position of the input that it leads to unchanged, among the tensors that the call is given; None: it does
+            not lead to any.
         untouched_by: modules on the way that return their input as it is in eval mode (dropout, for one).
     """
 
     additions: tuple[Addition, ...]
-    reaches_input: bool
+    input: int | None
     untouched_by: tuple[str, ...]
 
 
@@ -54,29 +59,68 @@ def find_additions(trace: Trace) -> dict[int, Addition]:
 
 
 def shortcut_through(trace: Trace, call: int, additions: dict[int, Addition]) -> Shortcut:
-    """Follows the output of a call back along additions, activations after an addition, and reshapings."""
-    into, value = trace.calls[call].inputs[0], trace.calls[call].outputs[0]
-    assert value is not None
-    met: list[Addition] = []
-    untouched: list[str] = []
-    activated = False
-    while trace.producers[value] >= trace.calls[call].start:
-        index = trace.producers[value]
+    """Follows the output of a call back along additions, activations after an addition, and rearrangements."""
+    ways = [_Way(trace, call, additions, start) for start in dict.fromkeys(trace.calls[call].inputs)]
+    way = next((way for way in ways if way.is_identity), ways[0])
+    reached = trace.calls[call].inputs.index(way.start) if way.is_identity else None
+    met = tuple(additions[index] for index in sorted(way.met, reverse=True))
+    return Shortcut(met, reached, tuple(dict.fromkeys(way.untouched)))
+
+
+class _Way:
+    """The way from the output of a call back to one of its inputs.
+
+    Attributes:
+        met: indices of the residual additions on it.
+        untouched: modules on it that return their input as it is in eval mode.
+        is_identity: whether it leads from each element of the output to the same element of the input.
+    """
+
+    def __init__(self, trace: Trace, call: int, additions: dict[int, Addition], start: int) -> None:
+        self.trace, self.begin, self.additions, self.start = trace, trace.calls[call].start, additions, start
+        self.met: set[int] = set()
+        self.untouched: list[str] = []
+        output = trace.calls[call].outputs[0]
+        assert output is not None
+        # Real numbers, because padding may be infinite.
+        self.whole = torch.arange(math.prod(trace.shapes[start]), dtype=torch.float64).view(trace.shapes[start])
+        self._known: dict[tuple[int, bool], Tensor | None] = {}
+        found = self._elements(output, activated=False)
+        self.is_identity = found is not None and torch.equal(found, self.whole)
+
+    def _elements(self, value: int, *, activated: bool) -> Tensor | None:
+        """Returns the numbers of the input's elements that a value leads back to; None where the way ends before.
+
+        Args:
+            value: a value of the trace.
+            activated: whether an activation follows, which must be one of a sum.
+        """
+        if (value, activated) not in self._known:
+            self._known[value, activated] = self._follow(value, activated)
+        return self._known[value, activated]
+
+    def _follow(self, value: int, activated: bool) -> Tensor | None:
+        trace, index, shape = self.trace, self.trace.producers[value], self.trace.shapes[value]
+        if index < self.begin:
+            return None if activated or trace.same[value] != trace.same[self.start] else self.whole.reshape(shape)
         op = trace.ops[index]
         if value in trace.untouched_by:
-            untouched.append(trace.untouched_by[value])
-        if index in additions:
-            met.append(additions[index])
-            if additions[index].branch is None:
-                break
-            value = next(v for v in op.inputs if trace.same[v] == trace.same[additions[index].trunk])
+            self.untouched.append(trace.untouched_by[value])
+        if index in self.additions:
+            self.met.add(index)
+            trunk = trace.same[self.additions[index].trunk]
+            before = [source for source in op.inputs if trace.same[source] == trunk]
+            found = self._elements(before[0], activated=False) if before else None
         elif op.name in SAME_ELEMENTS or (op.name in ACTIVATIONS and not activated):
-            value = op.inputs[0]
+            found = self._elements(op.inputs[0], activated=activated or op.name in ACTIVATIONS)
+        elif op.rearrange is not None:
+            parts = [part for source in op.inputs if (part := self._elements(source, activated=activated)) is not None]
+            return op.rearrange(parts)[op.outputs.index(value)] if len(parts) == len(op.inputs) else None
         else:
-            break
-        activated = op.name in ACTIVATIONS or (activated and op.name in SAME_ELEMENTS)
-    reaches = trace.same[value] == trace.same[into] and not activated
-    return Shortcut(tuple(met), reaches, tuple(untouched))
+            # `0 + x`, with which `sum([x, f(x)])` begins, is x.
+            found = self.whole if not activated and trace.same[value] == trace.same[self.start] else None
+        # A sum can be written into a part of a value's memory.
+        return found.reshape(shape) if found is not None and found.numel() == math.prod(shape) else None
 
 
 def _is_plain_sum(trace: Trace, op: Op) -> bool:

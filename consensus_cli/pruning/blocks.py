@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
+from consensus_cli.models.modes import answer
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.discovery import Found, discover
+from consensus_cli.pruning.silencing import randomness_kept
 from consensus_cli.pruning.trace import trace
 from consensus_cli.pruning.trials import tried
 
@@ -20,10 +24,13 @@ __all__ = ["GRANULARITIES", "Block", "candidates", "check_candidates", "find_blo
 
 GRANULARITIES = ("block", "branch")
 
+_BRANCH_CAN_GO = "its branch can go by itself: prune.granularity=branch"
+
 _WHAT_CAN_GO = "consensus removes residual blocks with an identity shortcut, as in ResNet, MobileNetV2, ConvNeXt, ViT"
 
 
-def find_blocks(model: nn.Module, example: Tensor, granularity: str = "block") -> list[Block]:
+@randomness_kept()
+def find_blocks(model: nn.Module, example: Tensor, granularity: str = "block", *, verify: bool = True) -> list[Block]:
     """Finds every residual block of a network, in order of execution, removable or not.
 
         blocks = find_blocks(resnet, torch.rand(2, 3, 32, 32))
@@ -36,14 +43,17 @@ def find_blocks(model: nn.Module, example: Tensor, granularity: str = "block") -
 
     The first block of each stage is kept: the one that changes the shape, or else the first after the change.
 
-    What looks like a candidate is tried: the network runs without it once, and where its code fails or answers in
-    another form, the block stays, with the reason.
+    What looks like a candidate is tried: without it, bypassed or really removed, the network must answer as it does
+    when the branch adds nothing, and train. Where it does not, the block stays, with the reason. That takes some twelve
+    forward passes, and six for each further class of blocks.
 
     Args:
         model: any module that maps (n, ...) to an output, in train or eval mode; it is left as it is, for a copy runs.
             Of a `Classifier` (see `normalized`), the blocks are those of the network in it.
         example: (n, ...) a few inputs on the model's device; random ones will do.
-        granularity: `block`, or `branch` to list the branches of a block with several additions one by one.
+        granularity: `block`, or `branch` to list the branches of a block with several additions one by one, and those
+            of a block that cannot go as a whole.
+        verify: whether candidates are tried; without it, the network runs once, and what it computes is believed.
 
     Raises:
         UserError: unknown granularity, or the network has no residual blocks.
@@ -56,12 +66,36 @@ def find_blocks(model: nn.Module, example: Tensor, granularity: str = "block") -
         model = model.network
     # A network may keep what its first forward pass computes, from weights that it does not have for long.
     copied = clone(model)
+    if any(map(is_lazy, copied.parameters())):
+        # Layers that take their size from their first input get it outside of the trace.
+        answer(copied, example)
     seen = trace(copied, example)
     # A network of TorchScript cannot be followed.
     found = discover(copied, seen, granularity == "branch") if seen.calls else []
     if not found:
         raise UserError(f"{type(model).__name__} has no residual blocks", _WHAT_CAN_GO)
-    return tried(copied, example, _number_stages(found))
+
+    def checked(listed: list[Block]) -> list[Block]:
+        return tried(copied, example, seen, listed) if verify else listed
+
+    blocks = checked(_number_stages(found))
+    known = {block.name: block for block in blocks}
+    firsts = {block.stage: block.name for block in reversed(blocks)}
+    needed = {b.name: b.reason for b in blocks if not (b.removable or b.is_branch or firsts[b.stage] == b.name)}
+    if not needed:
+        return blocks
+    again = _number_stages(discover(copied, seen, True, needed))
+    # Branches of other blocks are for `granularity="branch"` alone.
+    wholes = {name.partition("[")[0] for name in needed}
+    untried = [b for b in again if b.removable and b.name not in known and b.name.partition("+")[0] in wholes]
+    can_go = {block.name: block for block in checked(untried) if block.removable}
+    if not can_go:
+        return blocks
+    if granularity == "branch":
+        return [can_go.get(block.name) or known.get(block.name) or block for block in again]
+    owners = {name.partition("+")[0] for name in can_go}
+    named = {name: replace(known[name], reason=f"{reason}; {_BRANCH_CAN_GO}") for name, reason in needed.items()}
+    return [named[b.name] if b.name in named and b.name.partition("[")[0] in owners else b for b in blocks]
 
 
 def candidates(blocks: Iterable[Block]) -> list[Block]:
@@ -86,13 +120,24 @@ def check_candidates(blocks: Sequence[Block]) -> None:
 def _number_stages(found: list[Found]) -> list[Block]:
     """Numbers the stages and marks the first block of each as kept."""
     blocks: list[Block] = []
-    stage, shape, first_unit = -1, None, None
+    stage, first_unit = -1, None
+    shape: tuple[int, ...] = (0,)
     for part in found:
-        if part.shape != shape or part.shape_in != part.shape:
+        changes = not _same_but_for_layout(part.shape_in, part.shape)
+        if changes or not _same_but_for_layout(part.shape, shape):
             stage, shape, first_unit = stage + 1, part.shape, part.unit
         block = Block(part.name, stage, part.shape, not part.reason, part.reason)
         if part.unit == first_unit:
-            why = "changes the shape: " if part.shape_in != part.shape else part.reason and f"{part.reason}: "
+            why = "changes the shape: " if changes else part.reason and f"{part.reason}: "
             block = replace(block, removable=False, reason=f"{why}first block of stage {stage + 1}")
         blocks.append(block)
     return blocks
+
+
+def _same_but_for_layout(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes differ in the order of their dimensions at most, or in whether rows and columns are one."""
+    fewer, more = sorted((one, other), key=len)
+    if len(more) - len(fewer) > 1 or len(more) > 4:
+        return one == other
+    merged = [(a * b, *rest) for a, b, *rest in itertools.permutations(more)] if len(fewer) < len(more) else [more]
+    return any(sorted(shape) == sorted(fewer) for shape in merged)

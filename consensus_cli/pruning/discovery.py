@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -34,26 +34,30 @@ class Found:
     position: int
 
 
-def discover(network: nn.Module, trace: Trace, split: bool) -> list[Found]:
+def discover(network: nn.Module, trace: Trace, split: bool, needed: Mapping[str, str] | None = None) -> list[Found]:
     """Returns every residual block of a traced network in order of execution, each once.
 
     Args:
         network: the network that was traced.
         trace: its data flow.
         split: whether a block with several additions is listed as its branches.
+        needed: blocks that the network cannot do without as a whole -> why.
     """
     additions = find_additions(trace)
     blocks = _block_calls(network, trace, additions)
     found = [_module(trace, call, "has no shortcut") for call in _siblings(network, trace, blocks)]
     for call, shortcut in blocks.items():
         whole = _module(trace, call, why_module_stays(network, trace, call, shortcut))
+        whole = replace(whole, reason=(needed or {}).get(whole.name, whole.reason))
         branches: list[Found] = []
-        # In a form of its own (a dictionary, features beside a mask) a block can go on returning what it is given.
-        if whole.reason and not trace.calls[call].returns_tensor:
-            branches = _branches(network, trace, shortcut.additions, block=whole)
+        own = [a for a in additions.values() if a.owner == call or a in shortcut.additions]
+        if split and (whole.reason or len(own) > 1):
+            branches = _branches(network, trace, own, block=whole)
+        # Only its own code can return the form of its answer (a dictionary, features beside a mask), or what it returns
+        # where no branch adds anything.
+        elif whole.reason and (shortcut.input or not trace.calls[call].returns_tensor):
+            branches = _branches(network, trace, own, block=whole)
             branches = [] if any(branch.reason for branch in branches) else branches
-        elif split and not whole.reason and len(shortcut.additions) > 1:
-            branches = _branches(network, trace, shortcut.additions, block=whole)
         found += branches or [whole]
     loose = [a for a in additions.values() if not _inside_any(trace, a.owner, blocks)]
     found += _branches(network, trace, loose, holding=blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -23,9 +23,11 @@ def why_module_stays(network: nn.Module, trace: Trace, index: int, shortcut: Sho
     call = trace.calls[index]
     if not call.returns_tensor and not returns_one_in_sequence(trace, index):
         return f"returns {len(call.outputs)} values, not one tensor"
+    if shortcut.input:
+        return f"its shortcut leads from the tensor number {shortcut.input + 1} that it is given"
     if trace.shapes[call.inputs[0]] != trace.shapes[call.outputs[0] or 0]:
         return "changes the shape"
-    if not shortcut.reaches_input:
+    if shortcut.input is None:
         return "its shortcut is not the identity"
     for path in shortcut.untouched_by:
         if changes_in_training(network.get_submodule(path), trace.shapes[call.inputs[0]]):
@@ -40,17 +42,25 @@ def returns_one_in_sequence(trace: Trace, index: int) -> bool:
 
 
 def why_shared(network: nn.Module, trace: Trace, calls: Iterable[int]) -> str:
-    """Returns what else uses the modules of some calls, or their parameters; empty where nothing does."""
+    """Returns what else needs the modules of some calls; empty where nothing does.
+
+    Parameters that others share stay with them; nothing can be gained by taking out modules that have no others.
+    """
+    calls = list(calls)
+    modules = [network.get_submodule(trace.calls[index].path) for index in calls]
+    elsewhere = parameters_outside(network, modules)
+    own = {id(parameter) for module in modules for parameter in module.parameters()} - elsewhere
+    if not own:
+        return "shares all its parameters"
     for index in calls:
         path = trace.calls[index].path
         runs = sum(call.path == path for call in trace.calls)
         if runs > 1:
             return f"runs {runs} times in one forward pass"
-        shared = _shared_parameters(network, path)
-        if shared:
-            return f"shares {shared[0]} with {shared[1]}"
         for other, call in enumerate(trace.calls):
-            if _is_below(call.path, path) and not trace.within(other, index) and has_parameters(network, trace, other):
+            if not _is_below(call.path, path) or trace.within(other, index):
+                continue
+            if any(id(parameter) in own for parameter in network.get_submodule(call.path).parameters()):
                 return f"its module {call.path} also runs outside of it"
     return ""
 
@@ -80,18 +90,13 @@ def changes_in_training(module: nn.Module, shape: tuple[int, ...]) -> bool:
             part.training = training
 
 
-def _shared_parameters(network: nn.Module, path: str) -> tuple[str, str] | None:
-    """Returns the names of one parameter inside a module and of the same one outside of it.
+def parameters_outside(network: nn.Module, modules: Sequence[nn.Module]) -> set[int]:
+    """Returns the ids of the parameters that a network has outside of some of its modules.
 
-    The block itself may hang at several places (`features = nn.Sequential(*backbone.children())`), its modules may not.
+    The modules may hang at several places (`features = nn.Sequential(*backbone.children())`).
     """
-    block = network.get_submodule(path)
-    own = {id(parameter): name for name, parameter in block.named_parameters()}
-    for prefix, module in network.named_modules(memo={block}):
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            if id(parameter) in own:
-                return f"{path}.{own[id(parameter)]}", name
-    return None
+    others = network.named_modules(memo=set(modules))
+    return {id(parameter) for _, module in others for parameter in module.parameters(recurse=False)}
 
 
 def _is_below(name: str, path: str) -> bool:

@@ -23,6 +23,7 @@ from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models.classifier import network_of
 from consensus_cli.models.modes import answer, tensors_in
 from consensus_cli.pruning.block import Block
+from consensus_cli.pruning.removability import parameters_outside
 
 _PART = re.compile(r"(?P<path>.+?)(?:\[(?P<element>\d+)of(?P<count>\d+)\])?")
 
@@ -77,7 +78,7 @@ def remove_blocks(model: nn.Module, blocks: Block | str | Iterable[Block | str],
     ones without parameters. All other modules stay the very same objects, in train or eval mode as they were. Given
     recorded names, the original network becomes one that a pruned state dict fits.
 
-    Postconditions, asserted: the network has fewer parameters, by as many as the blocks had; given an example, it
+    Postconditions, asserted: the network has fewer parameters, by those that only the blocks had; given an example, it
     returns for it what it returned with the blocks bypassed.
 
     Args:
@@ -103,7 +104,8 @@ def remove_blocks(model: nn.Module, blocks: Block | str | Iterable[Block | str],
         with bypassed(model, *names):
             expected = answer(model, example)
     exchanged = [pair for pairs in replacements.values() for pair in pairs]
-    before, going = _count_parameters(network), sum(_count_parameters(module) for module, _ in exchanged)
+    going = _own_parameters(network, [module for module, _ in exchanged])
+    before = _count_parameters(network)
     for module, replacement in exchanged:
         for container, key in _places(network, module):
             container.register_module(key, replacement)
@@ -196,6 +198,13 @@ def _places(network: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]
     """Returns every container that holds a module, with its name there; one module may go by several names."""
     paths = (path for path, found in network.named_modules(remove_duplicate=False) if found is module)
     return [(network.get_submodule(parent), key) for parent, _, key in (path.rpartition(".") for path in paths)]
+
+
+def _own_parameters(network: nn.Module, modules: list[nn.Module]) -> int:
+    """Returns how many parameters a network has in some of its modules alone."""
+    elsewhere = parameters_outside(network, modules)
+    unique = {id(p): p for module in modules for p in module.parameters() if id(p) not in elsewhere}
+    return sum(parameter.numel() for parameter in unique.values() if not is_lazy(parameter))
 
 
 def _count_parameters(module: nn.Module) -> int:

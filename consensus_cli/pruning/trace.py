@@ -9,6 +9,7 @@ another operation (`addcmul`, `torch.stack(...).sum`) are not seen as additions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,19 +24,30 @@ SAME_ELEMENTS = {
     "unsqueeze", "view",
 }  # fmt: skip
 
+#: operations whose result holds elements of their first argument, or of the tensors listed in it, in another place
+REARRANGING = {
+    "cat", "constant_pad_nd", "flip", "im2col", "narrow", "permute", "roll", "select", "slice", "split",
+    "split_with_sizes", "stack", "t", "transpose", "unbind", "unfold",
+}  # fmt: skip
+
 #: operations that change nothing with this number: `sum([x, f(x)])` begins with x + 0
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: `add_` and `add` are both `add`; values are numbers into `Trace`."""
+    """One operation: `add_` and `add` are both `add`; values are numbers into `Trace`.
+
+    Attributes:
+        rearrange: does to other tensors what a rearranging operation did to its inputs; None for all others.
+    """
 
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     call: int
     scale: float = 1.0
+    rearrange: Callable[[list[Tensor]], list[Tensor]] | None = None
 
 
 @dataclass
@@ -140,7 +152,8 @@ class _Recorder(TorchDispatchMode):
             self.trace.readers[value].append(index)
         outputs = tuple(self.value(tensor) for tensor in tensors_in([*written, result]))
         scale = kwargs.get("alpha", 1.0)
-        self.trace.ops.append(Op(name, reads, tuple(dict.fromkeys(outputs)), self.stack[-1], scale))
+        again = _rearranging(func, args, kwargs) if name in REARRANGING and not written else None
+        self.trace.ops.append(Op(name, reads, tuple(dict.fromkeys(outputs)), self.stack[-1], scale, again))
         return result
 
     def enter(self, path: str, inputs: Any) -> None:
@@ -202,6 +215,12 @@ class _Recorder(TorchDispatchMode):
     def _unify(self, value: int, with_value: int) -> None:
         self.trace.same[value] = self.trace.same[with_value]
         self.trace.ancestors[value] = self.trace.ancestors[with_value]
+
+
+def _rearranging(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[list[Tensor]], list[Tensor]]:
+    # Tensors beside the first argument would be kept alive, but these operations have none.
+    of_several, others = isinstance(args[0], list | tuple), args[1:]
+    return lambda tensors: list(tensors_in([func(tensors if of_several else tensors[0], *others, **kwargs)]))
 
 
 def trace(network: nn.Module, example: Tensor) -> Trace:

@@ -2,7 +2,8 @@
 
 Removing a block changes nothing before it. So the network runs once: at every candidate the images fork into one more
 stream, which takes the block's shortcut, and all streams go on together as one larger batch. A block at depth p of the
-network costs the share 1 − p of a forward pass, about half a pass per candidate instead of a whole one.
+network costs the share 1 − p of a forward pass, about half a pass per candidate instead of a whole one. The stream that
+goes without a branch begins before the block that the branch is part of, and the branch adds zeros to it.
 """
 
 from __future__ import annotations
@@ -123,24 +124,60 @@ class AblationEngine:
         return result
 
     def _forking(self, images: Tensor) -> Tensor:
-        """One pass: each candidate appends the stream that skips it."""
+        """One pass: each candidate appends the stream that goes without it."""
         forks: list[str] = []
+        came_in: dict[str, Tensor] = {}
 
-        def fork(name: str, given: Any, output: Any) -> Any:
+        def fork(name: str, all_streams: Tensor, new: Tensor) -> Tensor:
             forks.append(name)
-            features, x = next(tensors_in([output])), next(tensors_in(given))
-            x = x[: len(images)]
-            forked = torch.cat([features, self._maps[name](x) if name in self._maps else x])
+            return torch.cat([all_streams, new])
+
+        def of_network(streams: Tensor) -> Tensor:
+            return streams[: len(streams) // (1 + len(forks))]
+
+        def skip(name: str, given: Any, output: Any) -> Any:
+            x = of_network(next(tensors_in(given)))
+            forked = fork(name, next(tensors_in([output])), self._maps[name](x) if name in self._maps else x)
             return forked if isinstance(output, Tensor) else (forked, *output[1:])
 
+        def enter(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            first = next(tensors_in([args, kwargs]))
+            forked = fork(name, first, of_network(first))
+            given = tuple(forked if value is first else value for value in args)
+            return given, {key: forked if value is first else value for key, value in kwargs.items()}
+
+        def silence(name: str, output: Any) -> Any:
+            if not isinstance(output, Tensor):
+                return tuple(silence(name, value) if isinstance(value, Tensor) else value for value in output)
+            streams = output.clone().unflatten(0, (1 + len(forks), -1))
+            streams[1 + forks.index(name)] = self._maps[name](came_in[name]) if name in self._maps else 0
+            return streams.flatten(0, 1)
+
+        def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            streams = next(tensors_in([args, kwargs])).unflatten(0, (1 + len(forks), -1))
+            came_in[name] = streams[1 + forks.index(name)]
+
         with ExitStack() as hooks:
-            for name in self.candidates:
-                (path,) = parts_of(name)
-                hooks.enter_context(
-                    self._network.get_submodule(path).register_forward_hook(
-                        lambda _m, args, kwargs, out, n=name: fork(n, (args, kwargs), out), with_kwargs=True
+            for block in self._blocks:
+                last = self._network.get_submodule(parts_of(block.name)[-1])
+                if block.is_branch:
+                    # What its result is added to is a variable of the block's code: the stream begins with the block.
+                    owner = self._network.get_submodule(block.name.partition("+")[0])
+                    before = owner.register_forward_pre_hook(
+                        lambda _m, args, kwargs, name=block.name: enter(name, args, kwargs), with_kwargs=True
                     )
-                )
+                    hooks.enter_context(before)
+                    first = self._network.get_submodule(parts_of(block.name)[0])
+                    noted = first.register_forward_pre_hook(
+                        lambda _m, args, kwargs, name=block.name: note(name, args, kwargs), with_kwargs=True
+                    )
+                    hooks.enter_context(noted)
+                    after = last.register_forward_hook(lambda _m, _, out, name=block.name: silence(name, out))
+                else:
+                    after = last.register_forward_hook(
+                        lambda _m, args, kwargs, out, name=block.name: skip(name, (args, kwargs), out), with_kwargs=True
+                    )
+                hooks.enter_context(after)
             streams = self._representation(images).unflatten(0, (1 + len(self.candidates), len(images)))
         return streams[[0, *(1 + forks.index(name) for name in self.candidates)]]
 

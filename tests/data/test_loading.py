@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
+import os
 import signal
+import struct
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,8 @@ from helpers.loaded_trees import load
 from consensus_cli.data import loading
 from consensus_cli.data.files import ImageFiles
 from consensus_cli.errors import RunFailedError
+
+FORK = pytest.mark.skipif(sys.platform != "linux", reason="signals and processes as Linux has them")
 
 # Streams without end, as a training does, and says how that ended. PyTorch is loaded once: for each line of its input,
 # `SIGNAL everybody|run|worker|fork`, a copy of the process lives and is ended.
@@ -65,7 +70,7 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="signals and processes as Linux has them")
+@FORK
 def test_a_signal_while_images_are_streamed_ends_as_one_line(make_tree: MakeTree, cache_dir: Path) -> None:
     killed = "a worker process that decodes images was ended (SIGKILL) | memory may be short"
     cases = [
@@ -77,11 +82,11 @@ def test_a_signal_while_images_are_streamed_ends_as_one_line(make_tree: MakeTree
         (signal.SIGKILL, "worker", killed),
     ]
     told = subprocess.run(
-        [sys.executable, "-c", STREAMS, str(make_tree({"train": 400, "test": 2})), str(cache_dir)],
+        [sys.executable, "-c", STREAMS, str(make_tree({"train": 30, "test": 2})), str(cache_dir)],
         input="".join(f"{int(number)} {whom}\n" for number, whom, _ in cases),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
         check=True,
     )
     assert told.stderr == ""
@@ -106,27 +111,104 @@ def test_processes_that_are_not_forked_give_the_same_batches(
 ) -> None:
     root = make_tree({"train": 6, "test": 2})
     alone = all_images(streamed(root, cache_dir, workers=0))
-    spawned = functools.partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
-    monkeypatch.setattr(loading, "ProcessPoolExecutor", spawned)
-    monkeypatch.setattr(loading.multiprocessing, "get_start_method", lambda: "spawn")
+    spawn = multiprocessing.get_context("spawn")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda: spawn)
     assert torch.equal(all_images(streamed(root, cache_dir, workers=1)), alone)
 
 
+@FORK
 def test_workers_that_cannot_be_started_are_reported(
     make_tree: MakeTree, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = streamed(make_tree({"train": 6, "test": 2}), cache_dir, workers=2)
+    fork = os.fork
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full() -> int:
+        if multiprocessing.active_children():
+            raise OSError(28, "No space left on device")
+        return fork()
 
-    monkeypatch.setattr(loading, "ProcessPoolExecutor", full)
+    monkeypatch.setattr(os, "fork", full)
     with pytest.raises(RunFailedError, match=r"no worker process can be started .*No space left") as raised:
         all_images(split)
     assert "dataset.workers" in raised.value.hint
+    assert not multiprocessing.active_children()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and fork")
+def decode_three(decoded: Callable[[int], torch.Tensor]) -> None:
+    drawn = loading.batches(
+        decoded,
+        lambda image: image,
+        [(position, 0) for position in range(3)],
+        image_shape=(3, 2, 2),
+        batch_size=1,
+        workers=2,
+        drop_last=False,
+    )
+    assert len(list(drawn)) == 3
+
+
+def grey(position: int) -> torch.Tensor:
+    return torch.full((3, 2, 2), position, dtype=torch.uint8)
+
+
+@FORK
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_a_worker_that_is_killed_while_it_decodes_is_reported(killed: int) -> None:
+    def decoded(position: int) -> torch.Tensor:
+        if position == killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return grey(position)
+
+    with pytest.raises(RunFailedError, match=r"was ended \(SIGKILL\)"):
+        decode_three(decoded)
+    assert not multiprocessing.active_children()
+
+
+@FORK
+def test_a_worker_that_is_killed_while_it_answers_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, send = os.getpid(), Connection.send
+
+    def half(self: Connection, answer: object) -> None:
+        if os.getpid() == run:
+            send(self, answer)
+        else:
+            # An answer begins with its length.
+            os.write(self.fileno(), struct.pack("!i", 1000) + b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Connection, "send", half)
+    with pytest.raises(RunFailedError, match=r"was ended \(SIGKILL\)"):
+        decode_three(grey)
+    assert not multiprocessing.active_children()
+
+
+@FORK
+def test_an_error_in_a_worker_is_raised_in_the_run() -> None:
+    def decoded(position: int) -> torch.Tensor:
+        raise ZeroDivisionError(f"image {position}")
+
+    with pytest.raises(ZeroDivisionError, match="image 0") as raised:
+        decode_three(decoded)
+    assert "in decoded" in raised.value.__notes__[0]
+    assert not multiprocessing.active_children()
+
+
+@FORK
+def test_no_worker_and_no_thread_is_left_when_streaming_ends(make_tree: MakeTree, cache_dir: Path) -> None:
+    split, threads = streamed(make_tree({"train": 6, "test": 2}), cache_dir, workers=2), threading.active_count()
+    all_images(split)
+    assert not multiprocessing.active_children()
+    one, other = split.batches(1), split.batches(1)
+    next(one), next(other)
+    # A thread of the run may hold a lock when the next epoch forks, and would have to end before the run can.
+    assert threading.active_count() == threads
+    del other
+    assert len(list(one)) == len(split) - 1
+    assert not multiprocessing.active_children()
+
+
+@FORK
 def test_workers_end_with_a_run_that_is_killed(make_tree: MakeTree, cache_dir: Path) -> None:
     code = """
 import multiprocessing, os, sys
@@ -143,7 +225,7 @@ os.kill(os.getpid(), 9)
     told = subprocess.run(words, capture_output=True, text=True, check=False)
     workers = [Path("/proc", pid) for pid in told.stdout.split()]
     assert len(workers) >= 2
-    for _ in range(100):
+    for _ in range(600):
         if not any(alive(worker) for worker in workers):
             return
         time.sleep(0.1)

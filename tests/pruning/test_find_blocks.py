@@ -194,7 +194,8 @@ def test_a_block_that_overwrites_its_input(block: type[nn.Module]) -> None:
         (lambda: Net(Residual(), *[Residual()] * 2, Residual()), "runs 2 times in one forward pass"),
         (
             lambda: Net(Residual(), DropsShortcut(0.1), Residual()),
-            "its shortcut passes blocks.1.wrapper.drop, which acts in training only",
+            "its shortcut passes blocks.1.wrapper.drop, which acts in training only; its branch can go by itself: "
+            "prune.granularity=branch",
         ),
     ],
 )
@@ -204,23 +205,26 @@ def test_a_block_whose_removal_changes_results_elsewhere_stays(build: Callable[[
     assert list(said)[1] == "blocks.1"
 
 
-def test_shared_parameters_keep_both_blocks() -> None:
+def test_parameters_that_blocks_share_stay_with_the_other_block() -> None:
+    """As the position encodings of CoaT do, which all blocks of a stage use."""
     one, two = Residual(), Residual()
     two.branch[0].weight = one.branch[0].weight
-    said = reasons(Net(Residual(), one, two, Residual()))
-    assert said["blocks.1"] == "shares blocks.1.branch.0.weight with blocks.2.branch.0.weight"
-    assert said["blocks.2"] == "shares blocks.2.branch.0.weight with blocks.1.branch.0.weight"
-    assert said["blocks.3"] == ""
+    network = Net(Residual(), one, two, Residual())
+    before = sum(parameter.numel() for parameter in network.parameters())
+    assert [block.name for block in candidates(find_blocks(network, IMAGE))] == ["blocks.1", "blocks.2", "blocks.3"]
+    check_round_trip(network, ["blocks.1"], IMAGES)
+    remove_blocks(network, ["blocks.1"], IMAGES)
+    shared = one.branch[0].weight.numel()
+    own = sum(parameter.numel() for parameter in one.parameters()) - shared
+    assert sum(parameter.numel() for parameter in network.parameters()) == before - own
+    remove_blocks(network, ["blocks.2"], IMAGES)
+    assert sum(parameter.numel() for parameter in network.parameters()) == before - 2 * own - shared
 
 
-def test_a_module_of_a_block_that_hangs_elsewhere_as_well_keeps_it() -> None:
-    network = Net(*(Residual() for _ in range(4)))
-    network.blocks[2].branch[1] = network.blocks[1].branch[1]
-    network.extra = network.blocks[3].branch[0]
-    said = reasons(network)
-    assert said["blocks.1"] == "shares blocks.1.branch.1.weight with blocks.2.branch.1.weight"
-    assert said["blocks.2"].endswith("with blocks.1.branch.1.weight")
-    assert said["blocks.3"].endswith("with extra.weight")
+def test_a_block_all_of_which_is_shared_stays() -> None:
+    network = Net(*(Residual() for _ in range(3)))
+    network.extra = network.blocks[1].branch
+    assert reasons(network)["blocks.1"].startswith("shares all its parameters")
 
 
 def test_dropout_that_never_drops_is_an_identity() -> None:

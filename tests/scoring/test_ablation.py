@@ -158,14 +158,48 @@ class Gathering(TwoReaders):
         return self.fc((x - x.mean(0)).mean((2, 3)))
 
 
+class TwoBranches(nn.Module):
+    """A block of two branches, one after the other, called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.BatchNorm2d(8), Residual(8).conv, Residual(8).conv
+
+    def forward(self, *, shift: float, x: Tensor) -> Tensor:
+        x = x + self.first(self.norm(x + shift))
+        return x + self.second(x)
+
+
+class OfBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 8, 3), TwoBranches(), TwoBranches()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(shift=1.0, x=self.a(shift=0.5, x=self.stem(x)))
+        return self.fc(x.mean((2, 3)))
+
+
 @pytest.mark.parametrize(
     ("network_class", "names"),
-    [(TwoReaders, ["a", "b"]), (Gathering, ["a", "b"]), pytest.param(TwoReaders, ["a+conv"], id="no module")],
+    [(OfBranches, ["a+norm+first", "a+second", "b+norm+first", "b+second"]), (TwoReaders, ["a+conv"])],
 )
-def test_falls_back_where_one_pass_does_not_do(network_class, names):
+def test_one_pass_serves_branches(network_class, names):
     torch.manual_seed(0)
     network = network_class()
     blocks = [block(name) for name in names]
+    images = torch.rand(4, 3, 8, 8)
+    engine = AblationEngine(network, blocks, images)
+    assert engine.one_pass
+    torch.testing.assert_close(engine.representations(images), one_by_one(network, blocks, images))
+
+
+@pytest.mark.parametrize("network_class", [TwoReaders, Gathering])
+def test_falls_back_where_one_pass_does_not_do(network_class):
+    torch.manual_seed(0)
+    network = network_class()
+    blocks = [block("a"), block("b")]
     images = torch.rand(4, 3, 8, 8)
     engine = AblationEngine(network, blocks, images)
     assert not engine.one_pass
