@@ -111,17 +111,17 @@ def test_weights_go_into_a_network_that_has_never_run() -> None:
     with torch.no_grad():
         ran.network(one)
         ran.network.scale.fill_(5.0)  # type: ignore[operator, union-attr]
-    assert as_saved(prepared(fresh), ran, []).network(one).item() == 15
+    assert as_saved(prepared(fresh), ran, RunState(removed=[])).network(one).item() == 15
     assert ran.network(one).item() == 6
     assert fresh.network.kept is None
 
 
 def test_a_copy_has_the_weights_and_leaves_the_original_as_it_is(original: Classifier) -> None:
-    pruned = as_saved(prepared(original), original, [])
+    pruned = as_saved(prepared(original), original, RunState(removed=[]))
     remove_blocks(pruned.network, ["layer2.1"])
     with torch.no_grad():
         pruned.network.fc.bias.fill_(7.0)  # type: ignore[operator, union-attr]
-    copy = as_saved(prepared(original), pruned, ["layer2.1"])
+    copy = as_saved(prepared(original), pruned, RunState(removed=["layer2.1"]))
     expected = pruned.network.state_dict()
     assert copy.network.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[key]) for key, value in copy.network.state_dict().items())
@@ -169,4 +169,4 @@ def test_what_is_no_state_is_told(content: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "__class__", "layer1.7"])
 def test_a_state_can_only_name_blocks_of_the_network(name: str, original: Classifier) -> None:
     with pytest.raises(UserError, match="unknown block"):
-        as_saved(prepared(original), original, [name])
+        as_saved(prepared(original), original, RunState(removed=[name]))
