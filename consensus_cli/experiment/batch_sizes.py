@@ -30,8 +30,8 @@ class Fitting:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def size(self, purpose: str, batch_size: int) -> int:
-        """Returns the batch size, or what is left of it where memory ran out before."""
-        return min(batch_size, self.sizes.get(purpose, batch_size))
+        """Returns the batch size, or what is left of it where memory ran out before; several processes keep it."""
+        return batch_size if not self.alone else min(batch_size, self.sizes.get(purpose, batch_size))
 
     def attempt(self, purpose: str, batch_size: int, work: Callable[[int], Result]) -> Result:
         """Does work in batches, over again in smaller ones where memory runs out."""

@@ -34,7 +34,8 @@ def join() -> Share:
     """Returns this process's share of the job's work; the first call meets the other processes.
 
     Raises:
-        UserError: the launcher asks for a way to share the model that this package does not support.
+        UserError: the launcher asks for a way to share the model that this package does not support, or nothing but
+            `WORLD_SIZE` says that there is a job.
     """
     if world() == 1:
         return ALL
@@ -47,6 +48,14 @@ def join() -> Share:
             refused.shared = True
             raise refused
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=_TRAINING_TIMEOUT)
+    # A script that calls `run` from Python may have met the others already.
+    if not distributed.is_initialized():
+        try:
+            distributed.init_process_group(backend, timeout=_TRAINING_TIMEOUT)
+        except ValueError as error:
+            raise UserError(
+                f"WORLD_SIZE={world()} in the environment, but there is no job to join: {error}",
+                "start several processes with torchrun, or unset WORLD_SIZE",
+            ) from error
     group = distributed.new_group(backend="gloo", timeout=_WAITING_TIMEOUT)
     return Share(distributed.get_rank(), distributed.get_world_size(), group)

@@ -82,6 +82,7 @@ def _line(
 def _finish(session: Session, steps: Steps, ratio: float, original: Classifier, network: Classifier) -> Row:
     """Fine-tunes a copy of the network for the last time, measures it, and returns the row it recorded."""
     prepared = steps.prepared
+    steps.share.lead(lambda: steps.check_not_passed(ratio))
     pruned = session.saved_pruned(prepared, ratio)
     if pruned is None:
         pruned = steps.fine_tune_finally(network, original, ratio)

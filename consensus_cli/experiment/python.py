@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.storage.checkpoint import load_pruned
 
 if TYPE_CHECKING:
     from consensus_cli.models.classifier import Classifier
+
+SCREENS = ("quiet", "auto", "json")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def run(*overrides: str, screen: str = "quiet") -> RunResult:
         model = result.pruned()
 
     Args:
-        overrides: settings as on the command line, one run's: `consensus list` shows what there is.
+        overrides: settings as on the command line, one run's, each a text: `consensus list` shows what there is.
         screen: what is printed: `quiet`, for results and warnings; `auto`, as on the command line; `json`.
 
     Raises:
@@ -47,11 +50,17 @@ def run(*overrides: str, screen: str = "quiet") -> RunResult:
     """
     # Late: those who only rank or prune do without configuration and experiment.
     from consensus_cli.config.composition import compose_run
-    from consensus_cli.experiment import checks, pipeline
+    from consensus_cli.experiment import pipeline
+    from consensus_cli.experiment.distributed import join
     from consensus_cli.screen import open_screen
 
+    if not all(isinstance(word, str) for word in overrides):
+        raise UserError(
+            "run takes settings as texts, one by one", "run('model=resnet56', 'ratio=0.5'), or run(*settings)"
+        )
+    if screen not in SCREENS:
+        raise unknown_name("screen", screen, SCREENS)
     config = compose_run(overrides)
-    checks.check(config)
-    with open_screen(screen) as opened:
+    with open_screen(screen if join().leads else "none") as opened:
         row = pipeline.run(config, overrides, opened)
     return RunResult(Path(str(row["run_dir"])), row)

@@ -305,7 +305,7 @@ def _held(
     """Yields the run's directory, new or not, which no other job works on meanwhile."""
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(output_dir / ".runs.lock", timeout=_LOCK_TIMEOUT_S):
+    with _one_at_a_time(output_dir):
         if earlier is None and config.if_done == "skip":
             earlier = find_earlier(config, inputs)
         now = datetime.now(UTC)
@@ -324,6 +324,27 @@ def _held(
         for file in files.files():
             remove_partial_files(file)
         yield files
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _one_at_a_time(output_dir: Path) -> Iterator[None]:
+    """Lets one process of all machines look for a run directory or make one.
+
+    Raises:
+        UserError: another one has been doing that for too long.
+    """
+    lock = FileLock(output_dir / ".runs.lock", timeout=_LOCK_TIMEOUT_S)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"'{lock.lock_file}' is still locked by another process after {_LOCK_TIMEOUT_S:g} s",
+            "see whether a run hangs, or choose another folder with output_dir=PATH",
+        ) from None
+    try:
+        yield
     finally:
         lock.release()
 

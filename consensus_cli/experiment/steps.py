@@ -17,6 +17,7 @@ from torch import Tensor
 from consensus_cli import training
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.data.share import Share
+from consensus_cli.errors import UserError
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.cost.energy import Consumption, EnergyMeter
 from consensus_cli.experiment import recipes, row
@@ -89,6 +90,18 @@ class Steps:
     def reached(self, ratio: float) -> bool:
         """Returns whether enough blocks are gone for a ratio."""
         return self.prepared.schedule(ratio).reached(self.state.removed)
+
+    def check_not_passed(self, ratio: float) -> None:
+        """Checks that no more blocks are gone than a ratio asks for, which could no longer be measured.
+
+        Raises:
+            UserError: its row is lost, and an earlier session has gone on to larger ratios.
+        """
+        if self.prepared.schedule(ratio).reached(self.state.removed[:-1]):
+            raise UserError(
+                f"the row at ratio {ratio:g} is gone, and so are more blocks than it asks for",
+                "put its run directory back beside this one, or repeat the run with if_done=rerun",
+            )
 
     def score(self, network: Classifier, original: Classifier) -> Ranking:
         """Ranks the candidates that may go now, the least important first."""
