@@ -40,7 +40,11 @@ def tried(name: str, demands: Demands = DEMANDS) -> tuple[DryRun, Classifier]:
 
 
 @pytest.mark.parametrize(
-    "name", ["Plain", "Lazy", "DictionaryAnswer", "TupleAnswer", "Caches", "Convolutional", "Tuples"]
+    "name",
+    [
+        *("Plain", "Lazy", "DictionaryAnswer", "DataclassAnswer", "TupleAnswer", "Caches", "Tuples"),
+        *("Convolutional", "Cosine", "Distilled", "Auxiliary", "SumsLosses"),
+    ],
 )
 @pytest.mark.parametrize("demands", [DEMANDS, BF16])
 def test_nothing_is_wrong_with(name: str, demands: Demands) -> None:

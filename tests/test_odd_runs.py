@@ -63,6 +63,9 @@ def test_a_network_that_keeps_what_it_computes_gives_the_same_numbers_with_a_cac
         ("Convolutional", r"blocks\.[1-4];blocks\.[1-4]"),
         ("Views", r"blocks\.[1-4];blocks\.[1-4]"),
         ("Lazy", r"blocks\.[1-4];blocks\.[1-4]"),
+        ("DataclassAnswer", r"blocks\.[1-4];blocks\.[1-4]"),
+        ("Distilled", r"blocks\.[1-4];blocks\.[1-4]"),
+        ("Auxiliary", r"blocks\.[1-4];blocks\.[1-4]"),
     ],
 )
 def test_a_pruned_network_is_loaded_as_it_was_measured(tmp_path: Path, target: str, removed: str) -> None:
@@ -71,6 +74,22 @@ def test_a_pruned_network_is_loaded_as_it_was_measured(tmp_path: Path, target: s
     model = load_pruned(row["run_dir"])
     assert sum(parameter.numel() for parameter in model.parameters()) == row["params_pruned"]
     assert sum(isinstance(module, odd_networks.Block) for module in model.modules()) == 3
+
+
+def test_blocks_that_cannot_go_lose_their_branches_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("model.target=helpers.odd_networks.SumsLosses", f"output_dir={tmp_path}")
+    assert main([*WORDS, *words]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "none of the 5 residual blocks of the network can be removed, e.g. blocks.4 (without it, training fails" in said
+    )
+    assert "its branch can go by itself: prune.granularity=branch)" in said
+    row = rows(tmp_path, words[0], "prune.granularity=branch").iloc[0]
+    assert pd.Series([row["removed_blocks"]]).str.fullmatch(r"blocks\.[1-4]\+branch;blocks\.[1-4]\+branch").all()
+    model = load_pruned(row["run_dir"])
+    assert sum(parameter.numel() for parameter in model.parameters()) == row["params_pruned"]
 
 
 def test_frozen_networks_are_pruned_without_training(tmp_path: Path) -> None:

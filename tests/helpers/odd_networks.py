@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -259,6 +260,72 @@ class TupleAnswer(Plain):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(x)
         return self.fc(features), features
+
+
+@dataclasses.dataclass
+class Answer:
+    logits: Tensor
+    features: Tensor
+
+
+class DataclassAnswer(Plain):
+    def forward(self, x: Tensor) -> Answer:
+        features = self.features(x)
+        return Answer(self.fc(features), features)
+
+
+class Auxiliary(Plain):
+    """A head in the middle that answers in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary = nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        middle = self.blocks[1](self.blocks[0](self.stem(x)))
+        logits = self.fc(self.blocks[4](self.blocks[3](self.blocks[2](middle))).mean((2, 3)))
+        return {"out": logits, "aux": self.auxiliary(middle.mean((2, 3)))} if self.training else logits
+
+
+class Distilled(Plain):
+    """Two heads: both answers in training, their mean else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distilled = nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = self.features(x)
+        answers = self.fc(features), self.distilled(features.square())
+        return answers if self.training else (answers[0] + answers[1]) / 2
+
+
+class Cosine(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.fc
+        self.prototypes = nn.Parameter(torch.randn(10, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 16 * functional.cosine_similarity(self.features(x)[:, None], self.prototypes[None], dim=-1)
+
+
+class KeepsLoss(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.branch(x)
+        self.loss = branch.square().mean()
+        return torch.relu(x + branch)
+
+
+class SumsLosses(Plain):
+    """Reads what its blocks keep while it is trained, so that none can go as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__(block=KeepsLoss)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits + 0 * sum(block.loss for block in self.blocks) if self.training else logits
 
 
 class CachedGate(Block):
