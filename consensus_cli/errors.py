@@ -59,6 +59,10 @@ class RunFailedError(Exception):
         self.hint = hint
 
 
+class JobEndedError(RunFailedError):
+    """Another process of the job has ended, which says why itself; nothing can be done together any more."""
+
+
 class InterruptedRunError(BaseException):
     """A signal asked the run to stop; no `Exception`, so that nothing on the way takes it for a failure.
 

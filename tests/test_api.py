@@ -45,6 +45,13 @@ def test_the_import_does_not_wait_for_what_is_not_used() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_run_refuses_what_is_not_a_list_of_settings_or_a_screen() -> None:
+    with pytest.raises(cc.UserError, match="texts, one by one"):
+        cc.run(["model=resnet20"])  # type: ignore[arg-type]
+    with pytest.raises(cc.UserError, match="unknown screen 'quite'"):
+        cc.run("model=resnet20", screen="quite")
+
+
 def test_a_resnet20_is_pruned_with_a_training_loop_of_ones_own() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(80) % 2

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -20,9 +21,13 @@ from helpers.quick import QUICK
 from torch import distributed
 from torch.multiprocessing import spawn
 
+from consensus_cli.cli import main as cli
+from consensus_cli.cli import sweep
 from consensus_cli.cli.main import main
+from consensus_cli.config.composition import compose_run, compose_runs
 from consensus_cli.data.share import Share
-from consensus_cli.errors import RunFailedError, UserError
+from consensus_cli.errors import JobEndedError, RunFailedError, UserError
+from consensus_cli.experiment import checks, pipeline
 from consensus_cli.experiment.distributed import join
 
 REPOSITORY = Path(__file__).parents[1]
@@ -82,10 +87,44 @@ def test_sharded_models_are_refused_before_anything_starts(
     assert "FSDP is not supported" in capsys.readouterr().err
 
 
-def test_a_batch_too_small_for_the_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from consensus_cli.config.composition import compose_run
-    from consensus_cli.experiment import checks
+def test_a_job_that_only_the_environment_speaks_of_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["run", *SHORT]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: WORLD_SIZE=2 in the environment, but there is no job to join")
+    assert hint == "hint: start several processes with torchrun, or unset WORLD_SIZE"
 
+
+def test_what_all_processes_find_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["nosuch"]) == 2
+    monkeypatch.setattr(cli, "_answer", raising(JobEndedError("another process of this job has ended", "")))
+    assert main(["run"]) == 1
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    assert main(["run"]) == 1
+    assert "another process of this job has ended" in capsys.readouterr().err
+
+
+def test_a_sweep_in_a_job_ends_with_a_run_that_only_one_process_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consensus_cli.experiment.distributed.world", lambda: 2)
+    for error in (ValueError("a bug"), JobEndedError("another process of this job has ended", "")):
+        runs = raising(error)
+        monkeypatch.setattr(pipeline, "run", runs)
+        with pytest.raises(SystemExit, match="1"):
+            main(["run", *SHORT, "-m", "seed=0,1", f"output_dir={tmp_path}"])
+        with pytest.raises(type(error)):
+            sweep._follow(compose_runs(["seed=0,1"], multirun=True), sweeping=True)
+        assert runs.call_count == 2
+
+
+def test_a_batch_too_small_for_the_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(UserError, match=r"finetune.batch_size=8 .* 8 processes"):
         checks.check(compose_run(["finetune.batch_size=8"]))
@@ -187,6 +226,27 @@ def test_a_sweep_in_a_job_goes_on_after_a_run_that_failed_in_all_processes(tmp_p
     assert job.returncode != 0
     assert len(re.findall("^error: .*", err, re.MULTILINE)) == 1
     assert sorted(pd.read_csv(tmp_path / "results.csv")["status"]) == ["done", "failed"]
+
+
+def raising(error: Exception) -> Mock:
+    return Mock(side_effect=error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["run", "--nonsense"], ["score", "model=resnet57"]])
+def test_a_mistake_in_the_words_is_reported_once(words: list[str]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "consensus_cli",
+    ]
+    job = subprocess.run([*command, *words], cwd=REPOSITORY, text=True, capture_output=True, check=False)
+    assert job.returncode != 0
+    assert len(re.findall("^error: .*", job.stderr, re.MULTILINE)) == 1
 
 
 def process_of_rank(rank: int, launcher: int) -> int:

@@ -194,6 +194,18 @@ def test_a_stop_during_the_evaluation_of_the_first_ratio_repeats_no_training(tmp
 
 
 @pytest.mark.slow
+def test_a_lost_row_of_a_smaller_ratio_is_not_made_of_the_network_of_a_larger_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*WORDS, "ratio=[0.17,0.5]")
+    assert stop_run(tmp_path, *words, when=after_finetuning(3), number=signal.SIGTERM) == signal.SIGTERM
+    folder, beside = sorted((tmp_path / "runs").iterdir(), key=lambda path: "-of-" in path.name)
+    shutil.rmtree(beside)
+    assert main(["resume", str(folder)]) == 2
+    assert "the row at ratio 0.17 is gone, and so are more blocks than it asks for" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_batches_for_the_rest_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

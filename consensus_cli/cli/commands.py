@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from consensus_cli.cli.fast_imports import lasting_imports
 from consensus_cli.errors import NEEDS_LESS_MEMORY, UserError, did_you_mean, memory_told, nearest
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from consensus_cli.data.share import Share
     from consensus_cli.screen import Screen
 
+_Made = TypeVar("_Made")
 _Answer = Callable[[Namespace], int]
 #: names and settings of an argument of argparse
 _Argument = tuple[tuple[str, ...], dict[str, Any]]
@@ -57,7 +58,7 @@ class Command:
 
     def __call__(self, call: Call, share: Share | None = None) -> int:
         """Does what was asked for, as one of several processes where `share` says so, and returns the exit code."""
-        asked = self.parser().read(call.words)
+        asked = _agreed(share, lambda: self.parser().read(call.words))
         asked.debug, asked.share = call.debug, share
         if share is not None and not share.leads:
             asked.screen = "none"
@@ -135,6 +136,11 @@ def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty name")
     return expanded(text)
+
+
+def _agreed(share: Share | None, make: Callable[[], _Made]) -> _Made:
+    """Returns what `make` does; in a job a mistake in it is one of all processes, and one message."""
+    return make() if share is None else share.agree(make)
 
 
 @contextmanager
@@ -228,7 +234,7 @@ def score(asked: Namespace) -> int:
     """
     from consensus_cli.config.composition import compose_run
 
-    config = compose_run(asked.settings)
+    config = _agreed(asked.share, lambda: compose_run(asked.settings))
     with _screen(asked.screen) as screen:
         from consensus_cli.experiment import looking
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from consensus_cli import __version__
 from consensus_cli.cli.commands import COMMANDS, Call, Command, Parser
 from consensus_cli.cli.fast_imports import fit_environment
-from consensus_cli.errors import InterruptedRunError, RunFailedError, UserError, tell, unknown_name
+from consensus_cli.errors import InterruptedRunError, JobEndedError, RunFailedError, UserError, tell, unknown_name
 
 #: what all processes of a job do together
 _JOINT = ("run", "resume", "score")
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (UserError, RunFailedError) as error:
-        if not (error.shared and _follows()):
+        if not (_follows() and (error.shared or isinstance(error, JobEndedError))):
             tell(error, debug=debug)
         return 2 if isinstance(error, UserError) else 1
     except InterruptedRunError as stop:
@@ -71,7 +71,10 @@ def _answer(words: list[str], debug: bool) -> int:
         sys.stdout.write(f"consensus {__version__}\n")
         return 0
     if name not in COMMANDS:
-        raise _unknown_command(name)
+        unknown = _unknown_command(name)
+        # All processes of a job get the same words.
+        unknown.shared = True
+        raise unknown
     if {"-h", "--help"} & set(words):
         sys.stdout.write(COMMANDS[name].parser().format_help())
         return 0

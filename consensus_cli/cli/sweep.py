@@ -210,6 +210,9 @@ def run_job(
         if not sweeping:
             raise
         traceback.print_exc()
+        if world() > 1:
+            # The others may be anywhere in this run: no next one can begin together.
+            raise SystemExit(1) from error
         return f"{type(error).__name__}: {_one_line(error)}"
     return None
 

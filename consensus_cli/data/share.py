@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from consensus_cli.errors import RunFailedError, UserError
+from consensus_cli.errors import JobEndedError, RunFailedError, UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -108,19 +108,16 @@ def others_may_end() -> Iterator[None]:
     """Reports in one line that another process of the job has ended while the body waited for it.
 
     Raises:
-        RunFailedError: instead of what gloo or NCCL raise.
+        JobEndedError: instead of what gloo or NCCL raise.
     """
     try:
         yield
     except RuntimeError as error:
         if not any(words in str(error) for words in _ENDED):
             raise
-        ended = RunFailedError(
+        raise JobEndedError(
             "another process of this job has ended", "its own message says why; consensus resume continues the run"
-        )
-        # The process that ended speaks for all.
-        ended.shared = True
-        raise ended from error
+        ) from error
 
 
 #: what gloo and NCCL say when the other end is gone

@@ -89,7 +89,7 @@ def find(output_dir: Path, config_hash: str, inputs: Mapping[str, str]) -> RunDi
     """Returns the directory of the run with this configuration on these inputs, None where there is none.
 
     A finished run stands before the one begun last. The directory of an earlier version, which does not say what it
-    read, is none.
+    read, is left out.
     """
     found = list(_same(output_dir, config_hash, inputs))
     finished = [run_dir for run_dir in found if is_done(run_dir)]
