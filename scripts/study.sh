@@ -3,6 +3,7 @@
 #
 #   scripts/study.sh one-shot [--root DIR]     rank once, remove, recalibrate, no training: under 30 minutes on 2 cores
 #   scripts/study.sh tuned|stepwise|robustness|costs [--root DIR]   further measurements of the same networks
+#   scripts/study.sh healing [--root DIR]      maps in place of removed blocks, nothing trained
 #   scripts/study.sh iterative [OVERRIDE…]     the paper's protocol by `consensus run -m`; then: collect OUTPUT_DIR
 #   scripts/study.sh tables                    writes the tables of docs/study.md from the rows in docs/study/
 #   scripts/study.sh figures                   draws the figures from the same rows

@@ -11,7 +11,7 @@ from consensus_cli.errors import UserError, tell
 from consensus_cli.screen import Screen
 
 ROOT = Path(__file__).resolve().parents[2]
-MEASUREMENTS = ("one-shot", "tuned", "stepwise", "robustness", "costs")
+MEASUREMENTS = ("one-shot", "tuned", "stepwise", "robustness", "costs", "healing")
 
 
 def main(words: list[str]) -> int:
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace) -> None:
     """Takes the measurements of one word that are not in the rows yet."""
-    from study import after, oneshot
+    from study import after, healing, oneshot
     from study.bench import load_bench, unpacked
     from study.plan import Plan
 
@@ -69,6 +69,7 @@ def measure(options: argparse.Namespace) -> None:
         "stepwise": after.measure_stepwise,
         "robustness": after.measure_robustness,
         "costs": after.measure_costs,
+        "healing": healing.measure,
     }
     stages[options.word](bench, options.rows, Screen())
 

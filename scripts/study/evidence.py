@@ -59,6 +59,7 @@ class Evidence:
         paths: rows of `paths.csv`.
         robustness: rows of `robustness.csv`.
         costs: rows of `costs.csv`.
+        healing: rows of `healing.csv`.
         iterative: rows of `iterative.csv`, empty where there is none.
     """
 
@@ -70,6 +71,7 @@ class Evidence:
     paths: pd.DataFrame
     robustness: pd.DataFrame
     costs: pd.DataFrame
+    healing: pd.DataFrame
     iterative: pd.DataFrame
 
     @classmethod
@@ -96,6 +98,7 @@ class Evidence:
             Rows(folder, "paths").read(),
             Rows(folder, "robustness").read(),
             Rows(folder, "costs").read(),
+            Rows(folder, "healing").read(),
             pd.read_csv(iterative) if iterative.is_file() else pd.DataFrame(),
         )
 

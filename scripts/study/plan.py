@@ -53,6 +53,8 @@ class Plan:
         min_blocks_per_stage: blocks that every stage keeps.
         recalibration_images: training images that batch norm is measured on after a removal.
         tuning_updates: updates of the short fine-tuning.
+        healing_draws: samples of training images that maps are fitted on.
+        healing_images: images in each.
         selection_images: test images that the oracle chooses with; all others are reported on.
     """
 
@@ -64,4 +66,6 @@ class Plan:
     min_blocks_per_stage: int = 2
     recalibration_images: int = 2048
     tuning_updates: int = 20
+    healing_draws: int = 3
+    healing_images: int = 1024
     selection_images: int = 2500

@@ -50,6 +50,17 @@ FILES: dict[str, tuple[str, ...]] = {
         "ci95_low_pp",
         "ci95_high_pp",
     ),
+    "healing": (
+        "draw",
+        "images",
+        "method",
+        "blocks",
+        "removed",
+        "test_images",
+        "accuracy_pct",
+        "macs",
+        "precision",
+    ),
     "costs": (
         "removed",
         "macs",

@@ -11,6 +11,7 @@ import numpy as np
 
 from consensus_cli.errors import UserError
 from study.evidence import Estimate, Evidence, difference
+from study.healing import METHODS as HEALING
 from study.iterative import iterative_table, paper_table
 from study.markdown import estimate, markdown, number
 from study.plan import BASELINES, CRITERIA, MAIN, METRICS, STEPWISE, VOTES
@@ -246,6 +247,26 @@ def _sets(evidence: Evidence, criterion: str, way: str, count: int) -> list[tupl
     return evidence.removed(criterion, count) if way == "one-shot" else evidence.path_sets(criterion, way, count)
 
 
+def healing_table(evidence: Evidence) -> str:
+    """Accuracy without training by method, mean and spread over draws, and how many MACs are saved."""
+    rows, found = [], evidence.healing
+    if not len(found):
+        return NOT_MEASURED
+    counts = sorted(found["blocks"].unique())
+    for method in HEALING:
+        own = found[found["method"] == method]
+        cells = []
+        for count in counts:
+            values = own.loc[own["blocks"] == count, "accuracy_pct"]
+            spread = f" ({values.min():.1f}–{values.max():.1f})" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.2f}{spread}" if len(values) else "")
+        rows.append([method, str(own["draw"].nunique()), *cells])
+    for method in ("nothing", "linear"):
+        own = found[found["method"] == method].groupby("blocks")["macs"].mean() / 1e6
+        rows.append([f"M MACs, {method}", "", *(f"{own.get(count, np.nan):.1f}" for count in counts)])
+    return markdown(["method", "draws", *(f"{count} blocks" for count in counts)], rows)
+
+
 TABLES: dict[str, Callable[[Evidence], str]] = {
     "accuracy": accuracy_table,
     "regret": regret_table,
@@ -259,6 +280,7 @@ TABLES: dict[str, Callable[[Evidence], str]] = {
     "step_agreement": step_agreement_table,
     "robustness": robustness_table,
     "costs": costs_table,
+    "healing": healing_table,
     "iterative": iterative_table,
     "paper": paper_table,
 }

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from helpers.small_study import SMALL
 from study import __main__ as command
-from study import after
+from study import after, healing
 from study.bench import load_bench, right_answers, unpacked
 from study.evidence import Evidence
 from study.iterative import iterative_table
+from study.rows import Rows
 from study.tables import TABLES
 
 from consensus_cli.cli.main import main
@@ -93,3 +94,15 @@ def test_everything_beside_accuracy_is_measured_once(bench, measured, tmp_path, 
         TABLES[name](found) for name in ("stepwise", "step_agreement", "robustness", "costs")
     )
     assert "tuned" in TABLES["first_choice"](found)
+
+
+@pytest.mark.slow
+def test_healing_measures_every_method_once(bench, tmp_path):
+    for _ in range(2):
+        healing.measure(bench, tmp_path, Screen())
+    rows = Rows(tmp_path, "healing").read()
+    assert len(rows) == len(healing.METHODS) * len(bench.plan.ratios)
+    assert not rows.duplicated(["draw", "method", "blocks"]).any()
+    by_method = {name: own.set_index("blocks") for name, own in rows.groupby("method")}
+    assert (by_method["linear"]["macs"] > by_method["nothing"]["macs"]).all()
+    assert (by_method["linear"]["removed"] == by_method["nothing"]["removed"]).all()

@@ -119,7 +119,7 @@ def test_tables_are_made_from_rows_and_stay_the_same(evidence, tmp_path):
     document.write_text(empty)
     update(document, evidence)
     once = document.read_text()
-    assert once.count("Not measured yet") == 5
+    assert once.count("Not measured yet") == 6
     assert with_tables(once, evidence) == once
     share_pct = 100 * evidence.right(evidence.removed("first", 2)).mean()
     assert f"| first | 1 | {share_pct:.2f} |" in once

@@ -11,5 +11,7 @@ SMALL = Plan(
     min_blocks_per_stage=2,
     recalibration_images=128,
     tuning_updates=1,
+    healing_draws=1,
+    healing_images=100,
     selection_images=50,
 )
