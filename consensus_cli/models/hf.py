@@ -160,7 +160,7 @@ def _order(labels: Sequence[str], classes: Sequence[str]) -> list[int] | None:
     position = {part: i for part, i in synonyms if counts[part] == 1} | whole
     found = [position.get(_plain(name)) for name in classes]
     known = [i for i in found if i is not None]
-    return known if len(known) == len(classes) == len(set(known)) else None
+    return known if known and len(known) == len(classes) == len(set(known)) else None
 
 
 def _plain(name: str) -> str:

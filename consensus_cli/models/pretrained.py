@@ -80,7 +80,9 @@ def load_weights(
     source = f"weights {weights} of {spec.name}" if named else f"checkpoint {weights}"
     notes: list[str] = []
     if named and spec.source == "hf":
-        tensors, notes = hf.published_weights(spec.name, spec.kwargs["config"], classes)
+        # A network with other outputs than the classes keeps its labels as they are.
+        known = classes if len(classes) == spec.num_classes else ()
+        tensors, notes = hf.published_weights(spec.name, spec.kwargs["config"], known)
     else:
         tensors, reset_head = (_fetch(spec, weights), True) if named else (_read(weights), reset_head)
     given = load_given(network, tensors, source, num_classes=spec.num_classes, reset_head=reset_head)

@@ -182,6 +182,14 @@ def test_another_number_of_labels_needs_a_fresh_head(tmp_path: Path) -> None:
     assert torch.equal(model.network.vit.layernorm.weight, network.vit.layernorm.weight)
 
 
+def test_outputs_that_were_asked_for_by_number_stay_as_they_are(tmp_path: Path) -> None:
+    network = saved(tmp_path, labels=("bee", "other", "great white shark", "ant"))
+    spec = zoo.ModelSpec("hf", str(tmp_path), 4, 3, (0.5,), (0.5,), kwargs=hf.arguments(str(tmp_path), {}))
+    built = zoo.build(spec).network
+    assert pretrained.load_weights(built, spec, "pretrained", classes=CLASSES).notes == []
+    assert torch.equal(built.classifier.weight, network.classifier.weight)
+
+
 def test_a_backbone_without_a_head_needs_a_fresh_one(tmp_path: Path) -> None:
     transformers.ViTModel(configured("vit"), add_pooling_layer=False).save_pretrained(tmp_path)
     processor(tmp_path)
