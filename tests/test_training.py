@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation
+from consensus_cli.errors import UserError
 from consensus_cli.models.resnet import resnet
 from consensus_cli.training import (
     SCHEDULES,
@@ -147,8 +148,22 @@ def test_micro_batches_give_the_update_of_the_whole_batch() -> None:
 
 
 def test_more_micro_batches_than_images_is_an_error() -> None:
-    with pytest.raises(ValueError, match="too few for 200 micro-batches"):
+    with pytest.raises(UserError, match="too few for 200 micro-batches"):
         run(small_network(), replace(RECIPE, batch_size=200, accumulate_batches=200))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [({"schedule": "cosin"}, "unknown schedule 'cosin'"), ({"distill": 0.5}, "distill=0.5 needs a teacher")],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(recipe: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(small_network(), replace(RECIPE, **recipe))
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown precision 'fp16'"):
+        train(small_network(), bright_or_dark(), RECIPE, precision="fp16")
 
 
 def test_a_training_of_part_of_a_schedule_continues_where_the_part_begins() -> None:

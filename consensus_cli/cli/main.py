@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"interrupted by {stop}; continue with: consensus resume {stop.run_dir}\n")
         return 128 + stop.signal_number
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        if not _follows():
+            sys.stderr.write("interrupted\n")
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # Whoever read the output has closed it (`consensus list models | head -1`): nobody is left to read more.

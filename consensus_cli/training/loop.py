@@ -16,10 +16,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from consensus_cli.data.batches import Batches, LoaderImages
 from consensus_cli.data.share import ALL, Share
 from consensus_cli.data.split import Augmentation, Split
+from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.training.averaging import WeightAverage
 from consensus_cli.training.distillation import Distillation, distilling
 from consensus_cli.training.machine import make_accelerator, prepared
-from consensus_cli.training.recipe import Recipe, build_optimizer
+from consensus_cli.training.recipe import SCHEDULES, Recipe, build_optimizer
+
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,9 @@ class _Plan:
         pieces = recipe.accumulate_batches * share.world
         micro = min(recipe.batch_size, images) // pieces
         if micro < 1:
-            raise ValueError(
-                f"{images} images in updates of {recipe.batch_size} are too few for {pieces} micro-batches"
+            raise UserError(
+                f"{images} images in updates of {recipe.batch_size} are too few for {pieces} micro-batches",
+                "raise batch_size, or lower accumulate_batches",
             )
         per_epoch = images // (micro * pieces)
         updates = max(1, round(recipe.epochs * per_epoch)) if recipe.epochs > 0 else 0
@@ -135,14 +139,18 @@ def train(
 
     Raises:
         TrainingDivergedError: when the loss is not finite, in every process.
-        ValueError: fewer images per update than processes and micro-batches, or distillation without a teacher.
+        UserError: an unknown precision or schedule, fewer images per update than processes and micro-batches, or
+            distillation without a teacher.
     """
+    for kind, name, known in (("precision", precision, PRECISIONS), ("schedule", recipe.schedule, SCHEDULES)):
+        if name not in known:
+            raise unknown_name(kind, name, known)
     split: Split = images if hasattr(images, "batches") else LoaderImages(images)  # type: ignore[assignment]
     plan = _Plan.of(recipe, len(split), share)
     if plan.updates == 0:
         return TrainingResult(math.nan, 0, 0.0)
     if recipe.distill and teacher is None:
-        raise ValueError("distillation needs a teacher")
+        raise UserError(f"distill={recipe.distill:g} needs a teacher", "train(…, teacher=original)")
     device = next(p.device for p in model.parameters()) if device is None else torch.device(device)
     accelerator = make_accelerator(device, precision, plan.parts)
     optimizer = build_optimizer(model, recipe)
