@@ -85,7 +85,8 @@ def _planned(prepared: Prepared, removed: Sequence[str], *, resumed: bool) -> di
     finetunings = steps * per_step + rows * (config.finetune.final_epochs > 0)
     # A resumed run has its original network.
     baseline = {} if resumed else _baseline_phase(prepared)
-    return baseline | {"score": steps, "finetune": finetunings, "evaluate": rows}
+    heal = {} if config.prune.replace == "nothing" else {"heal": steps}
+    return baseline | {"score": steps} | heal | {"finetune": finetunings, "evaluate": rows}
 
 
 def _baseline_phase(prepared: Prepared) -> dict[str, int]:

@@ -181,11 +181,10 @@ class Steps:
         for name in names:
             self.state.maps.pop(name, None)
         self.state.maps |= {name: asdict(fit.form) for name, fit in fits.items() if fit.helps}
-        without = [name for name in names if name not in self.state.maps]
-        self.screen.line(
-            f"{len(names) - len(without)} maps fitted"
-            + (f"; none helps in place of {' '.join(without)}" if without else "")
-        )
+        fitted = sum(name in self.state.maps for name in names)
+        without = " ".join(name for name in names if name not in self.state.maps)
+        text = f"{fitted} map{'' if fitted == 1 else 's'} fitted"
+        self.screen.line(f"{text}; none helps in place of {without}" if without else text)
 
     def fine_tune(self, network: Classifier, original: Classifier) -> None:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
