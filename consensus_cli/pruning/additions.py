@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def shortcut_through(trace: Trace, call: int, additions: dict[int, Addition]) ->
     ways = [_Way(trace, call, additions, start) for start in dict.fromkeys(trace.calls[call].inputs)]
     way = next((way for way in ways if way.is_identity), ways[0])
     reached = trace.calls[call].inputs.index(way.start) if way.is_identity else None
-    met = tuple(additions[index] for index in sorted(way.met, reverse=True))
+    met = tuple(way.met[index] for index in sorted(way.met, reverse=True))
     return Shortcut(met, reached, tuple(dict.fromkeys(way.untouched)))
 
 
@@ -71,14 +71,14 @@ class _Way:
     """The way from the output of a call back to one of its inputs.
 
     Attributes:
-        met: indices of the residual additions on it.
+        met: the residual additions on it by index of their operation.
         untouched: modules on it that return their input as it is in eval mode.
         is_identity: whether it leads from each element of the output to the same element of the input.
     """
 
     def __init__(self, trace: Trace, call: int, additions: dict[int, Addition], start: int) -> None:
         self.trace, self.begin, self.additions, self.start = trace, trace.calls[call].start, additions, start
-        self.met: set[int] = set()
+        self.met: dict[int, Addition] = {}
         self.untouched: list[str] = []
         output = trace.calls[call].outputs[0]
         assert output is not None
@@ -107,10 +107,15 @@ class _Way:
         if value in trace.untouched_by:
             self.untouched.append(trace.untouched_by[value])
         if index in self.additions:
-            self.met.add(index)
-            trunk = trace.same[self.additions[index].trunk]
-            before = [source for source in op.inputs if trace.same[source] == trunk]
-            found = self._elements(before[0], activated=False) if before else None
+            addition = self.additions[index]
+            # Where no operand is the trunk, one may be a part of it: `x[:, :1] + f(x)`.
+            before = [source for source in op.inputs if source != addition.branch]
+            ways = {source: self._elements(source, activated=False) for source in before}
+            led = [source for source, elements in ways.items() if elements is not None]
+            found = ways[led[0]] if len(led) == 1 else None
+            if len(before) > len(led) == 1:
+                addition = replace(addition, branch=next(source for source in before if source not in led))
+            self.met[index] = addition
         elif op.name in SAME_ELEMENTS or (op.name in ACTIVATIONS and not activated):
             found = self._elements(op.inputs[0], activated=activated or op.name in ACTIVATIONS)
         elif op.rearrange is not None:

@@ -50,7 +50,8 @@ def discover(network: nn.Module, trace: Trace, split: bool, needed: Mapping[str,
         whole = _module(trace, call, why_module_stays(network, trace, call, shortcut))
         whole = replace(whole, reason=(needed or {}).get(whole.name, whole.reason))
         branches: list[Found] = []
-        own = [a for a in additions.values() if a.owner == call or a in shortcut.additions]
+        met = {addition.op: addition for addition in shortcut.additions}
+        own = [met.get(a.op, a) for a in additions.values() if a.owner == call or a.op in met]
         if split and (whole.reason or len(own) > 1):
             branches = _branches(network, trace, own, block=whole)
         # Only its own code can return the form of its answer (a dictionary, features beside a mask), or what it returns

@@ -477,3 +477,80 @@ class BiasedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.mix(x * self.bias())
         return x + self.mlp(x)
+
+
+class InWindows(nn.Module):
+    """Adds its branch in windows of half the height and width, in another order of dimensions, padded and rolled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 2)).roll(1, 1)
+        x = x.view(n, 2, h // 2, 2, w // 2 + 1, c).transpose(2, 3).reshape(4 * n, -1, c)
+        x = x + self.mix(x)
+        x = x.view(n, 2, 2, h // 2, w // 2 + 1, c).transpose(2, 3).reshape(n, h, w + 2, c)
+        return x.roll(-1, 1)[:, :, :w].permute(0, 3, 1, 2)
+
+
+class Mirrored(InWindows):
+    """Does not put back what it rearranged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flip(3)
+
+
+class ClassToken(nn.Module):
+    """Adds to the first token, beside which the others stay as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x[:, :1] + self.mix(x.mean(1, keepdim=True))
+        return torch.cat([first, x[:, 1:]], dim=1)
+
+
+class SecondInput(nn.Module):
+    """Adds to the second thing that it is given what it finds in both, as blocks of a class token do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, tokens: Tensor, summary: Tensor) -> Tensor:
+        return summary + self.mix(torch.cat([summary, tokens], dim=1).mean(1, keepdim=True))
+
+
+class SummaryNet(TokenNet):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2) + self.position
+        summary = x.mean(1, keepdim=True)
+        for layer in self.layers:
+            summary = layer(x, summary)
+        return self.head(summary[:, 0])
+
+
+class ChangesLayout(Net):
+    """Blocks of maps, the same with channels last, and of tokens, by turns."""
+
+    def __init__(self) -> None:
+        super().__init__(Residual(), Token(), Token(), Residual())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](self.stem(x))
+        x = self.blocks[1](x.permute(0, 2, 3, 1))
+        x = self.blocks[2](x.flatten(1, 2)).transpose(1, 2).unflatten(2, (8, 8))
+        return self.head(self.blocks[3](x).mean((2, 3)))
+
+
+class Token(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(x)

@@ -1,0 +1,69 @@
+"""The page of networks that can be pruned, and the counts by hand that it is checked against."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import coverage
+import pytest
+import torch
+
+from consensus_cli.errors import UserError
+from consensus_cli.pruning import candidates, find_blocks
+
+PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
+
+#: by what they have: convolutions, windows of channels-last features, maps between tokens, parameters that blocks share
+QUICK = ["timm/cspnext_tiny", "timm/resnetv2_18", "timm/efficientformer_l1", "timm/starnet_s050"]
+
+EVERY = 10
+
+
+@pytest.fixture(scope="module")
+def makers():
+    return {name: make for family in coverage.families().values() for name, make in family.items()}
+
+
+def test_what_was_counted_by_hand_exists(makers) -> None:
+    assert not set(coverage.EXPECTED) - set(makers)
+    assert len({name for name, expected in coverage.EXPECTED.items() if any(expected)}) >= 60
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_candidates_are_those_counted_by_hand(makers, name: str) -> None:
+    """On the device meta, where tensors have a shape only."""
+    network, size = coverage.built(name, makers[name])
+    blocks = find_blocks(network.to("meta"), torch.empty(2, 3, size, size, device="meta"))
+    assert len(candidates(blocks)) == coverage.EXPECTED[name][0]
+
+
+def test_networks_without_shortcuts_have_no_candidates(makers) -> None:
+    network, size = coverage.built("timm/rexnet_100", makers["timm/rexnet_100"])
+    with pytest.raises(UserError, match="has no residual blocks"):
+        find_blocks(network, torch.rand(2, 3, size, size))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(coverage.EXPECTED)[::EVERY])
+def test_a_tenth_of_the_page(makers, name: str) -> None:
+    found = coverage.tried(name, makers[name], limit=300)
+    assert coverage.verdict(found) == "right", json.dumps(found)
+    assert found.get("removal", "yes") == "yes"
+
+
+def test_the_page_says_when_something_is_wrong() -> None:
+    found = {"name": "timm/resnet18", "candidates": 3, "branches": 3, "blocks": 8, "seconds": 1.0}
+    assert coverage.verdict(found) == "wrong"
+    assert "| no: 4 |" in coverage.row("timm/resnet", found)
+    assert coverage.verdict(found | {"candidates": 4}) == "right"
+    assert coverage.verdict({"name": "timm/resnet18", "error": "more than 9 s"}) == "wrong"
+    assert coverage.verdict({"name": "timm/vgg11", "error": "VGG has no residual blocks"}) == "right"
+    assert not coverage.verdict({"name": "timm/unheard_of", "candidates": 3})
+
+
+def test_the_committed_page_has_no_wrong_count_beyond_three_in_a_hundred() -> None:
+    rows = [line.split("|")[7].strip() for line in PAGE.read_text().splitlines() if line.count("|") == 12]
+    checked = [cell for cell in rows if cell == "yes" or cell.startswith("no: ")]
+    assert len(checked) >= 60
+    assert checked.count("yes") >= 0.97 * len(checked)
