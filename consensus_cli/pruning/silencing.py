@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from consensus_cli.models.modes import tensors_in, uncompiled, unfused_attention
+from consensus_cli.models.modes import tensors_in, unfused_attention
 from consensus_cli.pruning.additions import ACTIVATIONS, find_additions, shortcut_through
 from consensus_cli.pruning.surgery import parts_of
 from consensus_cli.pruning.trace import Trace
@@ -46,12 +46,11 @@ class Silencer(TorchDispatchMode):
 
     def enter(self, *_: object) -> None:
         """Notes that the block starts."""
-        self._inside, self._random = True, _random_state()
+        self._inside = True
 
     def leave(self, *_: object) -> None:
-        """Notes that the block ends; what comes after draws the random numbers that it would draw without it."""
+        """Notes that the block ends."""
         self._inside = False
-        _set_random_state(self._random)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -88,9 +87,9 @@ def silenced(network: nn.Module, trace: Trace, name: str) -> Iterator[Silencer |
     Yields:
         What silences a block, to ask whether all of it was met; None for a branch.
     """
-    module = network.get_submodule(parts_of(name)[-1])
     with ExitStack() as stack:
-        stack.enter_context(uncompiled())
+        for module in map(network.get_submodule, parts_of(name)):
+            _let_draw_nothing(module, stack)
         if "+" in name:
             stack.enter_context(module.register_forward_hook(_zeros))
             yield None
@@ -105,6 +104,13 @@ def silenced(network: nn.Module, trace: Trace, name: str) -> Iterator[Silencer |
 
 def _is_sum(name: str, shapes: Sequence[tuple[int, ...]]) -> bool:
     return name == "add" and len(shapes) == 2 and shapes[0][1:] == shapes[1][1:]
+
+
+def _let_draw_nothing(module: nn.Module, stack: ExitStack) -> None:
+    """Lets what comes after a module draw the random numbers that it would draw without it."""
+    states: list[tuple[Any, ...]] = []
+    stack.enter_context(module.register_forward_pre_hook(lambda *_: states.append(_random_state())))
+    stack.enter_context(module.register_forward_hook(lambda *_: _set_random_state(states.pop()), always_call=True))
 
 
 def _zeros(_: nn.Module, __: object, output: Any) -> object:

@@ -27,6 +27,7 @@ _SAME = 1e-3
 _MOST_PASSES = 6
 
 
+@uncompiled()
 def tried(network: nn.Module, example: Tensor, seen: Trace, blocks: Sequence[Block]) -> list[Block]:
     """Returns the blocks, of which those that the network cannot do without stay, with the reason.
 
@@ -89,7 +90,7 @@ class _Trial:
         """Returns why the network does not run without some blocks, or an empty string where it does."""
         own = self._own_parameters(names)
         try:
-            with bypassed(self.network, *names), uncompiled(), UsedParameters() as used:
+            with bypassed(self.network, *names), UsedParameters() as used:
                 found = _answer(self.network, self.image)
         except Exception as error:
             return f"{_NEEDS_IT} ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
@@ -183,7 +184,7 @@ def _gradients(network: nn.Module, example: Tensor, number: int = 0) -> tuple[li
     """
     seed(number)
     network.train().zero_grad()
-    with torch.enable_grad(), uncompiled():
+    with torch.enable_grad():
         found = list(tensors_in([network(example)]))
         losses = [tensor.float().square().mean() for tensor in found if tensor.requires_grad]
         if losses:

@@ -155,7 +155,8 @@ class InPlaceOnTrunk(Block):
 class TwoBranches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.dropout = Block().branch, Block().branch, nn.Dropout(0.3)
+        self.first = nn.Sequential(Block().branch, nn.Dropout(0.3))
+        self.second, self.dropout = Block().branch, nn.Dropout(0.3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.first(x))
@@ -265,6 +266,14 @@ def test_all_candidates_pass(kind: str) -> None:
     # Nothing random is used up, and nothing is left in the network.
     assert (random.getstate(), torch.equal(torch.get_rng_state(), own)) == (python, True)
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_branches_that_draw_random_numbers_can_go() -> None:
+    torch.manual_seed(0)
+    blocks = find_blocks(Plain(block=TwoBranches), IMAGES, "branch")
+    assert [block.name for block in candidates(blocks)] == [
+        f"blocks.{i}+{branch}" for i in range(1, 5) for branch in ("first", "second")
+    ]
 
 
 def test_candidates_of_one_class_are_tried_together(monkeypatch: pytest.MonkeyPatch) -> None:
