@@ -66,7 +66,7 @@ def _checked(batch: Any) -> tuple[Tensor, Tensor]:
     if not (isinstance(images, Tensor) and isinstance(labels, Tensor)) or images.ndim < 2:
         raise UserError(
             "the loader does not yield pairs of images (b, c, h, w) and labels (b,)",
-            "of two tensors: [(images, labels)]; of dictionaries: ((batch['image'], batch['label']) for batch in loader)",
+            "two tensors become [(images, labels)], dictionaries ((b['image'], b['label']) for b in loader)",
         )
     if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
         raise UserError(

@@ -19,7 +19,7 @@ from consensus_cli.data.split import Augmentation, Split
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.training.averaging import WeightAverage
 from consensus_cli.training.distillation import Distillation, distilling
-from consensus_cli.training.machine import make_accelerator, prepared
+from consensus_cli.training.machine import accelerated, prepared
 from consensus_cli.training.recipe import SCHEDULES, Recipe, build_optimizer
 
 PRECISIONS = ("fp32", "bf16")
@@ -152,7 +152,6 @@ def train(
     if recipe.distill and teacher is None:
         raise UserError(f"distill={recipe.distill:g} needs a teacher", "train(…, teacher=original)")
     device = next(p.device for p in model.parameters()) if device is None else torch.device(device)
-    accelerator = make_accelerator(device, precision, plan.parts)
     optimizer = build_optimizer(model, recipe)
     scheduler = LambdaLR(optimizer, lambda update: recipe.rate_factor(update / plan.updates))
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
@@ -160,6 +159,7 @@ def train(
     started = time.perf_counter()
     model.train()
     with ExitStack() as stack:
+        accelerator = stack.enter_context(accelerated(device, precision, plan.parts))
         distillation = None
         if recipe.distill and teacher is not None:
             answering = stack.enter_context(prepared(accelerator, teacher, joint=False, compiled=False))

@@ -33,23 +33,35 @@ def resolve_compile(compiled: str | bool, device: torch.device) -> bool:
     return device.type == "cuda" if compiled == "auto" else bool(compiled)
 
 
-def make_accelerator(device: torch.device, precision: str, accumulate_batches: int) -> Accelerator:
-    """Returns Accelerate's engine for one training: `fp32` or `bf16`, in updates of so many micro-batches."""
+@contextmanager
+def accelerated(device: torch.device, precision: str, accumulate_batches: int) -> Iterator[Accelerator]:
+    """Yields Accelerate's engine for one training: `fp32` or `bf16`, in updates of so many micro-batches.
+
+    An `Accelerator` of the caller's own is afterwards what it was.
+    """
     # Imported here: it takes a quarter of a second, which commands that train nothing need not wait for.
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, GradientState, PartialState
     from accelerate.utils import GradientAccumulationPlugin
 
-    # Accelerate keeps its settings for the life of a process; in a sweep each training has its own. Private: Accelerate
-    # has no public way to forget them.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=accumulate_batches, adjust_scheduler=False, sync_with_dataloader=False
-        ),
-    )
+    # Accelerate keeps its settings for the life of a process; each training has its own. Private: Accelerate has no
+    # public way to put them aside.
+    states = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(state) for state in states]
+    for state in states:
+        state.clear()
+    try:
+        yield Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=accumulate_batches, adjust_scheduler=False, sync_with_dataloader=False
+            ),
+        )
+    finally:
+        for state, earlier in zip(states, before, strict=True):
+            state.clear()
+            state.update(earlier)
 
 
 @contextmanager
