@@ -97,7 +97,7 @@ class Steps:
         Raises:
             UserError: its row is lost, and an earlier session has gone on to larger ratios.
         """
-        if self.prepared.schedule(ratio).reached(self.state.removed[:-1]):
+        if ratio != self.config.ratios[-1] and self.prepared.schedule(ratio).reached(self.state.removed[:-1]):
             raise UserError(
                 f"the row at ratio {ratio:g} is gone, and so are more blocks than it asks for",
                 "put its run directory back beside this one, or repeat the run with if_done=rerun",
