@@ -128,7 +128,7 @@ def test_a_resumed_run_a_single_run_and_a_list_of_ratios_agree(
     with monkeypatch.context() as patch:
         stop_in_the_last_save(patch)
         assert main(["resume", str(stopped_run)]) == 128 + signal.SIGTERM
-    assert "resumed: 1 blocks are gone" in capsys.readouterr().out
+    assert "resumed: 1 block is gone" in capsys.readouterr().out
     assert not RunDir(stopped_run).state.exists()
     assert main(["resume", str(stopped_run)]) == 0
     assert "is done already" in capsys.readouterr().out
@@ -159,6 +159,17 @@ def test_a_resumed_run_a_single_run_and_a_list_of_ratios_agree(
     assert shown.count("is done already") == 3
     assert "baseline" not in shown
     assert len(read_rows(tmp_path / "results.csv")) == 2
+
+
+def test_lost_scores_are_noticed_and_cost_no_run(
+    stopped_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "runs" / stopped_run.name
+    shutil.copytree(stopped_run, copy)
+    (copy / "scores.csv").unlink()
+    assert main(["resume", str(copy)]) == 0
+    assert "the earlier scores are lost" in capsys.readouterr().out
+    assert pd.read_csv(copy / "scores.csv")["step"].unique().tolist() == [2]
 
 
 def test_a_row_that_a_kill_kept_from_the_results_is_added_by_skipping(

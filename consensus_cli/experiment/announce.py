@@ -36,7 +36,10 @@ def show_header(screen: Screen, prepared: Prepared, session: Session) -> None:
         goal += f", a row at each of {', '.join(f'{ratio:g}' for ratio in config.ratios)}"
     screen.show(_started(prepared, session.files.path, goal=goal, removed=removed, planned=planned))
     if session.saved is not None:
-        screen.line(f"resumed: {len(removed)} blocks are gone, {session.earlier_s:.0f} s of work are kept")
+        gone = "1 block is gone" if len(removed) == 1 else f"{len(removed)} blocks are gone"
+        screen.line(f"resumed: {gone}, {session.earlier_s:.0f} s of work are kept")
+    if session.state.scorings and session.state.scores.empty:
+        screen.warning("the earlier scores are lost (scores.csv is missing or damaged): it goes on with the next ones")
 
 
 def show_score_header(screen: Screen, prepared: Prepared, run_dir: Path) -> None:
@@ -105,7 +108,7 @@ def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
     screen.show(events.RowWritten(row))
     title = f"{row['model']} without {row['blocks_removed']} of {row['blocks_candidates']} blocks"
     rows = [(change.label, change.before, change.after, change.change) for change in run_changes(row)[1]]
-    screen.table(title, ("", "baseline", "pruned", "change"), rows)
+    screen.table(title, ("", "original", "pruned", "change"), rows)
     # A row of an older version does not say what its MACs leave out.
     if row.get("macs_uncounted") not in (None, EVERYTHING_COUNTED):
         screen.warning(f"MACs leave out: {row['macs_uncounted']}")

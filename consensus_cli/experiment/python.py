@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ class RunResult:
     """
 
     path: Path
-    row: Mapping[str, object]
+    row: Mapping[str, object] = field(repr=False)
 
     def pruned(self) -> Classifier:
         """Returns the pruned network, in eval mode on the CPU; it takes images in [0, 1]."""

@@ -16,9 +16,6 @@ from torch.nn import functional
 
 from consensus_cli.pruning.surgery import Shortcut, put_in_place
 
-#: what `prune.replace` may be
-REPLACEMENTS = ("nothing", "scale", "linear")
-
 
 @dataclass(frozen=True)
 class MapForm:
@@ -36,11 +33,6 @@ class MapForm:
     axis: int
     low: float | None = None
     high: float | None = None
-
-    @property
-    def macs_per_position(self) -> int:
-        """Multiply-accumulates per pixel or token; a factor per channel counts as none, as elsewhere."""
-        return self.channels**2 if self.kind == "linear" else 0
 
 
 class ChannelMap(Shortcut):

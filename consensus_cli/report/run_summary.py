@@ -58,7 +58,7 @@ def _text(run: pd.Series, changes: list[Change], gone: Removal, drawn: list[str]
         f"{ratio_text(run['ratio'], run['ratio_unit'])} to remove, seed {run['seed']:g}, "
         f"{escape_markdown(run['device'])}, {duration(run['duration_s'])}.",
         "",
-        markdown_table(("", "baseline", "pruned", "change"), table),
+        markdown_table(("", "original", "pruned", "change"), table),
         "",
         f"Accuracy over {run['test_images']:.0f} test images. Energy: {escape_markdown(run['energy_source'])}.",
         "",

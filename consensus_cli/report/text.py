@@ -20,7 +20,7 @@ FEW_IMAGES = 1000
 _MOST_NAMES = 8
 _MARKDOWN_SIGNS = re.compile(r"([\\`*_{}\[\]()#+!|~])")
 _HEADINGS = ("task", "criterion", "removed", "seeds", "accuracy", "change", "MACs saved", "parameters saved")
-_ATTACK_HEADINGS = ("task", "criterion", "removed", "images", "baseline", "pruned", "change")
+_ATTACK_HEADINGS = ("task", "criterion", "removed", "images", "original", "pruned", "change")
 _POINTS = """
 ## Trade-offs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -30,9 +30,9 @@ class Removal:
         ranking: what they were chosen by.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     removed: tuple[str, ...]
-    ranking: Ranking
+    ranking: Ranking = field(repr=False)
 
 
 def prune(

@@ -81,7 +81,7 @@ def rank_blocks(
     Args:
         model: any network with residual blocks, on any device.
         samples: images as the model takes them, of whatever range, with their labels; a loader is read once and kept
-            (`Samples.of`). Some hundreds do, some for each class.
+            (`Samples.of`). Metrics say how many they need: some per class, `linear_alpha0` more than features.
         criterion: `consensus` (of `metrics`), the name of one metric, `kl` (how far the answers move: the mean over
             images of KL(original ‖ without the block) in nats; needs no labels), the name of a criterion such as
             `weight_norm` or `random`, or a function (network, blocks, generator) -> importance (c,), the lowest goes

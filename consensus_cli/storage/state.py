@@ -23,10 +23,9 @@ from consensus_cli.models.weights import serialize
 from consensus_cli.pruning.replacement import MapForm
 from consensus_cli.storage.atomic import write_atomic
 
-FORMAT = 2
 _KEY = "state"
 
-#: phase (`baseline`, `score`, `finetune`, `evaluate`) -> what it used
+#: phase (`baseline`, `score`, `heal`, `finetune`, `evaluate`) -> what it used
 Phases = dict[str, Consumption]
 
 
@@ -58,7 +57,7 @@ class RunState:
 
     def write(self, path: Path, network: Classifier) -> None:
         """Writes the state and the network, of which the blocks in `removed` are gone."""
-        content = {"format": FORMAT, **{name: value for name, value in vars(self).items() if name != "scores"}}
+        content = {"format": 2, **{name: value for name, value in vars(self).items() if name != "scores"}}
         write_atomic(path, serialize(network.network, {_KEY: json.dumps(content, default=asdict)}))
 
 

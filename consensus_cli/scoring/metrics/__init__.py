@@ -103,5 +103,10 @@ def check_requirements(names: Sequence[str], *, samples: int, per_class: int, fe
             got = f"{fit_rows} of {samples}"
         else:
             continue
-        problems.append(UserError(f"metric '{name}' needs {needed}, got {got}", "raise the samples per class"))
+        problems.append(
+            UserError(
+                f"metric '{name}' needs {needed}, got {got}",
+                "give more images per class: metrics.samples_per_class, or a longer loader",
+            )
+        )
     return problems
