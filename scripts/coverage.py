@@ -36,12 +36,13 @@ import timm
 import torch
 import torchvision
 import transformers
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import logits_of
 from consensus_cli.models.modes import evaluating
+from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.pruning import Block, candidates, find_blocks, remove_blocks
 from consensus_cli.scoring.representations import AblationEngine
 
@@ -307,6 +308,10 @@ def smallest(members: dict[str, Callable[[], nn.Module]]) -> str:
         return next(iter(members))
     sizes = {}
     for name, make in members.items():
+        library, _, bare = name.partition("/")
+        if library == "torchvision":
+            sizes[name] = torchvision.models.get_model_weights(bare).DEFAULT.meta["num_params"]
+            continue
         try:
             with torch.device("meta"):
                 sizes[name] = sum(parameter.numel() for parameter in make().parameters())
@@ -369,7 +374,7 @@ def _removal(network: nn.Module, rebuilt: nn.Module, blocks: list[Block], images
     pruned = copy.deepcopy(network)
     remove_blocks(pruned, blocks, images)
     remove_blocks(rebuilt, [block.name for block in blocks])
-    rebuilt.load_state_dict(load(save({k: v.clone().contiguous() for k, v in pruned.state_dict().items()})))
+    load_into(rebuilt, load(serialize(pruned, {})), "the pruned network")
     with evaluating(pruned), evaluating(rebuilt):
         same = torch.equal(logits_of(pruned(images)), logits_of(rebuilt(images)))
     return "yes" if same else "other answers"
@@ -504,6 +509,8 @@ def page(chosen: dict[str, str], results: dict[str, dict[str, Any]], limit: int)
         '"Right" compares with the count by hand (– : not counted). "One pass" is for blocks / for branches. '
         "Networks are built narrower than published where they have more than 80 million parameters (see the script).",
     ]
+    if missing := [name for name in chosen if name not in results]:
+        lines += ["", f"**Not tried yet** ({len(missing)}; the script goes on with them): {', '.join(missing)}."]
     for library in ("timm", "torchvision", "transformers"):
         lines += ["", f"## {library}", ""]
         lines += [
@@ -539,7 +546,7 @@ def main() -> None:
     results |= {name: {"name": name, "seconds": 0.0} for name in LEFT_OUT}
     waiting = [name for name in chosen if name not in results]
     if options.only:
-        waiting = [name for name in chosen if name.startswith(tuple(options.only))]
+        waiting = [name for name in chosen if name.startswith(tuple(options.only)) and name not in LEFT_OUT]
     with ThreadPoolExecutor(options.processes) as pool, lines.open("a") as file:
         for done in as_completed(pool.submit(tried, name, makers[name], options.limit) for name in waiting):
             found = done.result()
