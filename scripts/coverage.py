@@ -91,7 +91,7 @@ EXPECTED: dict[str, tuple[int, ...]] = {
     "timm/csatv2": (1 + 1 + 7 + 5,),
     "timm/hiera_tiny_224": (0 + 1 + 6 + 1, 2 * 8),
     "timm/sam2_hiera_tiny": (0 + 1 + 6 + 1, 2 * 8),
-    "timm/jx_nest_tiny": (1 + 1 + 7, 2 * 9),
+    "timm/nest_tiny": (1 + 1 + 7, 2 * 9),
     "timm/mvitv2_tiny": (0 + 1 + 4 + 1, 2 * 6),
     "timm/pit_ti_224": (1 + 5 + 3, 2 * 9),
     "timm/pvt_v2_b0": (4, 8),
@@ -172,7 +172,7 @@ EXPECTED: dict[str, tuple[int, ...]] = {
     "timm/cs3darknet_focus_s": (0 + 2 + 3 + 0,),
     "timm/cspnext_tiny": (0,),
     "timm/hgnetv2_b0": (0 + 0 + 1 + 0,),
-    "timm/ens_adv_inception_resnet_v2": (9 + 19 + 9,),
+    "timm/inception_resnet_v2": (9 + 19 + 9,),
     "timm/legacy_xception": (8,),
     "timm/xception41p": (8,),
     # MobileNets: rows of the papers' tables, less the first block of each shape
