@@ -117,6 +117,17 @@ def test_a_changed_configuration_is_not_continued(stopped_run: Path, tmp_path: P
         reopen(copy.rename(tmp_path / "run"))
 
 
+def test_lost_scores_are_noticed_and_cost_no_run(
+    stopped_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "runs" / stopped_run.name
+    shutil.copytree(stopped_run, copy)
+    (copy / "scores.csv").unlink()
+    assert main(["resume", str(copy)]) == 0
+    assert "the earlier scores are lost" in capsys.readouterr().out
+    assert pd.read_csv(copy / "scores.csv")["step"].unique().tolist() == [2]
+
+
 def test_a_resumed_run_a_single_run_and_a_list_of_ratios_agree(
     stopped: Path,
     stopped_run: Path,
@@ -159,17 +170,6 @@ def test_a_resumed_run_a_single_run_and_a_list_of_ratios_agree(
     assert shown.count("is done already") == 3
     assert "baseline" not in shown
     assert len(read_rows(tmp_path / "results.csv")) == 2
-
-
-def test_lost_scores_are_noticed_and_cost_no_run(
-    stopped_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    copy = tmp_path / "runs" / stopped_run.name
-    shutil.copytree(stopped_run, copy)
-    (copy / "scores.csv").unlink()
-    assert main(["resume", str(copy)]) == 0
-    assert "the earlier scores are lost" in capsys.readouterr().out
-    assert pd.read_csv(copy / "scores.csv")["step"].unique().tolist() == [2]
 
 
 def test_a_row_that_a_kill_kept_from_the_results_is_added_by_skipping(
