@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,9 +38,12 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     if wrong := faults(complete, expected):
         raise mismatch(wrong, complete, expected, source)
     try:
-        # What modules keep beside tensors is no part of `expected`, and stays.
-        network.load_state_dict(complete, strict=False)
-    except RuntimeError as error:
+        # What modules keep beside tensors is not part of `expected`, and stays. The entries are the network's own by
+        # now; so is the version of each module's format, which some modules (torchvision's MNASNet) ask for.
+        versioned = OrderedDict(complete)
+        versioned._metadata = getattr(network.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+        network.load_state_dict(versioned, strict=False)
+    except (RuntimeError, ValueError) as error:
         # A network's own way of taking its weights.
         raise UserError(
             f"{source} cannot be loaded: {' '.join(str(error).split())}", "choose the model it was trained with"

@@ -33,9 +33,10 @@ def tried(network: nn.Module, example: Tensor, seen: Trace, blocks: Sequence[Blo
 
     Code around a block may count on more than what it returns: on an attribute, on how many blocks there are. So the
     network runs without every other candidate, without the others, and without all; if that fails, without one at a
-    time. One candidate of each class of modules is taken through more: bypassed and really removed, the network must
-    answer as it does when the block adds nothing, in eval and in training mode, and a backward pass must reach all
-    parameters that are left, with finite gradients. At last all candidates are really removed at once.
+    time. One candidate of each class of modules is taken through more (each one, where the first of them stays):
+    bypassed and really removed, the network must answer as it does when the block adds nothing, in eval and in training
+    mode, and a backward pass must reach all parameters that are left, with finite gradients. At last all candidates are
+    really removed at once.
 
     Args:
         network: the network that the blocks were found in; a copy that may run.
@@ -54,9 +55,10 @@ def tried(network: nn.Module, example: Tensor, seen: Trace, blocks: Sequence[Blo
     of_class: dict[str, str] = {}
     for name in (name for name in names if not reasons[name]):
         kind = trial.kind(name)
-        if kind not in of_class:
-            of_class[kind] = trial.why_differs([name])
-        reasons[name] = of_class[kind]
+        # Where the first of a class stays, others may still go: it may be the only one that uses what they share.
+        if of_class.get(kind, "stays"):
+            reasons[name] = trial.why_differs([name])
+            of_class.setdefault(kind, reasons[name])
     left = [name for name in names if not reasons[name]]
     if len(left) > 1:
         reasons |= dict.fromkeys(left, trial.why_differs(left))

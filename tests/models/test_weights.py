@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load, save_file
 from torch import nn
 from torch.serialization import get_safe_globals
@@ -150,3 +151,8 @@ def test_a_mismatch_names_at_most_ten() -> None:
     many = {f"layer{i:02}": torch.zeros(1) for i in range(13)}
     with pytest.raises(UserError, match=r"layer09 and 3 more"):
         load_into(nn.Module(), many, "checkpoint x")
+
+
+def test_a_network_that_asks_for_the_version_of_its_format_takes_its_own_weights() -> None:
+    network = torchvision.models.mnasnet0_5(num_classes=3)
+    load_into(network, {key: value.clone() for key, value in network.state_dict().items()}, "its own file")
