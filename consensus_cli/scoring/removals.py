@@ -10,14 +10,16 @@ from torch import nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import network_of
+from consensus_cli.models.copying import clone
 from consensus_cli.models.macs import count_macs
 from consensus_cli.pruning.blocks import find_blocks
+from consensus_cli.pruning.healing import heal
 from consensus_cli.pruning.schedule import Schedule
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.scoring.ranking.criteria import CONSENSUS, Criterion
 from consensus_cli.scoring.samples import Batches, Samples
-from consensus_cli.scoring.score import example_of, rank_blocks
+from consensus_cli.scoring.score import example_of, inputs_of, rank_blocks
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def prune(
     step: int = 1,
     min_blocks_per_stage: int = 1,
     granularity: str = "block",
+    replace: str = "nothing",
     criterion: str | Criterion = CONSENSUS,
     seed: int = 0,
     **ranking: Any,
@@ -62,6 +65,9 @@ def prune(
         step: blocks that go in one removal.
         min_blocks_per_stage: blocks that each stage keeps, its first block included.
         granularity: `block`, or `branch` for attention and MLP of a transformer layer on their own.
+        replace: what stands where a block stood: `nothing`, or the map that fits best on the samples, `scale` or
+            `linear` (docs/healing.md). With `repair` of the same kind, blocks are judged with it. Give the network
+            between removals no training then: the maps behind a removal are fitted anew.
         criterion: as for `rank_blocks`.
         seed: likewise.
         ranking: further arguments of `rank_blocks`, such as `metrics` or `against`.
@@ -85,14 +91,23 @@ def prune(
     schedule = Schedule(blocks, share, step, min_blocks_per_stage, macs)
     schedule.check(type(model).__name__)
     how = {"criterion": criterion, "seed": seed, **ranking}
-    return _removals(model, labelled, schedule, how)
+    if replace != "nothing":
+        how.setdefault("original", clone(model))
+    return _removals(model, labelled, schedule, replace, how)
 
 
-def _removals(model: nn.Module, samples: Samples, schedule: Schedule, how: dict[str, Any]) -> Iterator[Removal]:
+def _removals(
+    model: nn.Module, samples: Samples, schedule: Schedule, replace: str, how: dict[str, Any]
+) -> Iterator[Removal]:
     removed: list[str] = []
     while not schedule.reached(removed):
         ranking = rank_blocks(model, samples, blocks=schedule.allowed(removed), removed=len(removed), **how)
         going = schedule.next([ranking.blocks[i] for i in ranking.order], removed)
         remove_blocks(model, going)
         removed += going
+        if replace != "nothing":
+            gone = [block.name for block in schedule.blocks if block.name in removed]
+            first = min(map(gone.index, going))
+            original = how["original"]
+            heal(network_of(model), network_of(original), gone[first:], lambda: inputs_of(model, samples), replace)
         yield Removal(model, tuple(going), ranking)

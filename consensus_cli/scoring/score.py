@@ -148,6 +148,11 @@ def example_of(model: nn.Module, samples: Samples) -> Tensor:
     return next(_prepared(model, samples, None))[0][:EXAMPLE_IMAGES]
 
 
+def inputs_of(model: nn.Module, samples: Samples) -> Iterator[Tensor]:
+    """Yields all samples (b, ...) as the network in `model` takes them."""
+    return (images for images, _ in _prepared(model, samples, None))
+
+
 def shard(share: Share, samples: int, chunks: int = 1) -> Tensor | None:
     """Returns the positions ((m,) int64), of `samples`, that one of several processes takes.
 
@@ -333,7 +338,7 @@ class _Scoring:
         network, original = network_of(self.model), network_of(self.original)
 
         def batches() -> Iterator[Tensor]:
-            return (images for images, _ in _prepared(self.model, self.samples, None, self._report("fitting maps")))
+            return inputs_of(self.model, self.samples)
 
         like = next(network.parameters())
         names, dtype = [block.name for block in blocks], PRECISIONS[self.precision]

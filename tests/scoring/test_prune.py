@@ -12,6 +12,7 @@ from consensus_cli.models.classifier import normalized
 from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning import candidates, find_blocks, remove_blocks
+from consensus_cli.pruning.replacement import ChannelMap
 from consensus_cli.scoring import prune, rank_blocks
 
 
@@ -76,3 +77,18 @@ def test_nothing_is_removed_before_the_first_removal_is_asked_for(network, loade
 def test_what_cannot_be_pruned_is_refused_at_once(network, loader, words, problem):
     with pytest.raises(UserError, match=problem):
         prune(network, loader, **words)
+
+
+def test_pruning_can_leave_maps_that_keep_the_answers() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
+    model = resnet(20)
+    model.train()(images)
+    original, plain = copy.deepcopy(model.eval()), copy.deepcopy(model)
+    how = {"ratio": 0.5, "criterion": "kl"}
+    list(prune(model, [(images, labels)], replace="linear", repair="linear", **how))
+    list(prune(plain, [(images, labels)], **how))
+    assert any(isinstance(module, ChannelMap) for module in model.modules())
+    with torch.no_grad():
+        expected = original(images)
+        assert (model(images) - expected).norm() < (plain(images) - expected).norm()
