@@ -81,7 +81,15 @@ def test_maps_are_trained_on_where_there_is_training(tmp_path: Path) -> None:
     assert main(["run", *WORDS, *words, "ratio=0.34", f"output_dir={tmp_path}"]) == 0
     row, folder = run_of(tmp_path)
     assert (row["replace"], row["status"]) == ("scale", "done")
-    assert cc.load_pruned(folder)(torch.rand(2, 1, 16, 16)).isfinite().all()
+    model = cc.load_pruned(folder)
+    maps = [module for module in model.modules() if isinstance(module, ChannelMap)]
+    assert len(maps) == row["maps"] > 0
+    assert model(torch.rand(2, 1, 16, 16)).isfinite().all()
+
+
+def test_repair_without_a_replacement_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *WORDS, "scoring.repair=true"]) == 2
+    assert "prune.replace=linear" in capsys.readouterr().err
 
 
 def test_an_exported_network_has_its_maps(healed: Path, tmp_path: Path) -> None:

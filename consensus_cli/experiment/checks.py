@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,11 +56,24 @@ def check(config: RunConfig) -> None:
         partial(_check_model, config.model),
         partial(check_tracker, config.tracker),
         partial(_check_processes, config),
+        partial(_check_repair, config),
         partial(check_corruptions, config.evaluate.corruptions, SEVERITIES),
         *(partial(shift_archives, {name: path}) for name, path in config.evaluate.shift.items()),
     ]
+    raise_together([*problems, *attempts])
+
+
+def raise_together(attempts: Iterable[UserError | Callable[[], object]]) -> None:
+    """Raises mistakes that are known and those that checks raise, all at once.
+
+    Raises:
+        ConfigError: holds every mistake, if there is one.
+    """
+    problems = []
     for attempt in attempts:
         try:
+            if isinstance(attempt, UserError):
+                raise attempt
             attempt()
         except UserError as error:
             problems.append(error)
@@ -137,6 +150,14 @@ def _check_model(model: ModelConfig) -> None:
     zoo.check(model.source, model.name, model.target)
     if model.weights is not None:
         pretrained.check_weights(model.source, model.name, model.weights)
+
+
+def _check_repair(config: RunConfig) -> None:
+    if config.scoring.repair and config.prune.replace == "nothing":
+        raise UserError(
+            "scoring.repair judges blocks with what takes their place, and prune.replace=nothing puts nothing there",
+            "set prune.replace=linear (or scale), or leave scoring.repair out",
+        )
 
 
 def _check_processes(config: RunConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from consensus_cli.config.schema import RunConfig
 from consensus_cli.data import ImageData
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.sampling import stratified_indices
-from consensus_cli.errors import ConfigError, UserError, foreign_code
+from consensus_cli.errors import UserError, foreign_code
 from consensus_cli.evaluation.robustness.attacks import check_attacks
 from consensus_cli.evaluation.robustness.shift import Archive
 from consensus_cli.evaluation.robustness.shortcut import Cue, CueKind, plant_training_cue
@@ -311,18 +311,12 @@ def _check_fit(prepared: Prepared) -> None:
         per_class=config.metrics.samples_per_class,
         features=representation_size(network, prepared.example(), candidates) if prepared.votes else 0,
     )
-    checks: list[Callable[[], Any]] = [functools.partial(_check_schedules, prepared)]
+    attempts: list[Callable[[], object]] = [functools.partial(_check_schedules, prepared)]
     shape, classes = prepared.images.test.image_shape, len(prepared.images.classes)
-    checks += [functools.partial(archive.check_fits, shape, classes) for archive in prepared.shift.values()]
-    checks.append(functools.partial(check_attacks, list(config.attacks.suite.values()), prepared.outputs))
-    checks.append(functools.partial(check_criterion, config.criterion.name, network, candidates))
-    for check in checks:
-        try:
-            check()
-        except UserError as error:
-            problems.append(error)
-    if problems:
-        raise ConfigError(problems)
+    attempts += [functools.partial(archive.check_fits, shape, classes) for archive in prepared.shift.values()]
+    attempts.append(functools.partial(check_attacks, list(config.attacks.suite.values()), prepared.outputs))
+    attempts.append(functools.partial(check_criterion, config.criterion.name, network, candidates))
+    checks.raise_together([*problems, *attempts])
 
 
 def _check_schedules(prepared: Prepared) -> None:

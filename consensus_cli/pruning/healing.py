@@ -237,8 +237,9 @@ def _fit_maps(
                 outputs = _seen(original, names, images, _watch_output)
                 inputs = _seen(network, names, images, _watch_input)
             for name in names:
-                target = wanted.setdefault(name, _Target.of(original, name, outputs[name]))
-                target.update(inputs[name], outputs[name].before, held_out)
+                if name not in wanted:
+                    wanted[name] = _Target.of(original, name, outputs[name])
+                wanted[name].update(inputs[name], outputs[name].before, held_out)
     return {name: target.fit(kind) for name, target in wanted.items() if target.axis is not None}
 
 

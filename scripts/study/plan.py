@@ -7,17 +7,7 @@ from dataclasses import dataclass
 from consensus_cli.scoring import metrics
 
 #: the paper's eight, which one pass over the images serves
-METRICS = (
-    "cka",
-    "linear_alpha0",
-    "linear_alpha1",
-    "permutation",
-    "gaussian_alpha0",
-    "gaussian_alpha1",
-    "gaussian_alpha2",
-    "wasserstein",
-)
-assert set(METRICS) <= set(metrics.METRICS)
+METRICS = metrics.PAPER
 
 #: criterion -> (metrics that vote, aggregation); what `conf/metrics` and `criterion.aggregation` offer of the eight
 VOTES: dict[str, tuple[tuple[str, ...], str]] = {

@@ -147,7 +147,7 @@ def test_few_images_and_dead_channels_are_finite_and_never_worse(count: int) -> 
 
 
 def test_a_map_that_does_not_help_leaves_the_shortcut() -> None:
-    """On noise, a map of the first images says nothing of the others."""
+    """Where the block added nothing, there is nothing that a map could do better."""
     original = maps_network()
     pruned = copy.deepcopy(original)
     remove_blocks(pruned, ["3"])
