@@ -117,7 +117,8 @@ class CriterionConfig:
     """What decides which block goes.
 
     Attributes:
-        name: `consensus`, a metric, or a baseline (`random`, `weight_norm`, `first`, `last`).
+        name: `consensus`, a metric, or a baseline (`random`, `uniform`, `weight_norm`, `first`,
+            `last`).
         aggregation: how consensus combines ranks: `rank_sum` (the paper), `family_rank_sum`, `median_rank`, `kemeny`.
     """
 

@@ -35,6 +35,7 @@ from consensus_cli.models.weights import serialize
 from consensus_cli.pruning.healing import Fit, heal, put_fits_in_place
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking
+from consensus_cli.scoring.ranking.criteria import of_schedule
 from consensus_cli.scoring.representations import PRECISIONS
 from consensus_cli.scoring.samples import Samples
 from consensus_cli.scoring.score import rank_blocks
@@ -107,14 +108,15 @@ class Steps:
         """Ranks the candidates that may go now, the least important first."""
         prepared, scoring = self.prepared, self.config.scoring
         removed = self.state.removed
-        allowed = prepared.schedule(self.config.ratios[-1]).allowed(removed)
+        schedule = prepared.schedule(self.config.ratios[-1])
+        allowed = schedule.allowed(removed)
 
         def attempt(batch_size: int) -> Ranking:
             classes, device = len(prepared.images.classes), prepared.device
             return rank_blocks(
                 network,
                 Samples.of_split(prepared.samples, classes, device=device, batch_size=batch_size),
-                criterion=self.config.criterion.name,
+                criterion=of_schedule(self.config.criterion.name, schedule),
                 metrics=prepared.votes,
                 blocks=allowed,
                 against=original if scoring.against == "original" else None,

@@ -150,7 +150,7 @@ def no_head(network: nn.Module, why: str) -> UserError:
     """Returns the error for a network of which metrics have nothing to compare."""
     return UserError(
         f"{type(network).__name__} has no head: {why}",
-        "metrics compare what the head gets; these criteria need no metric: random, weight_norm, first, last",
+        "metrics compare what the head gets; these criteria need no metric: random, uniform, weight_norm, first, last",
     )
 
 

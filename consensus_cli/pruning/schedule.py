@@ -103,6 +103,24 @@ class Schedule:
                 going.append(name)
         return going
 
+    def evenly_spaced(self) -> list[str]:
+        """Returns the names of all candidates, those first whose removal reaches the ratio evenly over the depth.
+
+        How many these are is `target_blocks`, or where the ratio is a share of the MACs, the smallest number that
+        reaches it; their places and order are those of `spread`.
+        """
+        names = [block.name for block in self.candidates]
+        counts = [self.target_blocks] if self.macs is None else range(1, len(names) + 1)
+        for count in counts:
+            order = [names[place] for place in spread(len(names), count)]
+            going: list[str] = []
+            for name in order:
+                if len(going) < count and name in {block.name for block in self.allowed(going)}:
+                    going.append(name)
+            if self.reached(going):
+                break
+        return order
+
     @cached_property
     def _costs(self) -> dict[str, int]:
         """By how many blocks, or MACs, the network shrinks without each block."""
@@ -150,6 +168,26 @@ def blocks_to_remove(ratio: float, candidates: int) -> int:
     if not 0 < ratio <= 1:
         raise UserError(f"ratio is {ratio:g}", "the share of blocks to remove lies in (0, 1], e.g. ratio=0.5")
     return math.floor(ratio * candidates + 0.5)
+
+
+def spread(places: int, going: int) -> list[int]:
+    """Returns all of 0 … places − 1, those first that are evenly spaced: the middles of `going` equal parts.
+
+    These are ⌊(i + ½) · places / going⌋ for i = 0 … going − 1, in van der Corput's order (i by its reversed bits), so
+    that the first of them, however many, are spread widely as well. The others follow from front to back.
+
+    Example:
+        >>> spread(8, 4)
+        [1, 5, 3, 7, 0, 2, 4, 6]
+
+    Args:
+        places: how many there are.
+        going: how many of them are to be evenly spaced, from 1 to `places`.
+    """
+    bits = (going - 1).bit_length()
+    turns = sorted(range(going), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
+    first = [(2 * i + 1) * places // (2 * going) for i in turns]
+    return first + sorted(set(range(places)) - set(first))
 
 
 def allowed(blocks: Iterable[Block], removed: Collection[str], min_blocks_per_stage: int) -> list[Block]:

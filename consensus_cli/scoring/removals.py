@@ -17,7 +17,7 @@ from consensus_cli.pruning.healing import heal
 from consensus_cli.pruning.schedule import Schedule
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking
-from consensus_cli.scoring.ranking.criteria import CONSENSUS, Criterion
+from consensus_cli.scoring.ranking.criteria import CONSENSUS, Criterion, of_schedule
 from consensus_cli.scoring.samples import Batches, Samples
 from consensus_cli.scoring.score import example_of, inputs_of, rank_blocks
 
@@ -90,7 +90,7 @@ def prune(
     macs = count_macs(network_of(model), example[:1]) if unit == "macs" else None
     schedule = Schedule(blocks, share, step, min_blocks_per_stage, macs)
     schedule.check(type(model).__name__)
-    how = {"criterion": criterion, "seed": seed, **ranking}
+    how = {"criterion": of_schedule(criterion, schedule), "seed": seed, **ranking}
     if replace != "nothing":
         how.setdefault("original", clone(model))
     return _removals(model, labelled, schedule, replace, how)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning import Block, Schedule
-from consensus_cli.pruning.schedule import allowed, blocks_to_remove
+from consensus_cli.pruning.schedule import allowed, blocks_to_remove, spread
 
 
 def three_stages(per_stage: int = 9) -> list[Block]:
@@ -126,3 +128,49 @@ def test_a_ratio_that_asks_for_none() -> None:
     with pytest.raises(UserError, match=r"ratio 0\.01 of 24 blocks removes none") as error:
         Schedule(three_stages(), 0.01).check()
     assert error.value.hint == "use at least 0.021"
+
+
+@pytest.mark.parametrize("places", [1, 2, 5, 12, 24, 54])
+def test_what_is_spread_is_as_even_as_whole_places_can_be(places: int) -> None:
+    for going in range(1, places + 1):
+        order = spread(places, going)
+        assert sorted(order) == list(range(places))
+        chosen = sorted(order[:going])
+        gaps = [after - before for before, after in itertools.pairwise(chosen)]
+        assert not gaps or max(gaps) - min(gaps) <= 1
+        assert abs(chosen[0] - (places - 1 - chosen[-1])) <= 1
+
+
+def test_half_of_what_is_spread_is_spread_as_well() -> None:
+    assert sorted(spread(24, 8)[:4]) == [1, 7, 13, 19]
+
+
+def test_the_evenly_spaced_do_not_depend_on_how_many_go_at_once() -> None:
+    """21 of ResNet56's 24: what stays is one in the middle of each third, which here is one per stage."""
+    for minimum in (1, 2):
+        ends = []
+        for step in (1, 2, 5, 21):
+            schedule, gone = Schedule(three_stages(), 0.875, step, minimum), list[str]()
+            while not schedule.reached(gone):
+                gone += schedule.next(schedule.evenly_spaced(), gone)
+            ends.append(gone)
+        assert all(end == ends[0] for end in ends)
+        left = {block.name for block in schedule.candidates} - set(ends[0])
+        assert left == {"layer1.4", "layer2.4", "layer3.4"}
+
+
+@pytest.mark.parametrize(("minimum", "instead"), [(1, "a.2"), (2, "b.1")])
+def test_where_a_stage_must_keep_a_block_the_next_one_goes_instead(minimum: int, instead: str) -> None:
+    blocks = [Block(f"a.{i}", 0, (), removable=i > 0) for i in range(3)]
+    blocks += [Block(f"b.{i}", 1, (), removable=i > 0) for i in range(9)]
+    schedule, gone = Schedule(blocks, 0.8, min_blocks_per_stage=minimum), list[str]()
+    while not schedule.reached(gone):
+        gone += schedule.next(schedule.evenly_spaced(), gone)
+    assert sorted(gone) == sorted(["a.1", instead, "b.2", "b.3", "b.4", "b.5", "b.7", "b.8"])
+
+
+def test_a_share_of_the_macs_is_reached_by_the_fewest_evenly_spaced_blocks() -> None:
+    blocks = three_stages()
+    macs = MacCount(dict.fromkeys([block.name for block in blocks], 4) | {"": 112}, ())
+    schedule = Schedule(blocks, 0.21, macs=macs)
+    assert sorted(schedule.evenly_spaced()[:6]) == sorted(Schedule(blocks, 0.25).evenly_spaced()[:6])

@@ -82,3 +82,8 @@ def test_weight_norm_of_blocks_without_filters_is_refused():
     for criterion in ("first", "random", "consensus", "cka"):
         check_criterion(criterion, network, blocks)
     check_criterion("weight_norm", resnet(20), BLOCKS)
+
+
+def test_uniform_alone_spreads_over_the_depth():
+    names = [BLOCKS[i].name for i in np.argsort(importance("uniform", resnet(20)))]
+    assert names == ["layer1.1", "layer3.1", "layer2.1", "layer1.2", "layer3.2", "layer2.2"]

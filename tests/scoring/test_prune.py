@@ -92,3 +92,10 @@ def test_pruning_can_leave_maps_that_keep_the_answers() -> None:
     with torch.no_grad():
         expected = original(images)
         assert (model(images) - expected).norm() < (plain(images) - expected).norm()
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_uniform_spaces_what_goes_in_all_although_it_ranks_anew(network, loader, step):
+    removals = list(prune(network, loader, ratio=0.5, step=step, criterion="uniform"))
+    assert [name for removal in removals for name in removal.removed] == ["layer1.2", "layer3.2", "layer2.2"]
+    assert list(removals[0].ranking.distances) == ["uniform"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.pruning.block import Block
+from consensus_cli.pruning.schedule import Schedule, spread
 from consensus_cli.pruning.surgery import bypassed
 from consensus_cli.scoring.metrics import METRICS
 from consensus_cli.scoring.registry import Registry
@@ -56,6 +57,34 @@ def last(network: nn.Module, blocks: Sequence[Block], generator: np.random.Gener
     return np.arange(float(len(blocks)), 0, -1)
 
 
+def uniform(network: nn.Module, blocks: Sequence[Block], generator: np.random.Generator) -> np.ndarray:
+    """Returns 1 … c in an order that spreads over the depth, whatever the weights: the more evenly, the more go.
+
+    Without a goal this is van der Corput's order of all blocks; `of_schedule` knows how many go, so that those are
+    evenly spaced exactly. Spacing as a criterion: dropping every other layer (Fan et al. 2020, "Reducing transformer
+    depth on demand with structured dropout", section 3.3); at high ratios reported ahead of rankings by similarity
+    (arXiv 2603.20275).
+    """
+    return _places([block.name for block in blocks], [blocks[i].name for i in spread(len(blocks), len(blocks))])
+
+
+def of_schedule(criterion: str | Criterion, schedule: Schedule) -> str | Criterion:
+    """Returns a criterion as it is for a network that is pruned by a schedule: `uniform` spaces what goes in all."""
+    if criterion != "uniform":
+        return criterion
+    order = schedule.evenly_spaced()
+
+    def uniform(network: nn.Module, blocks: Sequence[Block], generator: np.random.Generator) -> np.ndarray:
+        return _places([block.name for block in blocks], order)
+
+    return uniform
+
+
+def _places(names: Sequence[str], order: Sequence[str]) -> np.ndarray:
+    """Returns the place of each name in an order, counted from 1."""
+    return np.array([1.0 + order.index(name) for name in names])
+
+
 def _problem(name: str, criterion: object) -> str:
     if not callable(criterion):
         return f"is a {type(criterion).__name__}, not a function (network, blocks, generator) -> importance"
@@ -65,7 +94,7 @@ def _problem(name: str, criterion: object) -> str:
 CRITERIA: Registry[Criterion] = Registry(
     "criterion",
     "consensus_cli.criteria",
-    {"random": random_order, "weight_norm": weight_norm, "first": first, "last": last},
+    {"random": random_order, "weight_norm": weight_norm, "uniform": uniform, "first": first, "last": last},
     _problem,
 )
 
