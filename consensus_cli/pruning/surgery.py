@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.errors import UserError, did_you_mean, nearest
 from consensus_cli.models.classifier import network_of
 from consensus_cli.models.modes import answer, tensors_in
 from consensus_cli.pruning.block import Block
@@ -168,7 +168,8 @@ def _replacements(network: nn.Module, name: str, instead: nn.Module | None = Non
     """Returns each module that goes with a block and what takes its place: `instead`, or the shortcut alone."""
     present = dict(network.named_modules(remove_duplicate=False))
     if not name or any(path == "" or path not in present for path in parts_of(name)):
-        raise unknown_name("block", name, (path for path in present if path))
+        close = did_you_mean(nearest(name, present))
+        raise UserError(f"unknown block '{name}'", f"{close}find_blocks(model, example) names its blocks")
     going = [present[path] for path in parts_of(name)]
     parts = [_parse(part) for part in name.split("+")[1:]]
     # The first hands on zeros, not the shortcut itself: code between them may overwrite it (`nn.ReLU(inplace=True)`).
