@@ -34,9 +34,13 @@ REPOSITORY = Path(__file__).parents[1]
 SHORT = (*QUICK, "baseline.epochs=4", "baseline.learning_rate=0.05", "precision=fp32", "attacks=none", "ratio=0.34")
 
 
-def start(words: list[str], processes: int = 2) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "consensus_cli", "run", *SHORT, *words]
+def start(words: list[str]) -> subprocess.Popen[str]:
+    return start_job("run", *SHORT, *words)
+
+
+def start_job(*words: str) -> subprocess.Popen[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, "-m", "consensus_cli", *words]
     return subprocess.Popen(
         command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
@@ -100,6 +104,7 @@ def test_a_job_that_only_the_environment_speaks_of_is_refused(
 def test_what_all_processes_find_is_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert main(["nosuch"]) == 2
     monkeypatch.setattr(cli, "_answer", raising(JobEndedError("another process of this job has ended", "")))
@@ -235,18 +240,48 @@ def raising(error: Exception) -> Mock:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["run", "--nonsense"], ["score", "model=resnet57"]])
 def test_a_mistake_in_the_words_is_reported_once(words: list[str]) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "consensus_cli",
-    ]
-    job = subprocess.run([*command, *words], cwd=REPOSITORY, text=True, capture_output=True, check=False)
+    job = start_job(*words)
+    _, err = job.communicate(timeout=120)
     assert job.returncode != 0
-    assert len(re.findall("^error: .*", job.stderr, re.MULTILINE)) == 1
+    assert len(re.findall("^error: .*", err, re.MULTILINE)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "line"), [(["run", "--help"], "usage: consensus run"), (["list", "models"], "resnet20")])
+def test_what_is_only_shown_is_shown_once(words: list[str], line: str) -> None:
+    out, err = start_job(*words).communicate(timeout=120)
+    assert len(re.findall(f"^{line}", out, re.MULTILINE)) == 1, out + err
+
+
+HUNGRY = """
+import os
+import torch
+from consensus_cli.models.resnet import ResNet
+
+class Hungry(ResNet):
+    def forward(self, x):
+        # The dry run trains on two images and on three.
+        if self.training and len(x) > 3 and os.environ["RANK"] in "{ranks}":
+            torch.empty(2**58)
+        return super().forward(x)
+
+def network():
+    return Hungry(3, in_channels=1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", ["0", "1", "01"])
+def test_memory_that_runs_out_in_some_processes_is_one_message(ranks: str, tmp_path: Path) -> None:
+    network = tmp_path / "network.py"
+    network.write_text(HUNGRY.format(ranks=ranks))
+    model = ["model.source=custom", f"model.target={network}:network"]
+    job = start([*model, f"output_dir={tmp_path}"])
+    _, err = job.communicate(timeout=120)
+    assert job.returncode != 0
+    (error,) = re.findall("^error: .*", err, re.MULTILINE)
+    assert error == "error: out of memory, with no smaller batch to try"
+    assert "interrupted by" not in err
 
 
 def process_of_rank(rank: int, launcher: int) -> int:

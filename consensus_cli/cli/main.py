@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from consensus_cli import __version__
 from consensus_cli.cli.commands import COMMANDS, Call, Command, Parser
 from consensus_cli.cli.fast_imports import fit_environment
-from consensus_cli.errors import InterruptedRunError, JobEndedError, RunFailedError, UserError, tell, unknown_name
+from consensus_cli.errors import InterruptedRunError, RunFailedError, UserError, tell, unknown_name
 
 #: what all processes of a job do together
 _JOINT = ("run", "resume", "score")
@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (UserError, RunFailedError) as error:
-        if not (_follows() and (error.shared or isinstance(error, JobEndedError))):
+        if _speaks(error):
             tell(error, debug=debug)
         return 2 if isinstance(error, UserError) else 1
     except InterruptedRunError as stop:
-        if not _follows():
+        if not _follows() and _speaks(stop):
             sys.stderr.write(f"interrupted by {stop}; continue with: consensus resume {stop.run_dir}\n")
         return 128 + stop.signal_number
     except KeyboardInterrupt:
@@ -58,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has closed it (`consensus list models | head -1`): nobody is left to read more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except Exception as error:
+        # Its traceback is the one message.
+        _speaks(error)
+        raise
 
 
 def _answer(words: list[str], debug: bool) -> int:
@@ -66,20 +70,23 @@ def _answer(words: list[str], debug: bool) -> int:
     if name == "help":
         name, words = (words[1], ["--help"]) if len(words) > 1 else ("--help", [])
     if name in ("-h", "--help"):
-        sys.stdout.write(_help())
-        return 0
+        return _show(_help())
     if "--version" in words:
-        sys.stdout.write(f"consensus {__version__}\n")
-        return 0
+        return _show(f"consensus {__version__}\n")
     if name not in COMMANDS:
         unknown = _unknown_command(name)
         # All processes of a job get the same words.
         unknown.shared = True
         raise unknown
     if {"-h", "--help"} & set(words):
-        sys.stdout.write(COMMANDS[name].parser().format_help())
-        return 0
+        return _show(COMMANDS[name].parser().format_help())
     return _start(COMMANDS[name], Call(words[1:], debug))
+
+
+def _show(text: str) -> int:
+    if not _follows():
+        sys.stdout.write(text)
+    return 0
 
 
 def _help() -> str:
@@ -103,22 +110,36 @@ def _unknown_command(word: str) -> UserError:
 
 def _start(command: Command, call: Call) -> int:
     """Runs a command, in a job of several processes in all of them if it runs something, else in the first."""
-    # Asked here: joining the others imports PyTorch.
     world = os.environ.get("WORLD_SIZE", "1")
     if not world.isascii() or not world.isdigit():
         raise UserError(f"WORLD_SIZE={world} in the environment is not a number", "unset it: torchrun sets it itself")
-    if int(world) <= 1:
+    if not _in_a_job():
         return command(call)
+    if command.name not in _JOINT:
+        return 0 if _follows() else command(call)
     from torch import distributed
 
     from consensus_cli.experiment.distributed import join
 
-    share = join()
-    code = command(call, share) if command.name in _JOINT else share.lead(lambda: command(call))
+    code = command(call, join())
     distributed.destroy_process_group()
     return code
+
+
+def _in_a_job() -> bool:
+    # Asked here: joining the others imports PyTorch.
+    world = os.environ.get("WORLD_SIZE", "1")
+    return world.isascii() and world.isdigit() and int(world) > 1
 
 
 def _follows() -> bool:
     """Returns whether this is one of a job's processes and not the first, which speaks for all."""
     return os.environ.get("RANK", "0") != "0"
+
+
+def _speaks(error: BaseException) -> bool:
+    if not _in_a_job():
+        return True
+    from consensus_cli.experiment.distributed import speaks
+
+    return speaks(error)

@@ -187,7 +187,7 @@ def run_job(
     """
     with lasting_imports():
         from consensus_cli.experiment import pipeline
-        from consensus_cli.experiment.distributed import world
+        from consensus_cli.experiment.distributed import speaks, world
         from consensus_cli.screen import open_screen
 
     hydra_config = HydraConfig.get()
@@ -201,7 +201,8 @@ def run_job(
             pipeline.run(run_config, overrides, screen, kept)
     except (UserError, RunFailedError) as error:
         # Shown here: Hydra would put a text of its own before it.
-        tell(error, debug=debug)
+        if speaks(error):
+            tell(error, debug=debug)
         # In a job the others can go on with the next run only if they have all left this one.
         if not sweeping or (world() > 1 and not error.shared):
             raise SystemExit(2 if isinstance(error, UserError) else 1) from error

@@ -10,10 +10,13 @@ import torch
 from torch import distributed
 
 from consensus_cli.data.share import ALL, Share
-from consensus_cli.errors import UserError
+from consensus_cli.errors import JobEndedError, UserError
 
 #: after which a process that waits for the gradients of the others gives up
 _TRAINING_TIMEOUT = timedelta(minutes=10)
+
+#: after which a process that ends speaks for itself, where it cannot ask whether another has spoken
+_ASKING_TIMEOUT = timedelta(seconds=10)
 
 #: the others have nothing to do while rank 0 measures latency and energy
 _WAITING_TIMEOUT = timedelta(days=30)
@@ -22,6 +25,25 @@ _WAITING_TIMEOUT = timedelta(days=30)
 def world() -> int:
     """Returns the number of processes of this job."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def speaks(error: BaseException) -> bool:
+    """Returns whether this process is the one of its job that says why the job ends.
+
+    Of an error that all have raised it is rank 0, else the first that fails: the others end because of it, or like it.
+    """
+    leads = os.environ.get("RANK", "0") == "0"
+    if world() == 1 or getattr(error, "shared", False):
+        return leads
+    if isinstance(error, JobEndedError) and not leads:
+        return False
+    try:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = distributed.TCPStore(*place, is_master=False, timeout=_ASKING_TIMEOUT)
+        # Where a launcher starts a job again, its first word was another job's.
+        return store.add(f"consensus/spoken/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True
 
 
 def local_rank() -> int:
