@@ -52,6 +52,24 @@ def test_run_refuses_what_is_not_a_list_of_settings_or_a_screen() -> None:
         cc.run("model=resnet20", screen="quite")
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (cc.Recipe, {"epochs": -1}, "epochs=-1 is out of range"),
+        (cc.Recipe, {"ema_decay": 1.0}, "ema_decay=1.0 is out of range"),
+        (cc.Recipe, {"span": (0.5, 1.5)}, r"span=\(0.5, 1.5\) is out of range"),
+        (cc.Recipe, {"batch_size": "16"}, "batch_size=16 is out of range"),
+        (cc.Recipe, {"schedule": "cosin"}, "unknown schedule 'cosin'"),
+        (cc.Augmentation, {"min_area": 0.0}, "min_area=0.0 is out of range"),
+        (cc.Attack, {"name": "pgd", "steps": 0}, "steps=0 is out of range"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_where_it_is_said(kind: type, values: dict[str, object], message: str) -> None:
+    needed = {"epochs": 1, "learning_rate": 0.1, "schedule": "constant"} if kind is cc.Recipe else {}
+    with pytest.raises(cc.UserError, match=message):
+        kind(**needed | values)
+
+
 def test_a_resnet20_is_pruned_with_a_training_loop_of_ones_own() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(80) % 2

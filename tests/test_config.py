@@ -7,9 +7,10 @@ from dataclasses import asdict
 import pytest
 
 from consensus_cli import data
-from consensus_cli.config import conf_files, launchers, ranges, schema
+from consensus_cli.config import conf_files, launchers, schema
 from consensus_cli.config.composition import compose_run, from_plain
 from consensus_cli.evaluation.robustness.attacks import ATTACKS, check_attacks
+from consensus_cli.experiment import checks
 from consensus_cli.models.zoo import SOURCES
 from consensus_cli.scoring.metrics import METRICS
 from consensus_cli.scoring.ranking.criteria import CRITERIA
@@ -28,7 +29,7 @@ def test_every_option_composes_to_valid_values(group: str, option: str) -> None:
     needed = {"custom": ["model.target=package.Class"], "torchvision": ["model.name=resnet18"]}
     needed |= {"timm": ["model.name=resnet18"], "hf": ["dataset.name=somebody/images", "model.name=somebody/network"]}
     run = compose_run([f"{group}={option}", *needed.get(option, [])])
-    assert ranges.problems(run) == []
+    assert checks.value_problems(run) == []
     assert run.model.source in SOURCES
     assert run.dataset.source in data.DATASETS
     for attack in run.attacks.suite.values():
@@ -106,14 +107,14 @@ def test_datasets_bring_their_baseline_recipe_and_the_command_line_has_the_last_
     ],
 )
 def test_a_value_out_of_range_is_one_problem_that_names_the_key(override: str, key: str) -> None:
-    (problem,) = ranges.problems(compose_run([override]))
+    (problem,) = checks.value_problems(compose_run([override]))
     assert key in problem.message
     assert problem.hint
 
 
 def test_all_values_out_of_range_are_told_at_once() -> None:
     run = compose_run(["ratio=2", "seed=-1", "prune.step=0"])
-    assert [problem.message.split("=")[0] for problem in ranges.problems(run)] == ["ratio", "seed", "prune.step"]
+    assert [problem.message.split("=")[0] for problem in checks.value_problems(run)] == ["ratio", "seed", "prune.step"]
 
 
 def test_a_ratio_is_a_number_or_an_increasing_list() -> None:
@@ -122,11 +123,11 @@ def test_a_ratio_is_a_number_or_an_increasing_list() -> None:
     assert compose_run(["ratio=0.30000000000000004"]).ratio == 0.3
     assert compose_run(["ratio=[0.5]"]).ratio == compose_run(["ratio=0.5"]).ratio == 0.5
     for ratio in ("[0.5,0.5]", "[0.5,1.5]", "[0,0.5]", "[nan,0.5]"):
-        assert "ratio" in ranges.problems(compose_run([f"ratio={ratio}"]))[0].message
+        assert "ratio" in checks.value_problems(compose_run([f"ratio={ratio}"]))[0].message
 
 
 def test_a_consensus_of_nobody_is_a_problem() -> None:
-    (problem,) = ranges.problems(compose_run(["metrics=cka", "metrics.weights.cka=0"]))
+    (problem,) = checks.value_problems(compose_run(["metrics=cka", "metrics.weights.cka=0"]))
     assert "no metric" in problem.message
 
 
@@ -140,12 +141,12 @@ def test_dictionaries_that_are_open_take_new_keys() -> None:
 
 
 def test_a_schedule_over_the_run_needs_to_know_its_steps() -> None:
-    (problem,) = ranges.problems(compose_run(["prune=macs", "finetune.span=run"]))
+    (problem,) = checks.value_problems(compose_run(["prune=macs", "finetune.span=run"]))
     assert "prune.unit=blocks" in problem.message
 
 
 def test_a_schedule_over_the_run_fits_one_ratio() -> None:
-    (problem,) = ranges.problems(compose_run(["ratio=[0.25,0.5]", "finetune.span=run"]))
+    (problem,) = checks.value_problems(compose_run(["ratio=[0.25,0.5]", "finetune.span=run"]))
     assert "one ratio" in problem.message
 
 

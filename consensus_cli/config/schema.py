@@ -1,7 +1,7 @@
 """The typed schema of `conf/`: Hydra composes the YAML files into `RunConfig`, field by field and type by type.
 
-The range of a value stands beside its field, in the words of `ranges.py`; what needs a registry, a file or a device
-is found by `experiment/checks.py`.
+The range of a value stands beside its field, in the words of `models/ranges.py`; what needs a registry, a file or a
+device is found by `experiment/checks.py`.
 """
 
 from __future__ import annotations

@@ -5,14 +5,16 @@ A split yields batches of images in [0, 1]; it never normalises (the network's f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from consensus_cli.data.share import ALL, Share
+from consensus_cli.models import ranges
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,17 @@ class Augmentation:
         flip: mirror half of the images left to right; wrong for digits, right for photographs.
         min_area: smallest share of the image, in (0, 1], that a random resized crop keeps, with an aspect ratio
             between 3/4 and 4/3 (Szegedy et al. 2015); None switches it off. Right for large photographs.
+
+    Raises:
+        UserError: a value out of range.
     """
 
-    pad: int = 0
+    pad: int = field(default=0, metadata={"range": (0, math.inf)})
     flip: bool = False
-    min_area: float | None = None
+    min_area: float | None = field(default=None, metadata={"above": 0, "range": (0, 1)})
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
 
 
 class Split(Protocol):

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from consensus_cli import data, training
-from consensus_cli.config import ranges
 from consensus_cli.config.schema import ModelConfig, RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.evaluation.cost.energy import check_country
@@ -23,14 +22,13 @@ from consensus_cli.evaluation.robustness.corruption import SEVERITIES, check_cor
 from consensus_cli.evaluation.robustness.shift import Archive, open_archive
 from consensus_cli.experiment import distributed
 from consensus_cli.experiment.tracking import check_tracker
-from consensus_cli.models import pretrained, zoo
+from consensus_cli.models import normalization, pretrained, ranges, zoo
 from consensus_cli.models.paths import expanded
 from consensus_cli.scoring.metrics import METRICS
 from consensus_cli.scoring.ranking.consensus import AGGREGATIONS
 from consensus_cli.scoring.score import metrics_needed
 from consensus_cli.storage.results import check_writable
 from consensus_cli.storage.rundir import RESULTS_NAME
-from consensus_cli.training.recipe import Hyperparameters
 
 
 def check(config: RunConfig) -> None:
@@ -39,7 +37,7 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: holds every mistake found.
     """
-    problems = ranges.problems(config)
+    problems = value_problems(config)
     if any(problem.message.endswith(" is empty") for problem in problems):
         # An empty name is the working folder: what lies there is not what was meant.
         raise ConfigError(problems)
@@ -55,12 +53,51 @@ def check(config: RunConfig) -> None:
         partial(_check_device, config),
         partial(_check_model, config.model),
         partial(check_tracker, config.tracker),
-        partial(_check_processes, config),
-        partial(_check_repair, config),
         partial(check_corruptions, config.evaluate.corruptions, SEVERITIES),
         *(partial(shift_archives, {name: path}) for name, path in config.evaluate.shift.items()),
     ]
     raise_together([*problems, *attempts])
+
+
+def value_problems(config: RunConfig) -> list[UserError]:
+    """Returns every value that is out of range or does not fit another, without touching a file or a device."""
+    found = [*ranges.problems(config), *normalization.problems(config.model.mean, config.model.std)]
+    if config.criterion.name == "consensus" and not any(config.metrics.weights.values()):
+        found.append(UserError("metrics.weights leaves no metric to vote", "give at least one metric a weight above 0"))
+    if config.finetune.span == "run" and config.prune.unit != "blocks":
+        found.append(
+            UserError(
+                "finetune.span=run needs prune.unit=blocks: how many steps a MACs target takes is not known before",
+                "use finetune.span=step",
+            )
+        )
+    if config.finetune.span == "run" and len(config.ratios) > 1:
+        found.append(
+            UserError(
+                "finetune.span=run fits one ratio: a schedule over the run ends at the last one, not at those before",
+                "sweep over the ratios instead (-m ratio=0.25,0.5), or use finetune.span=step",
+            )
+        )
+    if config.scoring.repair and config.prune.replace == "nothing":
+        found.append(
+            UserError(
+                "scoring.repair judges blocks with what takes their place; prune.replace=nothing puts nothing there",
+                "set prune.replace=linear (or scale), or leave scoring.repair out",
+            )
+        )
+    world = distributed.world()
+    for node, recipe in (("baseline", config.baseline), ("finetune", config.finetune)):
+        least = 2 * recipe.accumulate_batches * world
+        if 2 <= recipe.batch_size < least:
+            shared = f" on {world} processes" if world > 1 else ""
+            found.append(
+                UserError(
+                    f"{node}.batch_size={recipe.batch_size} leaves fewer than 2 images for each micro-batch of "
+                    f"{node}.accumulate_batches={recipe.accumulate_batches}{shared}",
+                    f"set {node}.batch_size to at least {least}, or lower what divides it",
+                )
+            )
+    return found
 
 
 def raise_together(attempts: Iterable[UserError | Callable[[], object]]) -> None:
@@ -150,22 +187,3 @@ def _check_model(model: ModelConfig) -> None:
     zoo.check(model.source, model.name, model.target)
     if model.weights is not None:
         pretrained.check_weights(model.source, model.name, model.weights)
-
-
-def _check_repair(config: RunConfig) -> None:
-    if config.scoring.repair and config.prune.replace == "nothing":
-        raise UserError(
-            "scoring.repair judges blocks with what takes their place, and prune.replace=nothing puts nothing there",
-            "set prune.replace=linear (or scale), or leave scoring.repair out",
-        )
-
-
-def _check_processes(config: RunConfig) -> None:
-    world = distributed.world()
-    for node in ("baseline", "finetune"):
-        recipe: Hyperparameters = getattr(config, node)
-        if recipe.batch_size < 2 * recipe.accumulate_batches * world > 2 * recipe.accumulate_batches:
-            raise UserError(
-                f"{node}.batch_size={recipe.batch_size} leaves fewer than 2 images for each of {world} processes",
-                f"set {node}.batch_size to at least {2 * recipe.accumulate_batches * world}, or start fewer processes",
-            )

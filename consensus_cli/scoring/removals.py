@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from consensus_cli.errors import UserError
+from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models.classifier import network_of
 from consensus_cli.models.copying import clone
 from consensus_cli.models.macs import count_macs
@@ -20,6 +21,9 @@ from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.scoring.ranking.criteria import CONSENSUS, Criterion, of_schedule
 from consensus_cli.scoring.samples import Batches, Samples
 from consensus_cli.scoring.score import example_of, inputs_of, rank_blocks
+
+#: what can stand where a block stood
+REPLACEMENTS = ("nothing", "scale", "linear")
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,15 @@ def prune(
         The removals, each carried out when it is asked for.
 
     Raises:
-        UserError: the ratio cannot be reached, or what `rank_blocks` raises.
+        UserError: an argument that there is not, a ratio that cannot be reached, or what `rank_blocks` raises.
     """
+    known = inspect.signature(rank_blocks).parameters.keys() - {"blocks", "removed"}
+    if unknown := ranking.keys() - known:
+        known |= inspect.signature(prune).parameters.keys() - {"ranking"}
+        raise unknown_name("argument of prune:", min(unknown), known - {"model", "samples"})
+    for kind in (replace, ranking.get("repair", replace)):
+        if kind not in REPLACEMENTS:
+            raise unknown_name("replacement", kind, REPLACEMENTS)
     given = [(share, unit) for share, unit in ((ratio, "blocks"), (macs_ratio, "macs")) if share is not None]
     if len(given) != 1:
         raise UserError("prune takes either ratio or macs_ratio", "ratio=0.5 removes half of the blocks")

@@ -20,7 +20,7 @@ from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.training.averaging import WeightAverage
 from consensus_cli.training.distillation import Distillation, distilling
 from consensus_cli.training.machine import accelerated, prepared
-from consensus_cli.training.recipe import SCHEDULES, Recipe, build_optimizer
+from consensus_cli.training.recipe import Recipe, build_optimizer
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -139,12 +139,11 @@ def train(
 
     Raises:
         TrainingDivergedError: when the loss is not finite, in every process.
-        UserError: an unknown precision or schedule, fewer images per update than processes and micro-batches, or
+        UserError: an unknown precision, fewer images per update than processes and micro-batches, or
             distillation without a teacher.
     """
-    for kind, name, known in (("precision", precision, PRECISIONS), ("schedule", recipe.schedule, SCHEDULES)):
-        if name not in known:
-            raise unknown_name(kind, name, known)
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
     split: Split = images if hasattr(images, "batches") else LoaderImages(images)  # type: ignore[assignment]
     plan = _Plan.of(recipe, len(split), share)
     if plan.updates == 0:

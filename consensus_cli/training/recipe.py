@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from consensus_cli.models import ranges
+
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import SGD
@@ -58,16 +60,22 @@ class Recipe(Hyperparameters):
 
     Attributes:
         epochs: passes over the training images; a fraction trains on that share of one pass.
-        distill: share of the loss, in [0, 1], that compares with a teacher instead of with the labels.
-        ema_decay: decay of the exponential moving average of the weights, in [0, 1), which is what a training ends
-            with; 0: the last weights.
+        distill: share of the loss that compares with a teacher instead of with the labels.
+        ema_decay: decay of the exponential moving average of the weights, which is what a training ends with; 0: the
+            last weights.
         span: the part of the schedule that this training walks through, within [0, 1].
+
+    Raises:
+        UserError: a value out of range.
     """
 
-    epochs: float
-    distill: float = 0.0
-    ema_decay: float = 0.0
-    span: tuple[float, float] = (0.0, 1.0)
+    epochs: float = field(metadata={"range": (0, math.inf)})
+    distill: float = field(default=0.0, metadata={"range": (0, 1)})
+    ema_decay: float = field(default=0.0, metadata={"range": (0, 1), "below": 1})
+    span: tuple[float, float] = field(default=(0.0, 1.0), metadata={"range": (0, 1)})
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
 
     def rate_factor(self, progress: float) -> float:
         """Returns the share of the peak rate after the share `progress` of this training, in [0, 1)."""

@@ -9,7 +9,6 @@ from typing import get_args
 import pytest
 from helpers.loaded_trees import check, load
 
-from consensus_cli.config import ranges
 from consensus_cli.config.composition import compose_run
 from consensus_cli.data import DATASETS, PlantedCue
 from consensus_cli.errors import ConfigError, UserError
@@ -76,7 +75,7 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_value_is_named_with_a_hint(override: str, message: str, hint: str) -> None:
-    [found] = ranges.problems(compose_run([f"dataset.{override}"]))
+    [found] = checks.value_problems(compose_run([f"dataset.{override}"]))
     assert found.message == message
     assert hint in found.hint
 

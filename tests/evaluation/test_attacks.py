@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from consensus_cli.errors import UserError
@@ -13,19 +15,21 @@ def test_step_is_a_fraction_of_epsilon_unless_given():
 
 
 @pytest.mark.parametrize(
-    ("attack", "message", "hint"),
+    ("settings", "message", "hint"),
     [
-        (Attack("pdg"), "unknown attack 'pdg'", "did you mean 'pgd'"),
-        (Attack("fgsm", "L2"), "'fgsm' has no norm 'L2'", "use norm Linf"),
-        (Attack("pgd", eps255=-1), "eps255=-1", "at least 0"),
-        (Attack("pgd", steps=0), "steps=0", "at least 1"),
-        (Attack("pgd", restarts=0), "restarts=0", "at least 1"),
-        (Attack("fgsm", restarts=2), "2 restarts change nothing", "use restarts=1"),
+        ({"name": "pdg"}, "unknown attack 'pdg'", "did you mean 'pgd'"),
+        ({"name": "fgsm", "norm": "L2"}, "'fgsm' has no norm 'L2'", "use norm Linf"),
+        ({"name": "pgd", "eps255": -1}, "eps255=-1", "at least 0"),
+        ({"name": "pgd", "eps255": math.inf}, "eps255=inf", "finite"),
+        ({"name": "pgd", "steps": 0}, "steps=0", "at least 1"),
+        ({"name": "pgd", "restarts": 0}, "restarts=0", "at least 1"),
+        ({"name": "pgd", "step255": 0}, "step255=0", "above 0"),
+        ({"name": "fgsm", "restarts": 2}, "2 restarts change nothing", "use restarts=1"),
     ],
 )
-def test_impossible_attacks_are_refused(attack, message, hint):
+def test_impossible_attacks_are_refused(settings, message, hint):
     with pytest.raises(UserError) as caught:
-        check_attacks([attack])
+        check_attacks([Attack(**settings)])
     assert message in caught.value.message
     assert hint in caught.value.hint
 

@@ -55,6 +55,22 @@ def test_several_blocks_in_one_removal_and_a_share_of_the_macs(network, loader):
     assert count_macs(network, torch.rand(1, 3, 8, 8)).total <= 0.7 * macs
 
 
+@pytest.mark.parametrize(
+    ("argument", "message", "hint"),
+    [
+        ({"stepp": 3}, "unknown argument of prune: 'stepp'", "did you mean 'step'"),
+        ({"metric": "cka"}, "unknown argument of prune: 'metric'", "did you mean 'metrics'"),
+        ({"blocks": []}, "unknown argument of prune: 'blocks'", "valid: against"),
+        ({"replace": "linea"}, "unknown replacement 'linea'", "did you mean 'linear'"),
+        ({"repair": "skale"}, "unknown replacement 'skale'", "did you mean 'scale'"),
+    ],
+)
+def test_an_unknown_argument_is_refused_at_the_call(network, loader, argument, message, hint):
+    with pytest.raises(UserError, match=message) as caught:
+        prune(network, loader, ratio=0.5, **argument)
+    assert caught.value.hint.startswith(hint)
+
+
 def test_nothing_is_removed_before_the_first_removal_is_asked_for(network, loader):
     before = sum(p.numel() for p in network.parameters())
     removals = prune(network, loader, ratio=0.5, criterion="random", seed=3)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.models import ranges
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,17 +32,20 @@ class AttackSettings:
 
     name: str
     norm: str = "Linf"
-    eps255: float = 8.0
-    steps: int = 10
-    restarts: int = 1
-    step255: float | None = None
+    eps255: float = field(default=8.0, metadata={"range": (0, math.inf)})
+    steps: int = field(default=10, metadata={"range": (1, math.inf)})
+    restarts: int = field(default=1, metadata={"range": (1, math.inf)})
+    step255: float | None = field(default=None, metadata={"above": 0})
 
 
 @dataclass
 class Attack(AttackSettings):
-    """An attack with the seed of all its random choices."""
+    """An attack with the seed of all its random choices. Raises UserError for a value out of range."""
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
 
     @property
     def eps(self) -> float:
@@ -131,8 +135,8 @@ def check_attacks(attacks: Iterable[AttackSettings], classes: int | None = None)
         classes: how many logits the networks have; None where that is not known yet.
 
     Raises:
-        UserError: for an unknown attack, a norm it does not have, a negative size, restarts without randomness, or
-            fewer classes than an attack needs.
+        UserError: for an unknown attack, a norm it does not have, restarts without randomness, or fewer classes than
+            an attack needs.
     """
     for attack in attacks:
         if attack.name not in ATTACKS:
@@ -142,13 +146,6 @@ def check_attacks(attacks: Iterable[AttackSettings], classes: int | None = None)
             raise UserError(
                 f"attack '{attack.name}' has no norm '{attack.norm}'", f"use norm {' or '.join(method.norms)}"
             )
-        if not (0 <= attack.eps255 < math.inf) or attack.steps < 1 or attack.restarts < 1:
-            raise UserError(
-                f"attack '{attack.name}' has eps255={attack.eps255}, steps={attack.steps}, restarts={attack.restarts}",
-                "eps255 is at least 0, steps and restarts are at least 1",
-            )
-        if attack.step255 is not None and not 0 < attack.step255 < math.inf:
-            raise UserError(f"attack '{attack.name}' has step255={attack.step255}", "step255 is above 0, or null")
         if attack.restarts > 1 and not method.random:
             raise UserError(
                 f"attack '{attack.name}' starts the same way every time, {attack.restarts} restarts change nothing",
