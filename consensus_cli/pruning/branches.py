@@ -15,25 +15,39 @@ KEEPS_ZEROS = SAME_ELEMENTS | ACTIVATIONS | {"mul", "permute", "transpose", "rol
 
 
 def branch_calls(network: nn.Module, trace: Trace, addition: Addition) -> list[int]:
-    """Returns the owner's direct calls of modules with parameters that serve one branch only, in order."""
+    """Returns the calls of modules that serve one branch only, in order, the last of which returns what is added.
+
+    They are direct calls of the owner, or of the submodule of the owner that forms the sum
+    (`self.output(branch, x)`), and have parameters, but for the last one, which may be a pooling.
+    """
     if addition.branch is None:
         return []
-    inside = _exclusive_operations(trace, addition)
-    return [
+    inside, forming = _exclusive_operations(trace, addition), {addition.owner}
+    call = trace.ops[addition.op].call
+    while call != addition.owner:
+        forming.add(call)
+        call = trace.calls[call].parent
+    serving = [
         index
         for index, call in enumerate(trace.calls)
-        if call.parent == addition.owner
-        and call.start < call.end
-        and inside.issuperset(range(call.start, call.end))
-        and has_parameters(network, trace, index)
+        if call.parent in forming and call.start < call.end and inside.issuperset(range(call.start, call.end))
     ]
+    parts = [index for index in serving if has_parameters(network, trace, index)]
+    if parts and not _ends_in(trace, addition, parts[-1]):
+        parts += [index for index in serving if index > parts[-1] and _ends_in(trace, addition, index)][:1]
+    return parts
 
 
 def branch_name(trace: Trace, addition: Addition, calls: Sequence[int]) -> str:
     """Returns the name of the branch made of some calls, in the form of `surgery`."""
     owner = trace.calls[addition.owner].path
     prefix = len(owner) + 1 if owner else 0
-    return "+".join([owner, *(_part(trace, addition, index)[prefix:] for index in calls)])
+    parts = [_part(trace, addition, index) for index in calls]
+    shapes = [trace.shapes[value] for value in (*trace.calls[calls[0]].inputs[:1], parts[-1][1]) if value is not None]
+    given, returned = shapes[0], shapes[-1]
+    # Attention of the class token takes all tokens and returns that one.
+    fewer = f"[:{returned[1]}]" if given[2:] == returned[2:] and given[1:2] > returned[1:2] > () else ""
+    return "+".join([owner, *(name[prefix:] for name, _ in parts)]) + fewer
 
 
 def why_branch_stays(network: nn.Module, trace: Trace, addition: Addition, calls: Sequence[int]) -> str:
@@ -67,10 +81,11 @@ def _ends_in(trace: Trace, addition: Addition, call: int) -> bool:
     return True
 
 
-def _part(trace: Trace, addition: Addition, index: int) -> str:
+def _part(trace: Trace, addition: Addition, index: int) -> tuple[str, int | None]:
+    """Returns what the name of a branch calls a part, and the value of it that the branch uses."""
     call = trace.calls[index]
     if call.returns_tensor:
-        return call.path
+        return call.path, call.outputs[0]
     assert addition.branch is not None
-    used = [i for i, v in enumerate(call.outputs, 1) if v is not None and trace.depends(addition.branch, v)]
-    return f"{call.path}[{used[0]}of{len(call.outputs)}]"
+    used = [i for i, v in enumerate(call.outputs) if v is not None and trace.depends(addition.branch, v)][0]
+    return f"{call.path}[{used + 1}of{len(call.outputs)}]", call.outputs[used]

@@ -78,13 +78,17 @@ def has_parameters(network: nn.Module, trace: Trace, call: int) -> bool:
 
 
 def changes_in_training(module: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether a module that returns its input in eval mode does something else in training mode."""
+    """Whether a module that returns its input in eval mode does something else in training mode.
+
+    Dropout and other noise of training does not count: it belongs to its block and goes with it.
+    """
     modes = {part: part.training for part in module.modules()}
     ones = torch.ones(shape)
     module.train()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return not torch.equal(module(ones), ones)
+            before = torch.get_rng_state()
+            return not torch.equal(module(ones), ones) and torch.equal(torch.get_rng_state(), before)
     finally:
         for part, training in modes.items():
             part.training = training

@@ -23,13 +23,16 @@ class Silencer(TorchDispatchMode):
 
     Attributes:
         left: how many of them have not been met.
+        untouched_by: modules on the shortcut that return their input as it is but for noise in training.
     """
 
     def __init__(self, trace: Trace, path: str) -> None:
         super().__init__()
         call = next(index for index, call in enumerate(trace.calls) if call.path == path)
         start, end = trace.calls[call].start, trace.calls[call].end
-        met = [a for a in shortcut_through(trace, call, find_additions(trace)).additions if a.branch is not None]
+        shortcut = shortcut_through(trace, call, find_additions(trace))
+        self.untouched_by = shortcut.untouched_by
+        met = [a for a in shortcut.additions if a.branch is not None]
         sums = [
             i for i in range(start, end) if _is_sum(trace.ops[i].name, [trace.shapes[v] for v in trace.ops[i].inputs])
         ]
@@ -97,6 +100,8 @@ def silenced(network: nn.Module, trace: Trace, name: str) -> Iterator[Silencer |
         silencer = Silencer(trace, parts_of(name)[0])
         stack.enter_context(module.register_forward_pre_hook(silencer.enter))
         stack.enter_context(module.register_forward_hook(silencer.leave, always_call=True))
+        for part in map(network.get_submodule, silencer.untouched_by):
+            stack.enter_context(part.register_forward_hook(lambda _, given, __: given[0]))
         stack.enter_context(unfused_attention())
         stack.enter_context(silencer)
         yield silencer

@@ -5,7 +5,8 @@ The name of a block says all that its removal needs:
 - `layer1.1`: a module, replaced by its identity shortcut; `layer.1[1of2]`: one that returns the features as the
   first of two values;
 - `encoder.layers.3+ln_1+self_attention[1of2]`: a branch of the module `encoder.layers.3`, made of its submodules
-  `ln_1` and `self_attention`, of which the last is to add nothing; `[1of2]`: the first of two values it returns.
+  `ln_1` and `self_attention`, of which the last is to add nothing; `[1of2]`: the first of two values it returns;
+  `attn[:1]`: it returns the first token alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from consensus_cli.models.modes import answer, tensors_in
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.removability import parameters_outside
 
-_PART = re.compile(r"(?P<path>.+?)(?:\[(?P<element>\d+)of(?P<count>\d+)\])?")
+_PART = re.compile(r"(?P<path>.+?)(?:\[(?P<element>\d+)of(?P<count>\d+)\])?(?:\[:(?P<first>\d+)\])?")
 
 
 class Shortcut(nn.Module):
@@ -42,6 +43,24 @@ class Nothing(Shortcut):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Maps the first tensor among the arguments, of any shape, to zeros of that shape."""
         return torch.zeros_like(super().forward(*args, **kwargs))
+
+
+class First(nn.Module):
+    """Returns the first tokens (or channels) of what a module returns.
+
+    Args:
+        module: maps the arguments to a tensor (n, t, ...).
+        count: how many of the t are returned.
+    """
+
+    def __init__(self, module: nn.Module, count: int) -> None:
+        super().__init__()
+        self.module, self.count = module, count
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns (n, count, ...)."""
+        found: Tensor = self.module(*args, **kwargs)
+        return found[:, : self.count]
 
 
 class InTuple(nn.Module):
@@ -180,6 +199,8 @@ def _replacements(network: nn.Module, name: str, instead: nn.Module | None = Non
         # What follows in a branch hands on what the first returns.
         modules = [instead, *(Shortcut() for _ in parts[1:])]
     for i, part in enumerate(parts):
+        if part["first"]:
+            modules[i] = First(modules[i], int(part["first"]))
         if part["element"]:
             modules[i] = InTuple(modules[i], int(part["element"]), int(part["count"]))
     return [(module, new.train(module.training)) for module, new in zip(going, modules, strict=True)]
