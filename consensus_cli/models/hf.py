@@ -11,7 +11,7 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models.foreign_files import some
+from consensus_cli.models.hub import without_waiting
 from consensus_cli.models.paths import expanded
 from consensus_cli.models.weight_files import weight_files
 
@@ -118,7 +119,7 @@ def published_weights(
     published = _published(name)[0]
     labels = [str(label) for _, label in sorted(published.id2label.items())]
     hint = "give a file: model.weights=PATH, or model.weights=null to train it anew"
-    with _explained(f"the weights of {name} cannot be loaded", hint):
+    with _explained(f"the weights of {name} cannot be loaded", hint), _at_hand(name):
         network, found = _library().AutoModelForImageClassification.from_pretrained(
             _place(name),
             config=_config(config, published.num_labels),
@@ -183,10 +184,10 @@ def _published(name: str) -> tuple[Any, Any]:
 def _read(name: str, _times: tuple[tuple[str, int], ...]) -> tuple[Any, Any]:
     library, place = _library(), _place(name)
     hint = "is it spelled right, and is there a connection? a folder that holds config.json will do: model.name=PATH"
-    with _explained(f"model.name={name} cannot be read", hint):
+    with _explained(f"model.name={name} cannot be read", hint), _at_hand(name):
         config = library.AutoConfig.from_pretrained(place, trust_remote_code=False)
     try:
-        with _quietly():
+        with _quietly(), _at_hand(name):
             return config, library.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError):
         # Most have one; without it the dataset's size and statistics are as good as any.
@@ -208,6 +209,10 @@ def _folder(name: str) -> Path | None:
 
 def _place(name: str) -> str:
     return str(_folder(name) or name)
+
+
+def _at_hand(name: str) -> AbstractContextManager[None]:
+    return nullcontext() if _folder(name) else without_waiting()
 
 
 def _library() -> Any:

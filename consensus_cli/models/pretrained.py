@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models import hf
+from consensus_cli.models.hub import without_waiting
 from consensus_cli.models.paths import expanded
 from consensus_cli.models.weights import Given, load_given, read_state_dict
 from consensus_cli.models.zoo import ModelSpec, check, import_timm
@@ -102,9 +103,9 @@ def _fetch(spec: ModelSpec, weights: str) -> dict[str, Tensor]:
         if spec.source == "torchvision":
             return dict(_torchvision_entry(spec.name, weights).get_state_dict(progress=False, check_hash=True))
         timm = import_timm()
-        return dict(
-            timm.create_model(spec.name, pretrained=True, in_chans=spec.network_channels, **spec.kwargs).state_dict()
-        )
+        with without_waiting():
+            network = timm.create_model(spec.name, pretrained=True, in_chans=spec.network_channels, **spec.kwargs)
+        return dict(network.state_dict())
     except UserError:
         raise
     except Exception as error:

@@ -87,5 +87,5 @@ def _part(trace: Trace, addition: Addition, index: int) -> tuple[str, int | None
     if call.returns_tensor:
         return call.path, call.outputs[0]
     assert addition.branch is not None
-    used = [i for i, v in enumerate(call.outputs) if v is not None and trace.depends(addition.branch, v)][0]
+    used = next(i for i, v in enumerate(call.outputs) if v is not None and trace.depends(addition.branch, v))
     return f"{call.path}[{used + 1}of{len(call.outputs)}]", call.outputs[used]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,14 @@ import pytest
 import torch
 from helpers.stopping import in_phase, stop_run
 from torch import Tensor
-from torchvision.io import write_png
+from torchvision.io import read_image, write_png
 
 import consensus_cli
 from consensus_cli.cli.main import main
 from consensus_cli.config.composition import compose_run
 from consensus_cli.errors import UserError
 from consensus_cli.experiment.run_hash import run_hash
-from consensus_cli.models import hf, pretrained, zoo
+from consensus_cli.models import hf, hub, pretrained, zoo
 
 transformers: Any = pytest.importorskip("transformers", reason="transformers is an extra")
 
@@ -220,6 +222,25 @@ def test_a_whole_run_and_its_network_without_the_folder_it_came_from(name: str, 
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("labels", [("great white shark", "ant", "bee"), ("bee", "Great_White-Shark", "cat", "ant")])
+def test_accuracy_is_of_labels_in_another_order_than_the_class_folders(
+    tmp_path: Path, images: Path, labels: tuple[str, ...]
+) -> None:
+    network = saved(tmp_path / "network", labels=labels)
+    folders = ["great white shark" if "hark" in label else label for label in labels]
+    files = {file: folders.index(file.parent.name) for file in sorted(images.glob("t*/*/*.png"))}
+    pixels = processor(tmp_path / "network")([read_image(str(file)) for file in files], return_tensors="pt")
+    with torch.no_grad():
+        features = network.vit(**pixels).last_hidden_state[:, 0]
+        targets = torch.nn.functional.one_hot(torch.tensor([*files.values()]), len(labels)).float()
+        # Colours are told apart by what the head is fitted to, not by training.
+        network.classifier.weight.copy_(torch.linalg.lstsq(features, targets - 0.5).solution.T)
+        assert (network(**pixels).logits.argmax(1) == targets.argmax(1)).all()
+    network.save_pretrained(tmp_path / "network")
+    assert main(["run", *words(tmp_path / "network", images, tmp_path / "out")]) == 0
+    assert pd.read_csv(tmp_path / "out" / "results.csv").iloc[0]["accuracy_base_pct"] == 100
+
+
 def test_a_configuration_alone_is_trained(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configured("vit", ("one", "two")).save_pretrained(tmp_path / "network")
     line = ["run", *words(tmp_path / "network", images, tmp_path / "out")]
@@ -292,12 +313,41 @@ def test_names_that_lead_nowhere_are_one_line(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object, **__: object) -> None:
         raise OSError("We couldn't connect to the hub.\nCheck your connection.")
 
+    monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
     with pytest.raises(
         UserError, match=r"model.name=google/vit cannot be read: We couldn't connect to the hub.$"
     ) as caught:
         zoo.check("hf", "google/vit", None)
     assert "a folder that holds config.json" in caught.value.hint
+
+
+def test_without_a_connection_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of the hub would try for half a minute."""
+    constants = importlib.import_module("huggingface_hub").constants
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    before = time.monotonic()
+    message = "http://127.0.0.1:9 cannot be reached, and it is not on this machine"
+    with pytest.raises(UserError, match=f"model.name=nobody/vit cannot be read: {message}") as caught:
+        zoo.check("hf", "nobody/vit", None)
+    assert "a folder that holds config.json will do: model.name=PATH" in caught.value.hint
+    network = zoo.ModelSpec("timm", "resnet18", 3, 3, (0.5,), (0.5,))
+    with pytest.raises(UserError, match=f"weights pretrained of resnet18 cannot be fetched: {message}"):
+        pretrained.load_weights(torch.nn.Linear(1, 1), network, "pretrained")
+    assert time.monotonic() - before < 15
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_without_a_connection_what_was_fetched_before_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "models--somebody--vit"
+    saved(place / "snapshots" / ("0" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(importlib.import_module("huggingface_hub").constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    assert hf.image_size("somebody/vit", {}) == 32
+    tensors, _ = hf.published_weights("somebody/vit", hf.arguments("somebody/vit", {})["config"], CLASSES)
+    assert tensors["classifier.weight"].shape == (3, 16)
 
 
 def test_a_value_that_the_configuration_lacks_is_one_line(tmp_path: Path) -> None:
