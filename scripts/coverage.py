@@ -174,7 +174,8 @@ EXPECTED: dict[str, tuple[int, ...]] = {
     "timm/hgnetv2_b0": (0 + 0 + 1 + 0,),
     "timm/inception_resnet_v2": (9 + 19 + 9,),
     "timm/legacy_xception": (8,),
-    "timm/xception41p": (8,),
+    # the shortcut begins after norm and activation (`x = self.norm(x)`, then `self.stack(x) + x`): no block; 8 branches
+    "timm/xception41p": (0, 8),
     # MobileNets: rows of the papers' tables, less the first block of each shape
     "timm/mobilenetv2_035": (1 + 2 + 3 + 2 + 2,),
     # 20 and 24 channels are both 24 at half width
@@ -185,8 +186,9 @@ EXPECTED: dict[str, tuple[int, ...]] = {
     "timm/repghostnet_050": (1 + 1 + 3 + 1 + 4,),
     # the last block alone has a shortcut
     "timm/lcnetv2_small": (1,),
-    # 18 normal cells add a separable convolution to its own input
-    "timm/nasnetalarge": (5 + 5 + 5,),
+    # cells concatenate six sums of two earlier cells, so they are no blocks; one of these sums adds a separable
+    # convolution to its own input (`comb_iter_4_left(x_right) + x_right`), in 6 cells of each of 3 stages
+    "timm/nasnetalarge": (0, 5 + 5 + 5),
     "torchvision/convnext_tiny": (2 + 2 + 8 + 2,),
     "torchvision/efficientnet_b0": (1 + 1 + 2 + 2 + 3,),
     "torchvision/mnasnet0_5": (2 + 2 + 2 + 1 + 3,),

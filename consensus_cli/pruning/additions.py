@@ -16,6 +16,12 @@ ACTIVATIONS = {
     "selu", "silu",
 }  # fmt: skip
 
+#: operations that scale each channel or element by itself, or a number for each
+_SCALING = SAME_ELEMENTS | {
+    "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "div", "mul", "native_batch_norm", "native_group_norm",
+    "native_layer_norm",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Addition:
@@ -24,8 +30,10 @@ class Addition:
     Attributes:
         op: index of the operation.
         trunk: the earlier value; one of the two operands (identity shortcut) or what both are computed from.
-        branch: the operand that is computed from the trunk, where the other one is the trunk; else None.
-        owner: the innermost module call that all of the way from the trunk to the sum lies in.
+        branch: the operand that is computed from the trunk, where the other one is the trunk, or the trunk scaled or
+            normalised; else None.
+        owner: the innermost module call that a way from the trunk to the branch lies in (what else the branch reads may be
+            computed from the trunk outside); without a branch, all ways from the trunk to the sum.
     """
 
     op: int
@@ -146,8 +154,26 @@ def _addition(trace: Trace, index: int, data: int) -> Addition | None:
         branch = right
     elif trunk == trace.same[right]:
         branch = left
-    first = next(_way(trace, trunk, index), index)
-    return Addition(index, trunk, branch, _innermost_call(trace, first, index))
+    elif (scaled := _is_scaled(trace, left, trunk)) != _is_scaled(trace, right, trunk):
+        branch = right if scaled else left
+    way = [*_way(trace, trunk, index), index]
+    call = trace.ops[index].call
+    while call and not (
+        trace.calls[call].start <= way[0] if branch is None else _leads_to(trace, way, call, trunk, branch)
+    ):
+        call = trace.calls[call].parent
+    return Addition(index, trunk, branch, call)
+
+
+def _is_scaled(trace: Trace, value: int, trunk: int) -> bool:
+    """Whether a value is the trunk, scaled or normalised."""
+    while trace.same[value] != trunk:
+        op = trace.ops[trace.producers[value]]
+        sources = [source for source in dict.fromkeys(op.inputs) if trace.depends(source, trunk)]
+        if len(sources) != 1 or op.name not in _SCALING:
+            return False
+        value = sources[0]
+    return True
 
 
 def _way(trace: Trace, trunk: int, addition: int) -> Iterator[int]:
@@ -160,8 +186,10 @@ def _way(trace: Trace, trunk: int, addition: int) -> Iterator[int]:
                 yield index
 
 
-def _innermost_call(trace: Trace, first: int, last: int) -> int:
-    call = trace.ops[last].call
-    while trace.calls[call].start > first:
-        call = trace.calls[call].parent
-    return call
+def _leads_to(trace: Trace, way: list[int], call: int, trunk: int, branch: int) -> bool:
+    """Whether operations of a way that ran in one call lead from the trunk to the branch."""
+    reached = {trunk}
+    for op in (trace.ops[index] for index in way if index >= trace.calls[call].start):
+        if reached.intersection(trace.same[value] for value in op.inputs):
+            reached |= {trace.same[value] for value in op.outputs}
+    return trace.same[branch] in reached

@@ -59,12 +59,12 @@ def why_branch_stays(network: nn.Module, trace: Trace, addition: Addition, calls
 
 def _exclusive_operations(trace: Trace, addition: Addition) -> set[int]:
     """Returns the operations between trunk and addition whose results nothing but the branch uses."""
-    returned = set(trace.calls[0].outputs)
+    needed = {*trace.calls[0].outputs, *trace.ops[addition.op].inputs} - {addition.branch}
     inside = {addition.op}
     for index in range(addition.op - 1, trace.producers[addition.trunk], -1):
         outputs = trace.ops[index].outputs
         used_by = {reader for value in outputs for reader in trace.readers[value]}
-        if used_by <= inside and not returned.intersection(outputs):
+        if used_by <= inside and not needed.intersection(outputs):
             inside.add(index)
     return inside - {addition.op}
 

@@ -78,6 +78,22 @@ class Silencer(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+class DrawsInOrder(TorchDispatchMode):
+    """Draws random numbers in the order of rows and columns, however a tensor lies in memory.
+
+    Sums and activations hand on the layout of one of their operands: without a block, the same mask of dropout would
+    fall on other elements.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        first = next(tensors_in([args]), None)
+        if torch.Tag.nondeterministic_seeded not in func.tags or first is None or first.is_contiguous():
+            return func(*args, **kwargs)
+        result = func(*(a.contiguous() if isinstance(a, Tensor) else a for a in args), **kwargs)
+        return first.copy_(result) if func.overloadpacket.__name__.endswith("_") else result
+
+
 @contextmanager
 def silenced(network: nn.Module, trace: Trace, name: str) -> Iterator[Silencer | None]:
     """Runs the body with a block that adds nothing.

@@ -174,6 +174,20 @@ def bypassed(
         yield model
 
 
+@contextmanager
+def unheard(model: nn.Module, blocks: Iterable[str]) -> Iterator[None]:
+    """Runs the body with blocks that run, as they are, but of whose results the network gets the shortcut alone."""
+    network = network_of(model)
+    with ExitStack() as stack:
+        for module, replacement in (pair for name in blocks for pair in _replacements(network, name)):
+
+            def hand_on(_: nn.Module, args: Any, kwargs: Any, __: Any, shortcut: nn.Module = replacement) -> Any:
+                return shortcut(*args, **kwargs)
+
+            stack.enter_context(module.register_forward_hook(hand_on, with_kwargs=True))
+        yield
+
+
 def parts_of(name: str) -> tuple[str, ...]:
     """Returns the dotted paths of the modules that go with a block: its own, or those of its branch, in order."""
     parent, *parts = name.split("+")

@@ -13,8 +13,8 @@ from consensus_cli.models.copying import clone
 from consensus_cli.models.modes import UsedParameters, answer, tensors_in, uncompiled
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.removability import parameters_outside
-from consensus_cli.pruning.silencing import seed, silenced
-from consensus_cli.pruning.surgery import bypassed, parts_of, remove_blocks
+from consensus_cli.pruning.silencing import DrawsInOrder, seed, silenced
+from consensus_cli.pruning.surgery import bypassed, parts_of, remove_blocks, unheard
 from consensus_cli.pruning.trace import Trace
 
 _NEEDS_IT = "the code around it needs its modules"
@@ -35,7 +35,7 @@ def tried(network: nn.Module, example: Tensor, seen: Trace, blocks: Sequence[Blo
     network runs without every other candidate, without the others, and without all; if that fails, without one at a
     time. One candidate of each class of modules is taken through more (each one, where the first of them stays):
     bypassed and really removed, the network must answer as it does when the block adds nothing, in eval and in training
-    mode, and a backward pass must reach all parameters that are left, with finite gradients. At last all candidates are
+    mode, and a backward pass must reach all parameters that it reaches then, with finite gradients. At last all candidates are
     really removed at once.
 
     Args:
@@ -129,6 +129,10 @@ class _Trial:
         for number in range(1, _MOST_PASSES):
             lost -= _gradients(removed, self.example, number)[1].keys() if lost else set()
         if lost:
+            # What serves these blocks alone, as global queries do, has nothing left to do.
+            with unheard(self.trained, names):
+                lost &= _gradients(self.trained, self.example)[1].keys()
+        if lost:
             return f"without it, {min(lost)} gets no gradient"
         quiet = self._silenced(self.trained.train(), self.example, names)
         if quiet is None:
@@ -144,7 +148,7 @@ class _Trial:
         if not self.has_values or len(names) > 1:
             return None
         seed(0)
-        with torch.no_grad(), silenced(network, self.seen, names[0]) as silencer:
+        with torch.no_grad(), silenced(network, self.seen, names[0]) as silencer, DrawsInOrder():
             found = list(tensors_in([network(images)]))
         return None if silencer is not None and silencer.left else found
 
@@ -175,7 +179,7 @@ def _answer(network: nn.Module, images: Tensor) -> list[Tensor]:
 
 def _training_answer(network: nn.Module, example: Tensor) -> list[Tensor]:
     seed(0)
-    with torch.no_grad():
+    with torch.no_grad(), DrawsInOrder():
         return list(tensors_in([network.train()(example)]))
 
 
@@ -187,7 +191,8 @@ def _gradients(network: nn.Module, example: Tensor, number: int = 0) -> tuple[li
     seed(number)
     network.train().zero_grad()
     with torch.enable_grad():
-        found = list(tensors_in([network(example)]))
+        with DrawsInOrder():
+            found = list(tensors_in([network(example)]))
         losses = [tensor.float().square().mean() for tensor in found if tensor.requires_grad]
         if losses:
             torch.stack(losses).sum().backward()

@@ -118,6 +118,17 @@ class ScaledShortcut(nn.Module):
         return x * self.scale + self.branch(x)
 
 
+class NormalisedShortcut(nn.Module):
+    """The shortcut passes a norm of its own, as in the blocks of RepVGG."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.norm = conv_bn(), nn.BatchNorm2d(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(x) + self.branch(x))
+
+
 class HalvedBranch(nn.Module):
     """`torch.add` with a factor: still a branch, but the shortcut is what is scaled."""
 

@@ -30,6 +30,7 @@ from helpers.residual_networks import (
     MappingNet,
     Mirrored,
     Net,
+    NormalisedShortcut,
     Numbered,
     OpenNet,
     OverwritesInput,
@@ -209,6 +210,17 @@ def test_a_block_whose_removal_changes_results_elsewhere_stays(build: Callable[[
     said = reasons(build())
     assert [why.partition("; its branch can go")[0] for why in said.values()] == ["first block of stage 1", reason, ""]
     assert list(said)[1] == "blocks.1"
+
+
+@pytest.mark.parametrize("block", [ScaledShortcut, NormalisedShortcut])
+def test_of_a_block_that_scales_its_shortcut_the_branch_can_go(block: type[nn.Module]) -> None:
+    network = Net(*(block() for _ in range(3)))
+    assert reasons(network)["blocks.1"] == (
+        "its shortcut is not the identity; its branch can go by itself: prune.granularity=branch"
+    )
+    names = [found.name for found in candidates(find_blocks(network, IMAGES, "branch"))]
+    assert names == ["blocks.1+branch", "blocks.2+branch"]
+    check_round_trip(network, names, IMAGES)
 
 
 def test_parameters_that_blocks_share_stay_with_the_other_block() -> None:

@@ -239,6 +239,38 @@ class Generates(Plain):
         return features + noise if self.training else features
 
 
+class AsksAll(Block):
+    """Attends to a query that the network makes for its blocks, as in GCViT."""
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:
+        return x + self.branch(x) * query
+
+
+class MakesQueries(Plain):
+    def __init__(self) -> None:
+        super().__init__(block=AsksAll)
+        self.query, self.blocks[0] = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 1), nn.Sigmoid()), Block()
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](self.stem(x))
+        query = self.query(x)
+        for block in self.blocks[1:]:
+            x = block(x, query)
+        return x.mean((2, 3))
+
+
+class ChannelsLast(Block):
+    """Returns its features in another layout, in which the next dropout draws its mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.dropout = nn.LayerNorm(WIDTH), nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.branch(self.dropout(x)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + x
+        return x
+
+
 RIGHT: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "activation with weights": (lambda: Plain(block=Parametrised), 4),
     "in place": (lambda: Plain(block=InPlace), 4),
@@ -251,6 +283,8 @@ RIGHT: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "lazy layers": (LazyThroughout, 4),
     "hook": (HookOnModule, 4),
     "generator": (Generates, 4),
+    "what serves the blocks alone": (MakesQueries, 4),
+    "dropout after another layout": (lambda: Plain(block=ChannelsLast), 4),
 }
 
 
