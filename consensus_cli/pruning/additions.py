@@ -32,8 +32,8 @@ class Addition:
         trunk: the earlier value; one of the two operands (identity shortcut) or what both are computed from.
         branch: the operand that is computed from the trunk, where the other one is the trunk, or the trunk scaled or
             normalised; else None.
-        owner: the innermost module call that a way from the trunk to the branch lies in (what else the branch reads may be
-            computed from the trunk outside); without a branch, all ways from the trunk to the sum.
+        owner: the innermost module call that a way from the trunk to the branch lies in (what else the branch reads may
+            be computed from the trunk outside); without a branch, all ways from the trunk to the sum.
     """
 
     op: int

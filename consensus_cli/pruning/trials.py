@@ -35,8 +35,8 @@ def tried(network: nn.Module, example: Tensor, seen: Trace, blocks: Sequence[Blo
     network runs without every other candidate, without the others, and without all; if that fails, without one at a
     time. One candidate of each class of modules is taken through more (each one, where the first of them stays):
     bypassed and really removed, the network must answer as it does when the block adds nothing, in eval and in training
-    mode, and a backward pass must reach all parameters that it reaches then, with finite gradients. At last all candidates are
-    really removed at once.
+    mode, and a backward pass must reach all parameters that it reaches then, with finite gradients. At last all
+    candidates are really removed at once.
 
     Args:
         network: the network that the blocks were found in; a copy that may run.

@@ -267,8 +267,7 @@ class ChannelsLast(Block):
         self.norm, self.dropout = nn.LayerNorm(WIDTH), nn.Dropout(0.3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.branch(self.dropout(x)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + x
-        return x
+        return self.norm(self.branch(self.dropout(x)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + x
 
 
 RIGHT: dict[str, tuple[Callable[[], nn.Module], int]] = {
