@@ -129,17 +129,6 @@ class NormalisedShortcut(nn.Module):
         return torch.relu(self.norm(x) + self.branch(x))
 
 
-class PoolsLast(nn.Module):
-    """The branch ends in a layer without parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.pool = nn.BatchNorm2d(WIDTH), nn.AvgPool2d(3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.5 * x + self.pool(self.norm(x))
-
-
 class HalvedBranch(nn.Module):
     """`torch.add` with a factor: still a branch, but the shortcut is what is scaled."""
 
