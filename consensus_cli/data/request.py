@@ -19,13 +19,14 @@ LARGEST_SIZE = 16_384
 
 
 @dataclass
-class PlantedCue:
-    """A class-specific mark planted in training images, to measure shortcut learning.
+class Cue:
+    """A mark that stands for a class, planted in training images to measure shortcut learning.
 
     Attributes:
-        kind: `patch`, `tint` or `watermark`; null: none is planted.
-        correlation: share of the training images that get the mark of their class.
-        size_pct: side of the patch in percent of the image's, or share of the mark in the mix.
+        kind: `patch`: a square of the class's colour in the top left corner; `tint`: the whole image mixed with that
+            colour; `watermark`: a faint pattern of the class's own, repeated over the image; null: none is planted.
+        correlation: share of the training images of every class that get its mark.
+        size_pct: side of the patch in percent of the shorter side of the image, or share of the mark in the mix.
     """
 
     kind: str | None = field(default=None, metadata={"choices": ("patch", "tint", "watermark")})
@@ -63,7 +64,7 @@ class Request:
     streaming: bool | None = None
     on_corrupt: str = field(default="error", metadata={"choices": ("error", "skip")})
     workers: int | None = field(default=None, metadata={"range": (0, math.inf)})
-    cue: PlantedCue = field(default_factory=PlantedCue)
+    cue: Cue = field(default_factory=Cue)
 
     @property
     def folder(self) -> Path | None:

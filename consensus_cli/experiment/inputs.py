@@ -69,7 +69,7 @@ def load(config: RunConfig, screen: Screen, kept: KeptImages | None = None) -> I
         images = load_images(config, screen)
         return images, images.fingerprint()
 
-    request = (replace(_request(config), cue=data.PlantedCue()), config.output_dir, config.seed)
+    request = (replace(_request(config), cue=data.Cue()), config.output_dir, config.seed)
     images, fingerprint = read() if kept is None else kept.get(request, read)
     hashes = {"dataset": fingerprint}
     if config.model.target is not None:

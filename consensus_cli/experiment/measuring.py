@@ -17,7 +17,7 @@ from consensus_cli.evaluation.robustness.attacks import Attack
 from consensus_cli.evaluation.robustness.corruption import corruption_columns
 from consensus_cli.evaluation.robustness.shift import shift_columns
 from consensus_cli.evaluation.robustness.shortcut import shortcut_columns
-from consensus_cli.experiment.prepare import Prepared, planted_cue
+from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.experiment.threads import Load
 from consensus_cli.models.classifier import Classifier
 
@@ -57,9 +57,8 @@ def measure(
     columns |= corruption_columns(pair, settings.corruptions, settings.corruption_images)
     for name, archive in prepared.shift.items():
         columns |= shift_columns(pair, name, archive, settings.shift_images)
-    cue = planted_cue(config, len(prepared.images.classes))
-    if cue is not None and isinstance(test, ImageTensors):
-        columns |= shortcut_columns(pair, test, cue)
+    if config.dataset.cue.kind is not None and isinstance(test, ImageTensors):
+        columns |= shortcut_columns(pair, test, config.dataset.cue, len(prepared.images.classes))
     return columns
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from consensus_cli.data.sampling import stratified_indices
 from consensus_cli.errors import UserError, foreign_code
 from consensus_cli.evaluation.robustness.attacks import check_attacks
 from consensus_cli.evaluation.robustness.shift import Archive
-from consensus_cli.evaluation.robustness.shortcut import Cue, CueKind, plant_training_cue
+from consensus_cli.evaluation.robustness.shortcut import plant_training_cue
 from consensus_cli.experiment import checks, inputs
 from consensus_cli.experiment.dry_run import Demands, DryRun, TrainingDemand, dry_run, initialise_lazy_layers
 from consensus_cli.experiment.threads import ThreadWatch
@@ -161,12 +160,6 @@ def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, 
     return prepared
 
 
-def planted_cue(config: RunConfig, classes: int) -> Cue | None:
-    """Returns the mark that the training images get, or None."""
-    cue = config.dataset.cue
-    return None if cue.kind is None else Cue(cast(CueKind, cue.kind), cue.size_pct, classes)
-
-
 @dataclass(frozen=True)
 class Built:
     """The original network as it was built.
@@ -266,12 +259,12 @@ def network_name(config: RunConfig) -> str:
 
 
 def _with_cue(images: ImageData, config: RunConfig) -> ImageData:
-    cue = planted_cue(config, len(images.classes))
-    if cue is None:
+    cue = config.dataset.cue
+    if cue.kind is None:
         return images
     if not isinstance(images.train, ImageTensors) or not isinstance(images.test, ImageTensors):
         raise UserError("a cue can be planted in images that are in memory only", "set dataset.streaming=false")
-    train = plant_training_cue(images.train, cue, config.dataset.cue.correlation, config.seed)
+    train = plant_training_cue(images.train, cue, len(images.classes), config.seed)
     return replace(images, train=train)
 
 

@@ -4,15 +4,14 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from helpers.loaded_trees import check, load
 
 from consensus_cli.config.composition import compose_run
-from consensus_cli.data import DATASETS, PlantedCue
+from consensus_cli.data import DATASETS, Cue
 from consensus_cli.errors import ConfigError, UserError
-from consensus_cli.evaluation.robustness.shortcut import CueKind
+from consensus_cli.evaluation.robustness.shortcut import MARKS
 from consensus_cli.experiment import checks
 
 
@@ -123,5 +122,5 @@ def test_the_request_is_known_without_pytorch() -> None:
 
 
 def test_the_kinds_of_cue_are_those_that_can_be_planted() -> None:
-    [kind] = [field for field in fields(PlantedCue) if field.name == "kind"]
-    assert set(kind.metadata["choices"]) == set(get_args(CueKind))
+    [kind] = [field for field in fields(Cue) if field.name == "kind"]
+    assert set(kind.metadata["choices"]) == set(MARKS)

@@ -11,13 +11,14 @@ import torch
 from torch import distributed
 
 from consensus_cli.data.memory import ImageTensors
+from consensus_cli.data.request import Cue
 from consensus_cli.data.share import Share
 from consensus_cli.evaluation import compare
 from consensus_cli.evaluation.pair import Pair
 from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
 from consensus_cli.evaluation.robustness.attacks import Attack
 from consensus_cli.evaluation.robustness.shift import open_archive, shift_columns
-from consensus_cli.evaluation.robustness.shortcut import Cue, shortcut_columns
+from consensus_cli.evaluation.robustness.shortcut import shortcut_columns
 from helpers.evaluation_networks import small_conv_net
 
 
@@ -36,7 +37,7 @@ def main(file: Path, archive: Path) -> None:
     ).columns
     pair = Pair(original, pruned, test, share=share)
     columns |= shift_columns(pair, "c10", open_archive("c10", archive), None)
-    columns |= shortcut_columns(pair, test, Cue("patch", 30, 4))
+    columns |= shortcut_columns(pair, test, Cue("patch", size_pct=30), 4)
     small_batches = attack_accuracy(pair, {"pgd": attacks["pgd"]}, images=100, batch_size=7)["pgd"]
     columns |= {f"small_batches_{name}": value for name, value in small_batches.items()}
     columns |= share.lead(lambda: {"lead": share.rank})

@@ -10,13 +10,12 @@ nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from consensus_cli.data.memory import ImageTensors
+from consensus_cli.data.request import Cue
 from consensus_cli.data.sampling import stratified_split
 from consensus_cli.data.share import ALL, Share
 from consensus_cli.errors import UserError
@@ -24,50 +23,39 @@ from consensus_cli.evaluation.accuracy import Predictions, accuracy_pct, predict
 from consensus_cli.evaluation.pair import Columns, Pair
 from consensus_cli.evaluation.statistics import paired_change
 
-CueKind = Literal["patch", "tint", "watermark"]
 
-
-@dataclass(frozen=True)
-class Cue:
-    """A mark that stands for a class.
-
-    Attributes:
-        kind: `patch`: a square of the class's colour in the top left corner; `tint`: the whole image mixed with
-            that colour; `watermark`: a faint pattern of the class's own, repeated over the image.
-        size_pct: strength in (0, 100]: side of the patch in percent of the shorter side of the image; share of the
-            colour or of the watermark in the mix.
-        classes: number of classes, each with a cue of its own.
-    """
-
-    kind: CueKind
-    size_pct: float
-    classes: int
-
-
-def shortcut_columns(pair: Pair, test: ImageTensors, cue: Cue) -> Columns:
-    """Returns what `shortcut_reliance` measures of both networks."""
+def shortcut_columns(pair: Pair, test: ImageTensors, cue: Cue, classes: int) -> Columns:
+    """Returns what `shortcut_reliance` measures of both networks, which tell so many classes apart."""
     columns: Columns = {}
     for name, model in pair.networks.items():
-        found = shortcut_reliance(model, test, cue, seed=pair.seed, device=pair.device, share=pair.share)
+        found = shortcut_reliance(model, test, cue, classes, seed=pair.seed, device=pair.device, share=pair.share)
         columns |= {f"shortcut_{cue.kind}_{end.format(name)}": value for end, value in found.items()}
     return columns
 
 
-def plant_training_cue(split: ImageTensors, cue: Cue, correlation: float, seed: int) -> ImageTensors:
-    """Plants the cue of its own class in the share `correlation` (ρ in [0, 1]) of every class's images, by seed."""
-    chosen, _ = stratified_split(split.labels, (correlation, 1 - correlation), seed)
+def plant_training_cue(split: ImageTensors, cue: Cue, classes: int, seed: int) -> ImageTensors:
+    """Plants the cue of its own class in the share `cue.correlation` (ρ) of every class's images, drawn by seed."""
+    chosen, _ = stratified_split(split.labels, (cue.correlation, 1 - cue.correlation), seed)
     images = split.images.clone()
-    images[chosen] = plant(images[chosen], split.labels[chosen], cue)
+    images[chosen] = plant(images[chosen], split.labels[chosen], cue, classes)
     return ImageTensors(images, split.labels)
 
 
-def plant(images: Tensor, marked_as: Tensor, cue: Cue) -> Tensor:
-    """Returns images (n, c, h, w) uint8, each with the cue of the class (n,) that it is marked as."""
-    return _MARKS[cue.kind](images.float(), marked_as.to(images.device), cue).round().clamp(0, 255).to(torch.uint8)
+def plant(images: Tensor, marked_as: Tensor, cue: Cue, classes: int) -> Tensor:
+    """Returns images (n, c, h, w) uint8, each with the cue of the class (n,), of so many, that it is marked as."""
+    marked = MARKS[str(cue.kind)](images.float(), marked_as.to(images.device), cue.size_pct, classes)
+    return marked.round().clamp(0, 255).to(torch.uint8)
 
 
 def shortcut_reliance(
-    model: nn.Module, split: ImageTensors, cue: Cue, *, seed: int, device: torch.device | str, share: Share = ALL
+    model: nn.Module,
+    split: ImageTensors,
+    cue: Cue,
+    classes: int,
+    *,
+    seed: int,
+    device: torch.device | str,
+    share: Share = ALL,
 ) -> dict[str, float]:
     """Tests a network on the same images with the cue aligned, absent and in conflict with the label.
 
@@ -82,10 +70,10 @@ def shortcut_reliance(
     Raises:
         UserError: if there are fewer than two classes.
     """
-    other = conflicting_labels(split.labels, cue.classes, seed)
+    other = conflicting_labels(split.labels, classes, seed)
 
     def answers(marked_as: Tensor | None) -> Predictions:
-        images = split.images if marked_as is None else plant(split.images, marked_as, cue)
+        images = split.images if marked_as is None else plant(split.images, marked_as, cue, classes)
         return predict(model, ImageTensors(images, split.labels), device, share=share)
 
     aligned, absent, conflict = answers(split.labels), answers(None), answers(other)
@@ -113,25 +101,25 @@ def conflicting_labels(labels: Tensor, classes: int, seed: int) -> Tensor:
     return (labels + offset) % classes
 
 
-def _patch(images: Tensor, marked_as: Tensor, cue: Cue) -> Tensor:
-    side = max(1, round(cue.size_pct / 100 * min(images.shape[-2:])))
+def _patch(images: Tensor, marked_as: Tensor, size_pct: float, classes: int) -> Tensor:
+    side = max(1, round(size_pct / 100 * min(images.shape[-2:])))
     marked = images.clone()
-    marked[:, :, :side, :side] = _colours(cue.classes, images)[marked_as]
+    marked[:, :, :side, :side] = _colours(classes, images)[marked_as]
     return marked
 
 
-def _tint(images: Tensor, marked_as: Tensor, cue: Cue) -> Tensor:
-    return images.lerp(_colours(cue.classes, images)[marked_as], cue.size_pct / 100)
+def _tint(images: Tensor, marked_as: Tensor, size_pct: float, classes: int) -> Tensor:
+    return images.lerp(_colours(classes, images)[marked_as], size_pct / 100)
 
 
-def _watermark(images: Tensor, marked_as: Tensor, cue: Cue) -> Tensor:
+def _watermark(images: Tensor, marked_as: Tensor, size_pct: float, classes: int) -> Tensor:
     """Mixes in stripes: each class has its own direction and width, so that grey images can carry it too."""
     height, width = images.shape[-2:]
     rows, columns = torch.arange(height).view(-1, 1), torch.arange(width)
-    angle = torch.arange(cue.classes).view(-1, 1, 1) * torch.pi / cue.classes
+    angle = torch.arange(classes).view(-1, 1, 1) * torch.pi / classes
     phase = 2 * torch.pi * (rows * angle.sin() + columns * angle.cos()) / 4  # four pixels to a wave
     stripes = 127.5 + 127.5 * phase.cos()  # (classes, h, w)
-    return images.lerp(stripes.to(images.device)[marked_as].unsqueeze(1).expand_as(images), cue.size_pct / 100)
+    return images.lerp(stripes.to(images.device)[marked_as].unsqueeze(1).expand_as(images), size_pct / 100)
 
 
 def _colours(classes: int, images: Tensor) -> Tensor:
@@ -146,4 +134,9 @@ def _colours(classes: int, images: Tensor) -> Tensor:
     return colours.view(classes, channels, 1, 1).to(images.device)
 
 
-_MARKS: dict[str, Callable[[Tensor, Tensor, Cue], Tensor]] = {"patch": _patch, "tint": _tint, "watermark": _watermark}
+#: kind of cue -> (images (n, c, h, w) in [0, 255], class of each mark (n,), size in %, classes) -> images with marks
+MARKS: dict[str, Callable[[Tensor, Tensor, float, int], Tensor]] = {
+    "patch": _patch,
+    "tint": _tint,
+    "watermark": _watermark,
+}
