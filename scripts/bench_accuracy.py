@@ -28,6 +28,7 @@ from consensus_cli.data.memory import ImageTensors
 from consensus_cli.evaluation.accuracy import predict
 from consensus_cli.evaluation.statistics import paired_change
 from consensus_cli.models import zoo
+from consensus_cli.models.spec import ModelSpec
 from consensus_cli.training import Recipe, resolve_precision, train
 from consensus_cli.training.recipe import build_optimizer
 
@@ -48,8 +49,10 @@ def recipe_of(asked: argparse.Namespace) -> Recipe:
 def network(images: ImageData, name: str, seed: int) -> nn.Module:
     """Returns the network with fresh weights, drawn by `seed`."""
     torch.manual_seed(seed)
-    channels, classes = images.train.image_shape[0], len(images.classes)
-    return zoo.build(zoo.ModelSpec("cifar_resnet", name, classes, channels, images.mean, images.std))
+    spec = ModelSpec(
+        "cifar_resnet", name, num_classes=len(images.classes), mean=list(images.mean), std=list(images.std)
+    )
+    return zoo.build(spec, images.train.image_shape[0])
 
 
 def plainly(model: nn.Module, images: ImageData, asked: argparse.Namespace, device: torch.device, seed: int) -> Trained:

@@ -34,6 +34,7 @@ from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation
 from consensus_cli.evaluation.cost.complexity import complexity
 from consensus_cli.models import zoo
+from consensus_cli.models.spec import ModelSpec
 from consensus_cli.pruning.blocks import candidates, find_blocks
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.training import Recipe, recalibrate_batch_norm, resolve_precision, train
@@ -115,18 +116,9 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 def build(asked: argparse.Namespace, device: torch.device) -> nn.Module:
     """Returns the network with its normalisation."""
     source = "torchvision" if asked.model == "resnet50" else "cifar_resnet"
-    spec = zoo.ModelSpec(
-        source=source,
-        name=asked.model,
-        num_classes=CLASSES,
-        in_channels=3,
-        mean=(0.49, 0.48, 0.45),
-        std=(0.25, 0.24, 0.26),
-        target=None,
-        kwargs={},
-    )
+    spec = ModelSpec(source, asked.model, num_classes=CLASSES, mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26])
     torch.manual_seed(0)
-    return zoo.build(spec).to(device)
+    return zoo.build(spec, 3).to(device)
 
 
 def one_epoch(asked: argparse.Namespace) -> Recipe:

@@ -23,18 +23,19 @@ from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.experiment.session import as_saved
 from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.spec import ModelSpec
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking, RankStability
 from consensus_cli.storage.scores import read_all, score_table, write_scores
 from consensus_cli.storage.state import RunState, read_state
 
-SPEC = zoo.ModelSpec("cifar_resnet", "resnet20", 10, 1, (0.5,), (0.5,), None, {})
+SPEC = ModelSpec("cifar_resnet", "resnet20", num_classes=10, mean=[0.5], std=[0.5])
 
 
 @pytest.fixture
 def original() -> Classifier:
     torch.manual_seed(0)
-    return zoo.build(SPEC).eval()
+    return zoo.build(SPEC, 1).eval()
 
 
 def some_state() -> RunState:

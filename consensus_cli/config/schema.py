@@ -14,8 +14,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from consensus_cli.config.conf_files import offered
-from consensus_cli.data.request import LARGEST_SIZE, SMALLEST_SIZE, Request
+from consensus_cli.data.request import Request
 from consensus_cli.evaluation.robustness.attacks import AttackSettings
+from consensus_cli.models.spec import ModelSpec
 from consensus_cli.training.recipe import Hyperparameters
 
 #: config groups, in the order in which `conf/config.yaml` lists them
@@ -37,36 +38,6 @@ PRECISIONS = ("auto", "fp32", "bf16")
 #: more than these is a slip of the pen: the machine would be busy for years
 MOST_EPOCHS = 100_000
 LONGEST_S = 3600
-
-
-@dataclass
-class ModelConfig:
-    """Which network is pruned, and where its weights come from.
-
-    Attributes:
-        source: `cifar_resnet`, `torchvision`, `timm`, `hf` or `custom`.
-        name: architecture within the source (`resnet56`); of `hf`, a folder or a name on the hub.
-        weights: checkpoint (a file of safetensors or torch.save, an index of shards, or their folder), a torchvision
-            weights name, `pretrained` for timm and `hf`, or null: train a baseline.
-        reset_head: keep a fresh head where that of the weights is missing or has other classes; else they are refused.
-        target: `package.module.Class` or `path/to/file.py:Class` of a custom network; a function works as well.
-        kwargs: further arguments of the network's constructor; of `hf`, values of its configuration.
-        num_classes: outputs of the head; null: the dataset's classes.
-        image_size: side of the square images in pixels; null: that of the image processor (`hf`), else the dataset's.
-        mean, std: normalisation of images in [0, 1], one number per channel or one for all, in [0, 1] themselves; null:
-            the weights' or image processor's own, else the dataset's. Three numbers make three channels of grey images.
-    """
-
-    source: str = MISSING
-    name: str = field(default=MISSING, metadata={"own": True})
-    weights: str | None = field(default=None, metadata={"own": True})
-    reset_head: bool = False
-    target: str | None = field(default=None, metadata={"own": True})
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    num_classes: int | None = field(default=None, metadata={"range": (2, 1_000_000)})
-    image_size: int | None = field(default=None, metadata={"range": (SMALLEST_SIZE, LARGEST_SIZE)})
-    mean: list[float] | None = None
-    std: list[float] | None = None
 
 
 @dataclass(kw_only=True)
@@ -249,7 +220,7 @@ class RunConfig:
     threads: int | None = field(default=None, metadata={"range": (1, 1024)})
     output_dir: str = field(default=MISSING, metadata={"own": True})
     if_done: str | None = field(default=None, metadata={"choices": ("skip", "rerun")})
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelSpec = field(default_factory=ModelSpec)
     dataset: Request = field(default_factory=Request)
     baseline: BaselineConfig = MISSING
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

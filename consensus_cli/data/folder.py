@@ -17,10 +17,11 @@ from consensus_cli.data.decoding import UnreadableImageError, read_file, side_le
 from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geometry, ImageFiles
 from consensus_cli.data.layout import LAYOUT_HINT, class_names, find_layout
 from consensus_cli.data.listing import counted, enumerated, list_class, shown
-from consensus_cli.data.request import SMALLEST_SIZE, Request
+from consensus_cli.data.request import Request
 from consensus_cli.data.source import ImageData, divide
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
+from consensus_cli.models.spec import IMAGE_SIZES
 
 LARGEST_DEFAULT_SIZE = 224
 SIZES_LOOKED_AT = 101
@@ -177,7 +178,7 @@ def usual_size(images: EncodedImages, indices: Tensor) -> int:
         )
     # The lower one of two medians: a side that an image has.
     median = sorted(sides)[(len(sides) - 1) // 2]
-    return max(SMALLEST_SIZE, min(median, LARGEST_DEFAULT_SIZE))
+    return max(IMAGE_SIZES[0], min(median, LARGEST_DEFAULT_SIZE))
 
 
 def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:

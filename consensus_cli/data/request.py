@@ -12,10 +12,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from consensus_cli.models.paths import expanded
-
-# In pixels: below, the last stages of a network see nothing; above, a batch fits into no memory.
-SMALLEST_SIZE = 8
-LARGEST_SIZE = 16_384
+from consensus_cli.models.spec import IMAGE_SIZES
 
 
 @dataclass
@@ -57,7 +54,7 @@ class Request:
     name: str = field(default=MISSING, metadata={"own": True})
     root: str | None = field(default=None, metadata={"own": True})
     download: bool = False
-    image_size: int | None = field(default=None, metadata={"range": (SMALLEST_SIZE, LARGEST_SIZE)})
+    image_size: int | None = field(default=None, metadata={"range": IMAGE_SIZES})
     val_fraction: float = field(default=0.1, metadata={"range": (0, 1), "below": 1})
     limit_train: int | None = field(default=None, metadata={"range": (1, math.inf)})
     limit_test: int | None = field(default=None, metadata={"range": (1, math.inf)})

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from consensus_cli import data, training
-from consensus_cli.config.schema import ModelConfig, RunConfig
+from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.evaluation.cost.energy import check_country
 from consensus_cli.evaluation.robustness.attacks import ATTACKS, check_attacks
@@ -22,7 +22,7 @@ from consensus_cli.evaluation.robustness.corruption import SEVERITIES, check_cor
 from consensus_cli.evaluation.robustness.shift import Archive, open_archive
 from consensus_cli.experiment import distributed
 from consensus_cli.experiment.tracking import check_tracker
-from consensus_cli.models import normalization, pretrained, ranges, zoo
+from consensus_cli.models import normalization, pretrained, ranges
 from consensus_cli.models.paths import expanded
 from consensus_cli.scoring.metrics import METRICS
 from consensus_cli.scoring.ranking.consensus import AGGREGATIONS
@@ -51,7 +51,7 @@ def check(config: RunConfig) -> None:
         *(partial(check_attacks, [attack]) for attack in config.attacks.suite.values()),
         partial(check_country, config.evaluate.country),
         partial(_check_device, config),
-        partial(_check_model, config.model),
+        partial(pretrained.check_model, config.model),
         partial(check_tracker, config.tracker),
         partial(check_corruptions, config.evaluate.corruptions, SEVERITIES),
         *(partial(shift_archives, {name: path}) for name, path in config.evaluate.shift.items()),
@@ -181,9 +181,3 @@ def _check_device(config: RunConfig) -> None:
         raise UserError(
             f"compile={config.compile} needs a C++ compiler, and there is no {compiler}", "use compile=false"
         )
-
-
-def _check_model(model: ModelConfig) -> None:
-    zoo.check(model.source, model.name, model.target)
-    if model.weights is not None:
-        pretrained.check_weights(model.source, model.name, model.weights)

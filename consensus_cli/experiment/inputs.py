@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consensus_cli import data
-from consensus_cli.config.schema import ModelConfig, RunConfig
+from consensus_cli.config.schema import RunConfig
 from consensus_cli.data import ImageData
 from consensus_cli.errors import UserError
 from consensus_cli.experiment import checks
 from consensus_cli.experiment.last import Last
 from consensus_cli.models import pretrained
 from consensus_cli.models.paths import expanded
+from consensus_cli.models.spec import ModelSpec
 from consensus_cli.models.targets import find_target
 from consensus_cli.models.weight_files import weight_files
 from consensus_cli.screen import Screen
@@ -54,8 +55,7 @@ def read_images(config: RunConfig, progress: data.Progress | None = None) -> Ima
 
 
 def _request(config: RunConfig) -> data.Request:
-    model = config.model
-    size = model.image_size or pretrained.image_size(model.source, model.name, model.kwargs)
+    size = pretrained.image_size(config.model)
     return config.dataset if size is None else replace(config.dataset, image_size=size)
 
 
@@ -87,9 +87,9 @@ def file_hash(path: Path) -> str:
     return _content_hash(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def weights_hash(model: ModelConfig) -> str | None:
+def weights_hash(model: ModelSpec) -> str | None:
     """Returns the hash of the files of weights, in however many shards; None for named weights, or where none are."""
-    if model.weights is None or pretrained.is_named(model.source, model.weights):
+    if model.weights is None or pretrained.is_named(model):
         return None
     try:
         hashes = [file_hash(file) for file in weight_files(expanded(model.weights))]
@@ -99,7 +99,7 @@ def weights_hash(model: ModelConfig) -> str | None:
     return hashes[0] if len(hashes) == 1 else _digest(hashes)
 
 
-def model_folder(model: ModelConfig) -> Path | None:
+def model_folder(model: ModelSpec) -> Path | None:
     """Returns the folder on disk that `model.name` is, None where it is a name."""
     return expanded(model.name) if model.source == "hf" and expanded(model.name).is_dir() else None
 
@@ -180,7 +180,7 @@ def located(config: RunConfig, folder: str | None) -> RunConfig:
     find = functools.partial(_located, folder=folder)
     if dataset.root is not None:
         dataset = replace(dataset, root=find("dataset.root", dataset.root, made=dataset.download))
-    if model.weights is not None and not pretrained.is_named(model.source, model.weights):
+    if model.weights is not None and not pretrained.is_named(model):
         model = replace(model, weights=find("model.weights", model.weights))
     if model.source == "hf" and (model_folder(model) or Path(folder or ".", model.name).is_dir()):
         model = replace(model, name=find("model.name", model.name))

@@ -24,6 +24,7 @@ from consensus_cli.experiment.threads import ThreadWatch
 from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.macs import MacCount, count_macs
+from consensus_cli.models.spec import ModelSpec
 from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
 from consensus_cli.pruning.healing import map_macs
 from consensus_cli.pruning.schedule import Schedule
@@ -66,7 +67,7 @@ class Prepared:
     scoring_precision: str | None
     compiled: bool
     images: ImageData
-    spec: zoo.ModelSpec
+    spec: ModelSpec
     original: Classifier
     blocks: list[Block]
     votes: dict[str, float]
@@ -171,7 +172,7 @@ class Built:
         notes: what should be said about it, a sentence each.
     """
 
-    spec: zoo.ModelSpec
+    spec: ModelSpec
     model: Classifier
     is_trained: bool
     notes: list[str]
@@ -185,17 +186,11 @@ def build_model(config: RunConfig, images: ImageData, device: torch.device) -> B
     """
     spec = _model_spec(config, images)
     torch.manual_seed(config.seed)
-    model, notes = zoo.build_with_notes(spec)
+    model, notes = zoo.build_with_notes(spec, images.train.image_shape[0])
     initialise_lazy_layers(model, few_images(images, torch.device("cpu"))[0], network_name(config))
     is_trained = False
     if config.model.weights is not None:
-        given = pretrained.load_weights(
-            model.network,
-            spec,
-            config.model.weights,
-            reset_head=config.model.reset_head,
-            classes=images.classes,
-        )
+        given = pretrained.load_weights(model.network, spec, images.train.image_shape[0], images.classes)
         is_trained, notes = not given.fresh_head, notes + given.notes
     return Built(spec, model.to(device).eval(), is_trained, notes)
 
@@ -275,22 +270,19 @@ def _set_up_device(config: RunConfig) -> torch.device:
     return checks.pick_device(config.device)
 
 
-def _model_spec(config: RunConfig, images: ImageData) -> zoo.ModelSpec:
+def _model_spec(config: RunConfig, images: ImageData) -> ModelSpec:
+    """Returns the node `model` with what the weights and the data decide filled in."""
     model = config.model
-    known = pretrained.normalization(model.source, model.name, model.weights)
-    mean, std = known or (images.mean, images.std)
+    mean, std = map(list, pretrained.normalization(model) or (images.mean, images.std))
     if model.source in ("torchvision", "hf") and len(mean) == 1:
         # Their networks take three channels; normalisation spreads the one there is over them.
         mean, std = mean * 3, std * 3
-    return zoo.ModelSpec(
-        source=model.source,
-        name=model.name,
+    return replace(
+        model,
         num_classes=model.num_classes or len(images.classes),
-        in_channels=images.train.image_shape[0],
-        mean=tuple(model.mean or mean),
-        std=tuple(model.std or std),
-        target=model.target,
-        kwargs=zoo.arguments(model.source, model.name, model.kwargs),
+        mean=model.mean or mean,
+        std=model.std or std,
+        kwargs=zoo.arguments(model),
     )
 
 

@@ -131,7 +131,13 @@ class Session:
                 write_atomic(files.config, _yaml(replace(self.config, ratio=ratio)))
                 checkpoint.save_baseline(files, original)
             checkpoint.save_pruned(
-                files, pruned, prepared.spec, self.state.removed, maps=self.state.maps, classes=prepared.images.classes
+                files,
+                pruned,
+                prepared.spec,
+                prepared.images.train.image_shape[0],
+                self.state.removed,
+                maps=self.state.maps,
+                classes=prepared.images.classes,
             )
             self._write_state(network)
 

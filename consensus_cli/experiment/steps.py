@@ -271,7 +271,7 @@ class Steps:
     def _cached_or_trained(self, model: Classifier) -> tuple[Path, bool]:
         recipe, prepared = recipes.training_baseline(self.config), self.prepared
         determined_by = {
-            "model": asdict(prepared.spec),
+            "model": prepared.spec.construction(),
             "target": code_hash(prepared.spec.target),
             "images": prepared.images.train.fingerprint(),
             "augmentation": asdict(prepared.images.augmentation),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,81 +11,84 @@ from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models import hf
 from consensus_cli.models.hub import without_waiting
 from consensus_cli.models.paths import expanded
+from consensus_cli.models.spec import ModelSpec
 from consensus_cli.models.weights import Given, load_given, read_state_dict
-from consensus_cli.models.zoo import ModelSpec, check, import_timm
+from consensus_cli.models.zoo import check, import_timm, network_channels
 
 #: what `model.weights` says for the weights that timm or the hub has of a network
 PRETRAINED = "pretrained"
 
 
-def is_named(source: str, weights: str) -> bool:
-    """Returns whether `weights` is the name of published weights and not the path of a file."""
-    if source in ("timm", "hf"):
-        return weights == PRETRAINED
-    path = expanded(weights)
-    return source == "torchvision" and not (path.suffix or len(path.parts) > 1 or path.exists())
+def is_named(spec: ModelSpec) -> bool:
+    """Returns whether its `weights` are the name of published weights, and not the path of a file or None."""
+    if spec.weights is None or spec.source in ("timm", "hf"):
+        return spec.weights == PRETRAINED
+    path = expanded(spec.weights)
+    return spec.source == "torchvision" and not (path.suffix or len(path.parts) > 1 or path.exists())
 
 
-def check_weights(source: str, name: str, weights: str) -> None:
-    """Checks, without any download, that the weights exist and can be read.
+def check_model(spec: ModelSpec) -> None:
+    """Checks, without any download, that there is such a network, and that its weights exist and can be read.
 
     Raises:
-        UserError: a file that is missing or damaged, or a name that the architecture does not have.
+        UserError: as `zoo.check`; a file that is missing or damaged, or weights that the architecture does not have.
     """
-    if not is_named(source, weights):
-        _read(weights)
-    elif source == "torchvision":
-        _torchvision_entry(name, weights)
-    elif source == "hf":
-        hf.check_weights(name)
-    elif not import_timm().models.is_model_pretrained(name):
+    check(spec)
+    if spec.weights is None:
+        return
+    if not is_named(spec):
+        _read(spec.weights)
+    elif spec.source == "torchvision":
+        _torchvision_entry(spec)
+    elif spec.source == "hf":
+        hf.check_weights(spec.name)
+    elif not import_timm().models.is_model_pretrained(spec.name):
         raise UserError(
-            f"timm has no weights of {name}", "give a file: model.weights=PATH, or leave model.weights=null"
+            f"timm has no weights of {spec.name}", "give a file: model.weights=PATH, or leave model.weights=null"
         )
 
 
-def normalization(source: str, name: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def normalization(spec: ModelSpec) -> tuple[Sequence[float], Sequence[float]] | None:
     """Returns mean and deviation that a network was trained with; None where the data decide."""
-    if source == "hf":
-        return hf.normalization(name)
-    if weights is None or not is_named(source, weights):
+    if spec.source == "hf":
+        return hf.normalization(spec.name)
+    if not is_named(spec):
         return None
-    if source == "torchvision":
-        transform = _torchvision_entry(name, weights).transforms()
-        return tuple(transform.mean), tuple(transform.std)
-    settings = import_timm().get_pretrained_cfg(name)
-    return tuple(settings.mean), tuple(settings.std)
+    if spec.source == "torchvision":
+        trained = _torchvision_entry(spec).transforms()
+    else:
+        trained = import_timm().get_pretrained_cfg(spec.name)
+    return trained.mean, trained.std
 
 
-def image_size(source: str, name: str, kwargs: Mapping[str, Any]) -> int | None:
+def image_size(spec: ModelSpec) -> int | None:
     """Returns the side of the square images in pixels that a network asks for; None where the data decide."""
-    return hf.image_size(name, kwargs) if source == "hf" else None
+    return spec.image_size or (hf.image_size(spec.name, spec.kwargs) if spec.source == "hf" else None)
 
 
-def load_weights(
-    network: nn.Module, spec: ModelSpec, weights: str, *, reset_head: bool = False, classes: Sequence[str] = ()
-) -> Given:
+def load_weights(network: nn.Module, spec: ModelSpec, in_channels: int, classes: Sequence[str] = ()) -> Given:
     """Loads a file or published weights; those of torchvision and timm leave the head fresh for other classes.
 
     Args:
         network: receives the weights in place.
-        spec: how the network was built.
-        weights: path of a file, or a name.
-        reset_head: whether the head stays fresh as well where a file has none, or one for other classes.
+        spec: how the network was built, and its weights.
+        in_channels: channels of the images.
         classes: names of the dataset's classes, which labels of transformers are matched with.
 
     Raises:
         UserError: the weights are missing, damaged, cannot be fetched, or do not fit.
     """
-    named = is_named(spec.source, weights)
-    source = f"weights {weights} of {spec.name}" if named else f"checkpoint {weights}"
-    notes: list[str] = []
+    weights, named, notes = str(spec.weights), is_named(spec), list[str]()
+    reset_head = spec.reset_head
     if named and spec.source == "hf":
         # A network with other outputs than the classes keeps its labels as they are.
         known = classes if len(classes) == spec.num_classes else ()
         tensors, notes = hf.published_weights(spec.name, spec.kwargs["config"], known)
+    elif named:
+        tensors, reset_head = _fetch(spec, in_channels), True
     else:
-        tensors, reset_head = (_fetch(spec, weights), True) if named else (_read(weights), reset_head)
+        tensors = _read(weights)
+    source = f"weights {weights} of {spec.name}" if named else f"checkpoint {weights}"
     given = load_given(network, tensors, source, num_classes=spec.num_classes, reset_head=reset_head)
     return Given(notes + given.notes, given.fresh_head)
 
@@ -98,29 +101,29 @@ def _read(weights: str) -> dict[str, Tensor]:
     return read_state_dict(expanded(weights))
 
 
-def _fetch(spec: ModelSpec, weights: str) -> dict[str, Tensor]:
+def _fetch(spec: ModelSpec, in_channels: int) -> dict[str, Tensor]:
     try:
         if spec.source == "torchvision":
-            return dict(_torchvision_entry(spec.name, weights).get_state_dict(progress=False, check_hash=True))
-        timm = import_timm()
+            return dict(_torchvision_entry(spec).get_state_dict(progress=False, check_hash=True))
+        timm, channels = import_timm(), network_channels(spec, in_channels)
         with without_waiting():
-            network = timm.create_model(spec.name, pretrained=True, in_chans=spec.network_channels, **spec.kwargs)
+            network = timm.create_model(spec.name, pretrained=True, in_chans=channels, **spec.kwargs)
         return dict(network.state_dict())
     except UserError:
         raise
     except Exception as error:
         # The clients of the servers raise errors of their own, which are not even all of OSError.
         raise UserError(
-            f"weights {weights} of {spec.name} cannot be fetched: {error}",
+            f"weights {spec.weights} of {spec.name} cannot be fetched: {error}",
             "is there a network? download them elsewhere and give the file: model.weights=PATH",
         ) from error
 
 
-def _torchvision_entry(name: str, weights: str) -> Any:
+def _torchvision_entry(spec: ModelSpec) -> Any:
     from torchvision import models
 
-    check("torchvision", name, None)
-    entries = models.get_model_weights(name).__members__
-    if weights not in entries:
-        raise unknown_name(f"weights of {name}", weights, entries)
-    return entries[weights]
+    check(spec)
+    entries = models.get_model_weights(spec.name).__members__
+    if spec.weights not in entries:
+        raise unknown_name(f"weights of {spec.name}", str(spec.weights), entries)
+    return entries[spec.weights]

@@ -65,7 +65,7 @@ class Given:
 
 
 def load_given(
-    network: nn.Module, tensors: Mapping[str, Tensor], source: str, *, num_classes: int, reset_head: bool = False
+    network: nn.Module, tensors: Mapping[str, Tensor], source: str, *, num_classes: int | None, reset_head: bool = False
 ) -> Given:
     """Loads the weights that a user gave, found by the network's names among all that their file holds.
 
@@ -110,7 +110,7 @@ def serialize(network: nn.Module, metadata: Mapping[str, str]) -> bytes:
     return save(tensors, metadata=dict(metadata))
 
 
-def _head_entries(candidate: Candidate, expected: Mapping[str, Tensor], num_classes: int) -> list[str]:
+def _head_entries(candidate: Candidate, expected: Mapping[str, Tensor], num_classes: int | None) -> list[str]:
     """Returns the entries that do not fit, where they are those of a head and all else fits; empty otherwise.
 
     A head has one row per class: its entries differ from the file's in their first dimension alone.

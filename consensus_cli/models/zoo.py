@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -17,53 +16,25 @@ from consensus_cli.models.classifier import Classifier, Normalize
 from consensus_cli.models.normalization import check_channels
 from consensus_cli.models.plain import settings_kept, to_float32, unwrapped
 from consensus_cli.models.resnet import BLOCKS_PER_STAGE, resnet
+from consensus_cli.models.spec import ModelSpec
 from consensus_cli.models.targets import find_target, program_goes_on
 
 Constructor = Callable[..., object]
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """Everything that is needed to build the original network, as plain values that a JSON file can hold.
-
-    Attributes:
-        source: key of `SOURCES`.
-        name: architecture within the source.
-        num_classes: outputs of the head.
-        in_channels: channels of the images.
-        mean, std: normalisation per channel of images in [0, 1].
-        target: `package.module.Class` or `file.py:Class` where the source is `custom`; a function works as well.
-        kwargs: further arguments of the network's constructor, as `arguments` returns them.
-    """
-
-    source: str
-    name: str
-    num_classes: int
-    in_channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    target: str | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def network_channels(self) -> int:
-        """Channels that reach the network: grey images are spread over as many as the normalisation has numbers."""
-        return max(self.in_channels, len(self.mean), len(self.std))
-
-
-def check(source: str, name: str, target: str | None) -> None:
+def check(spec: ModelSpec) -> None:
     """Checks, without building anything, that there is such an architecture; imports a custom network's code.
 
     Raises:
         UserError: unknown source, architecture or tag, a package that is not installed, a class that is not there.
     """
     with settings_kept():
-        _constructor(source, name, target)
-    if source == "hf":
-        hf.check(name)
+        _constructor(spec)
+    if spec.source == "hf":
+        hf.check(spec.name)
 
 
-def arguments(source: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(spec: ModelSpec) -> dict[str, Any]:
     """Returns the arguments of a network's constructor, given what `model.kwargs` says.
 
     Those of a network of transformers are its whole configuration: what was read once, need not be there again.
@@ -71,34 +42,40 @@ def arguments(source: str, name: str, given: Mapping[str, Any]) -> dict[str, Any
     Raises:
         UserError: its configuration cannot be read, or has no such value.
     """
-    return hf.arguments(name, given) if source == "hf" else dict(given)
+    return hf.arguments(spec.name, spec.kwargs) if spec.source == "hf" else dict(spec.kwargs)
 
 
-def build(spec: ModelSpec) -> Classifier:
-    """Builds the network with fresh weights behind its normalisation.
+def build(spec: ModelSpec, in_channels: int) -> Classifier:
+    """Builds the network with fresh weights behind its normalisation; without mean and deviation that changes nothing.
+
+    Args:
+        spec: with `kwargs` as `arguments` returns them.
+        in_channels: channels of the images.
 
     Raises:
         UserError: unknown source or architecture, a class that cannot be imported or built, a mean or deviation that
             does not fit the images.
     """
-    return build_with_notes(spec)[0]
+    return build_with_notes(spec, in_channels)[0]
 
 
-def build_with_notes(spec: ModelSpec) -> tuple[Classifier, list[str]]:
+def build_with_notes(spec: ModelSpec, in_channels: int) -> tuple[Classifier, list[str]]:
     """Builds a network like `build`; also returns what was changed in it, a sentence each."""
-    check_channels(spec.mean, spec.std, spec.in_channels)
+    mean, std = spec.mean or [0.0], spec.std or [1.0]
+    check_channels(mean, std, in_channels)
     with settings_kept():
-        constructor = _constructor(spec.source, spec.name, spec.target)
-        known = {
-            "num_classes": spec.num_classes,
-            "in_channels": spec.network_channels,
-            "in_chans": spec.network_channels,
-        }
-        arguments = {argument: known[argument] for argument in SOURCES[spec.source][1]}
+        constructor, channels = _constructor(spec), network_channels(spec, in_channels)
+        known = {"num_classes": spec.num_classes, "in_channels": channels, "in_chans": channels}
+        given = {argument: known[argument] for argument in SOURCES[spec.source][1]}
         name = str(spec.target) if spec.source == "custom" else spec.name
-        network = unwrapped(_construct(name, constructor, arguments | spec.kwargs))
+        network = unwrapped(_construct(name, constructor, given | spec.kwargs))
     converted = to_float32(network)
-    return Classifier(Normalize(spec.mean, spec.std), network), [converted] if converted else []
+    return Classifier(Normalize(mean, std), network), [converted] if converted else []
+
+
+def network_channels(spec: ModelSpec, in_channels: int) -> int:
+    """Returns how many channels reach the network: grey images are spread over as many as the normalisation has."""
+    return max(in_channels, len(spec.mean or ()), len(spec.std or ()))
 
 
 def import_timm() -> Any:
@@ -113,11 +90,11 @@ def import_timm() -> Any:
         raise UserError("timm is not installed", "install the extra: pip install 'consensus-cli[timm]'") from error
 
 
-def _constructor(source: str, name: str, target: str | None) -> Constructor:
-    if source not in SOURCES:
-        raise unknown_name("model.source", source, SOURCES)
-    find, _ = SOURCES[source]
-    return find(target if source == "custom" else name)
+def _constructor(spec: ModelSpec) -> Constructor:
+    if spec.source not in SOURCES:
+        raise unknown_name("model.source", spec.source, SOURCES)
+    find, _ = SOURCES[spec.source]
+    return find(spec.target if spec.source == "custom" else spec.name)
 
 
 def _cifar_resnet(name: str) -> Constructor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from consensus_cli.errors import UserError
 from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.spec import ModelSpec
 from consensus_cli.models.weights import load_into, read_state_dict, serialize
 from consensus_cli.pruning.replacement import install_forms
 from consensus_cli.pruning.surgery import remove_blocks
@@ -42,7 +42,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def save_pruned(
     run_dir: RunDir,
     pruned: Classifier,
-    spec: zoo.ModelSpec,
+    spec: ModelSpec,
+    in_channels: int,
     removed: Sequence[str],
     *,
     maps: Mapping[str, Mapping[str, Any]],
@@ -54,12 +55,14 @@ def save_pruned(
         run_dir: where to.
         pruned: the network.
         spec: how the original was built.
+        in_channels: channels of the images.
         removed: names of the removed blocks.
         maps: removed block -> form of the map in its place, where there is one.
         classes: names of the classes in the order of the logits.
     """
     write_atomic(run_dir.pruned_checkpoint, serialize(pruned.network, {"removed_blocks": ";".join(removed)}))
-    structure = {"format": 1, "model": asdict(spec), "removed_blocks": list(removed), "classes": list(classes)}
+    model = spec.construction() | {"in_channels": in_channels}
+    structure = {"format": 1, "model": model, "removed_blocks": list(removed), "classes": list(classes)}
     if maps:
         structure["maps"] = dict(maps)
     write_atomic(run_dir.pruned_structure, json.dumps(structure, indent=2) + "\n")
@@ -81,15 +84,16 @@ def load_pruned(run_dir: str | Path) -> Classifier:
     files = RunDir.open(Path(run_dir))
     try:
         content = json.loads(files.pruned_structure.read_text(encoding="utf-8"))
-        spec, removed = zoo.ModelSpec(**content["model"]), list(content["removed_blocks"])
+        in_channels, removed = int(content["model"].pop("in_channels")), list(content["removed_blocks"])
+        spec = ModelSpec(**content["model"])
         # Earlier versions wrote no classes; without maps there are none in the file.
         classes, maps = tuple(content.get("classes", ())), dict(content.get("maps", {}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"'{files.pruned_structure}' does not say how to rebuild the network: {error}",
             "the run may have stopped before its final fine-tuning; check run.log",
         ) from error
-    model = zoo.build(spec)
+    model = zoo.build(spec, in_channels)
     model.classes = classes
     remove_blocks(model.network, removed)
     install_forms(model.network, maps)

@@ -12,8 +12,9 @@ from consensus_cli.evaluation.cost.complexity import complexity
 from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier, Normalize
 from consensus_cli.models.resnet import BLOCKS_PER_STAGE, resnet
+from consensus_cli.models.spec import ModelSpec
 
-SPEC = zoo.ModelSpec("cifar_resnet", "resnet20", 10, 3, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SPEC = ModelSpec("cifar_resnet", "resnet20", num_classes=10)
 
 
 @pytest.mark.parametrize("depth", BLOCKS_PER_STAGE)
@@ -43,14 +44,14 @@ def test_any_channels_and_sizes(channels: int, size: int) -> None:
 
 def test_blocks_of_a_fresh_network_are_identities_with_zero_init_residual() -> None:
     features = torch.rand(2, 16, 8, 8)
-    assert torch.equal(zoo.build(SPEC).network.eval().layer1(features), features)
-    without = zoo.build(replace(SPEC, kwargs={"zero_init_residual": False})).network.eval()
+    assert torch.equal(zoo.build(SPEC, 3).network.eval().layer1(features), features)
+    without = zoo.build(replace(SPEC, kwargs={"zero_init_residual": False}), 3).network.eval()
     assert not torch.equal(without.layer1(features), features)
 
 
 def test_an_unknown_argument_of_the_network_is_one_clear_error() -> None:
     with pytest.raises(UserError, match=r"resnet20 cannot be built: .*width"):
-        zoo.build(replace(SPEC, kwargs={"width": 64}))
+        zoo.build(replace(SPEC, kwargs={"width": 64}), 3)
 
 
 def test_normalisation_is_the_first_layer_and_no_part_of_the_weights() -> None:

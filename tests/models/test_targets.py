@@ -12,9 +12,10 @@ from torch import nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.models import zoo
+from consensus_cli.models.spec import ModelSpec
 from consensus_cli.models.targets import find_target
 
-SPEC = zoo.ModelSpec("custom", "custom", 10, 3, (0.5,), (0.5,))
+SPEC = ModelSpec("custom", "custom", num_classes=10, mean=[0.5], std=[0.5])
 
 NETS = '''
 """Networks of a user's."""
@@ -77,7 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _build(target: str, **kwargs: object) -> nn.Module:
-    return zoo.build(replace(SPEC, target=target, kwargs=kwargs)).network
+    return zoo.build(replace(SPEC, target=target, kwargs=kwargs), 3).network
 
 
 @pytest.mark.parametrize(

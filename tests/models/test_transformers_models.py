@@ -23,6 +23,7 @@ from consensus_cli.config.composition import compose_run
 from consensus_cli.errors import UserError
 from consensus_cli.experiment.run_hash import run_hash
 from consensus_cli.models import hf, hub, pretrained, zoo
+from consensus_cli.models.spec import ModelSpec
 
 transformers: Any = pytest.importorskip("transformers", reason="transformers is an extra")
 
@@ -84,9 +85,11 @@ def loaded(folder: Path, classes: tuple[str, ...], *, reset_head: bool = False) 
     """Returns what `model=hf model.name=FOLDER` makes for images of some classes, and what is said of it."""
     known = hf.normalization(str(folder))
     assert known is not None
-    spec = zoo.ModelSpec("hf", str(folder), len(classes), 3, *known, kwargs=zoo.arguments("hf", str(folder), {}))
-    model = zoo.build(spec).eval()
-    given = pretrained.load_weights(model.network, spec, "pretrained", reset_head=reset_head, classes=classes)
+    mean, std = map(list, known)
+    spec = ModelSpec("hf", str(folder), "pretrained", reset_head, num_classes=len(classes), mean=mean, std=std)
+    spec.kwargs = zoo.arguments(spec)
+    model = zoo.build(spec, 3).eval()
+    given = pretrained.load_weights(model.network, spec, 3, classes)
     return model, given.notes
 
 
@@ -186,9 +189,9 @@ def test_another_number_of_labels_needs_a_fresh_head(tmp_path: Path) -> None:
 
 def test_outputs_that_were_asked_for_by_number_stay_as_they_are(tmp_path: Path) -> None:
     network = saved(tmp_path, labels=("bee", "other", "great white shark", "ant"))
-    spec = zoo.ModelSpec("hf", str(tmp_path), 4, 3, (0.5,), (0.5,), kwargs=hf.arguments(str(tmp_path), {}))
-    built = zoo.build(spec).network
-    assert pretrained.load_weights(built, spec, "pretrained", classes=CLASSES).notes == []
+    spec = ModelSpec("hf", str(tmp_path), "pretrained", num_classes=4, kwargs=hf.arguments(str(tmp_path), {}))
+    built = zoo.build(spec, 3).network
+    assert pretrained.load_weights(built, spec, 3, CLASSES).notes == []
     assert torch.equal(built.classifier.weight, network.classifier.weight)
 
 
@@ -202,9 +205,9 @@ def test_a_backbone_without_a_head_needs_a_fresh_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks_of_every_kind_are_found(name: str, tmp_path: Path) -> None:
     configured(name).save_pretrained(tmp_path)
-    spec = zoo.ModelSpec("hf", str(tmp_path), 3, 3, (0.5,) * 3, (0.5,) * 3, kwargs=hf.arguments(str(tmp_path), {}))
+    spec = ModelSpec("hf", str(tmp_path), num_classes=3, kwargs=hf.arguments(str(tmp_path), {}))
     torch.manual_seed(0)
-    model = zoo.build(spec).eval()
+    model = zoo.build(spec, 3).eval()
     assert model(torch.rand(1, 3, 32, 32)).shape == (1, 3)
     blocks = consensus_cli.find_blocks(model, torch.rand(2, 3, 32, 32))
     assert sum(block.removable for block in blocks) == NETWORKS[name][2]
@@ -300,7 +303,7 @@ def test_a_folder_without_an_image_classifier_is_one_line(kind: str, tmp_path: P
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError) as caught:
-        zoo.check("hf", str(tmp_path), None)
+        zoo.check(ModelSpec("hf", str(tmp_path)))
     assert message in caught.value.message
     assert "\n" not in caught.value.message
 
@@ -308,7 +311,7 @@ def test_a_folder_without_an_image_classifier_is_one_line(kind: str, tmp_path: P
 def test_names_that_lead_nowhere_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for path in ("./vit", "/vit", "~/no/such", "a/b/c"):
         with pytest.raises(UserError, match="there is no such folder"):
-            zoo.check("hf", path, None)
+            zoo.check(ModelSpec("hf", path))
 
     def fail(*_: object, **__: object) -> None:
         raise OSError("We couldn't connect to the hub.\nCheck your connection.")
@@ -318,7 +321,7 @@ def test_names_that_lead_nowhere_are_one_line(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(
         UserError, match=r"model.name=google/vit cannot be read: We couldn't connect to the hub.$"
     ) as caught:
-        zoo.check("hf", "google/vit", None)
+        zoo.check(ModelSpec("hf", "google/vit"))
     assert "a folder that holds config.json" in caught.value.hint
 
 

@@ -13,8 +13,9 @@ from torchvision import models
 
 from consensus_cli.errors import UserError
 from consensus_cli.models import pretrained, zoo
+from consensus_cli.models.spec import ModelSpec
 
-SPEC = zoo.ModelSpec("torchvision", "squeezenet1_1", 4, 3, (0.5,) * 3, (0.5,) * 3)
+SPEC = ModelSpec("torchvision", "squeezenet1_1", num_classes=4, mean=[0.5] * 3, std=[0.5] * 3)
 
 #: source, name, arguments -> what the message says, and the hint
 WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
@@ -37,7 +38,7 @@ def test_a_wrong_name_or_argument_is_one_line(
     source: str, name: str, arguments: dict[str, Any], message: str, hint: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        zoo.build(replace(SPEC, source=source, name=name, kwargs=arguments))
+        zoo.build(replace(SPEC, source=source, name=name, kwargs=arguments), 3)
     assert message in caught.value.message
     assert hint in caught.value.hint
 
@@ -47,25 +48,25 @@ def test_a_wrong_name_is_known_before_anything_is_built(
     source: str, name: str, arguments: dict[str, Any], message: str, hint: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        zoo.check(source, name, None)
+        zoo.check(ModelSpec(source, name))
     assert message in caught.value.message
 
 
 @pytest.mark.parametrize(("source", "name"), [("timm", "resnet10t"), ("cifar_resnet", "resnet20")])
 def test_grey_images_make_as_many_channels_as_the_mean_has_numbers(source: str, name: str) -> None:
-    grey = replace(SPEC, source=source, name=name, in_channels=1)
-    assert zoo.build(grey).eval()(torch.rand(2, 1, 32, 32)).shape == (2, 4)
-    assert zoo.build(replace(grey, mean=(0.5,), std=(0.5,))).eval()(torch.rand(2, 1, 32, 32)).shape == (2, 4)
+    grey = replace(SPEC, source=source, name=name)
+    assert zoo.build(grey, 1).eval()(torch.rand(2, 1, 32, 32)).shape == (2, 4)
+    assert zoo.build(replace(grey, mean=[0.5], std=[0.5]), 1).eval()(torch.rand(2, 1, 32, 32)).shape == (2, 4)
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_published_weights_for_other_classes_leave_the_head_fresh(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     published = models.get_model(name).state_dict()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
-    spec = replace(SPEC, name=name)
-    network = zoo.build(spec).network
+    spec = replace(SPEC, name=name, weights="IMAGENET1K_V1")
+    network = zoo.build(spec, 3).network
     drawn = {key: value.clone() for key, value in network.state_dict().items()}
-    said = pretrained.load_weights(network, spec, "IMAGENET1K_V1")
+    said = pretrained.load_weights(network, spec, 3)
     fresh = [key for key, value in network.state_dict().items() if not torch.equal(value, published[key])]
     assert fresh == [key for key in drawn if drawn[key].shape != published[key].shape]
     assert len(fresh) == 2
@@ -81,7 +82,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(error: Exception, monkeypat
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
     with pytest.raises(UserError, match="weights DEFAULT of squeezenet1_1 cannot be fetched"):
-        pretrained.load_weights(nn.Module(), SPEC, "DEFAULT")
+        pretrained.load_weights(nn.Module(), replace(SPEC, weights="DEFAULT"), 3)
 
 
 #: source, name, weights -> what the message says
@@ -98,7 +99,7 @@ WEIGHTS = [
 @pytest.mark.parametrize(("source", "name", "weights", "message"), WEIGHTS)
 def test_weights_that_are_not_there_are_one_line(source: str, name: str, weights: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        pretrained.check_weights(source, name, weights)
+        pretrained.check_model(ModelSpec(source, name, weights))
     assert message in caught.value.message
 
 
@@ -106,7 +107,8 @@ def test_a_file_without_suffix_is_no_name(tmp_path: Any, monkeypatch: pytest.Mon
     network = models.get_model("squeezenet1_1", num_classes=4)
     torch.save(network.state_dict(), tmp_path / "squeezed")
     monkeypatch.chdir(tmp_path)
-    pretrained.check_weights("torchvision", "squeezenet1_1", "squeezed")
-    fresh = zoo.build(SPEC).network
-    pretrained.load_weights(fresh, SPEC, "squeezed")
+    spec = replace(SPEC, weights="squeezed")
+    pretrained.check_model(spec)
+    fresh = zoo.build(spec, 3).network
+    pretrained.load_weights(fresh, spec, 3)
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in fresh.state_dict().items())
