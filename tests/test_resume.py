@@ -9,21 +9,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
 from helpers.quick import QUICK
-from helpers.stopping import after_finetuning, in_phase, stop_run
+from helpers.stopping import after_finetuning, in_phase, signal_when_written, stop_run
 from safetensors.torch import load_file
 
 import consensus_cli
-from consensus_cli import training
 from consensus_cli.cli.main import main
 from consensus_cli.errors import UserError
-from consensus_cli.experiment import row, steps
 from consensus_cli.experiment.session import reopen
 from consensus_cli.storage.results import read_rows
 from consensus_cli.storage.rundir import RunDir
@@ -35,17 +32,7 @@ WORDS = (*QUICK, "attacks=none", "metrics=[cka,wasserstein]", "evaluate.energy_w
 
 
 def run(output_dir: Path, *words: str) -> int:
-    return main(["run", *words, *WORDS, f"output_dir={output_dir}"])
-
-
-def stop_in_the_last_save(monkeypatch: pytest.MonkeyPatch) -> None:
-    write = row.write
-
-    def stop_and_write(*words: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        write(*words)
-
-    monkeypatch.setattr(row, "write", stop_and_write)
+    return main(["run", *WORDS, *words, f"output_dir={output_dir}"])
 
 
 @pytest.fixture(scope="module")
@@ -132,15 +119,15 @@ def test_a_resumed_run_a_single_run_and_a_list_of_ratios_agree(
     stopped: Path,
     stopped_run: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     saved_s = read_state(RunDir(stopped_run).state, None)[0].duration_s
-    with monkeypatch.context() as patch:
-        stop_in_the_last_save(patch)
+    (stopped_run / "row.json").unlink()
+    with signal_when_written(stopped_run / "row.json", signal.SIGTERM):
         assert main(["resume", str(stopped_run)]) == 128 + signal.SIGTERM
     assert "resumed: 1 block is gone" in capsys.readouterr().out
     assert not RunDir(stopped_run).state.exists()
+    assert RunDir(stopped_run).summary.is_file()
     assert main(["resume", str(stopped_run)]) == 0
     assert "is done already" in capsys.readouterr().out
     resumed = read_rows(stopped / "results.csv")
@@ -216,30 +203,35 @@ def test_a_lost_row_of_a_smaller_ratio_is_not_made_of_the_network_of_a_larger_on
     assert "the row at ratio 0.17 is gone, and so are more blocks than it asks for" in capsys.readouterr().err
 
 
+HUNGRY = """
+import torch
+from consensus_cli.models.resnet import ResNet
+
+class Hungry(ResNet):
+    def forward(self, x):
+        if len(x) > (16 if self.training else 64):
+            torch.empty(2**58)
+        return super().forward(x)
+
+def network():
+    return Hungry(3, in_channels=1)
+"""
+
+
 @pytest.mark.slow
 def test_memory_that_runs_out_halves_the_batches_for_the_rest_of_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train, rank = training.train, steps.rank_blocks
-
-    def small_train(*words: object, **more: object) -> training.TrainingResult:
-        if words[2].batch_size > 16:  # type: ignore[attr-defined]
-            torch.empty(2**58)
-        return train(*words, **more)  # type: ignore[arg-type]
-
-    def small_rank(*words: object, **more: object) -> object:
-        if more["memory_gb"] > 1.5:  # type: ignore[operator]
-            torch.empty(2**58)
-        return rank(*words, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(training, "train", small_train)
-    monkeypatch.setattr(steps, "rank_blocks", small_rank)
-    assert run(tmp_path, "ratio=0.34") == 0
+    network = tmp_path / "network.py"
+    network.write_text(HUNGRY)
+    model = ["model.source=custom", f"model.target={network}:network"]
+    few = ["dataset.limit_test=50", "evaluate.batch_sizes=[1]", "metrics.samples_per_class=10"]
+    assert run(tmp_path, "ratio=0.34", *model, *few) == 0
     shown = capsys.readouterr().out
     assert shown.count("out of memory: training goes on with batches of 16 images") == 1
-    assert shown.count("out of memory: scoring goes on with batches of 128 images") == 1
+    assert shown.count("out of memory: scoring goes on with batches of 64 images") == 1
     row = read_rows(tmp_path / "results.csv").iloc[0]
-    assert (row["finetune_batch_size"], row["scoring_batch_size"]) == (16, 128)
+    assert (row["finetune_batch_size"], row["scoring_batch_size"]) == (16, 64)
 
 
 FULL_DISK = """

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -46,6 +48,26 @@ def after_finetuning(removals: int) -> Callable[[events.Event], bool]:
 def in_phase(name: str) -> Callable[[events.Event], bool]:
     """Returns what is true when a phase of this name begins."""
     return lambda event: isinstance(event, events.StageStarted) and event.stage == name
+
+
+@contextmanager
+def signal_when_written(file: Path, number: signal.Signals) -> Iterator[None]:
+    """Sends a signal to this process as soon as the body has written a file: in the middle of what it saves."""
+
+    def watch() -> None:
+        while not file.exists() and not over.wait(0.001):
+            pass
+        if file.exists():
+            os.kill(os.getpid(), number)
+
+    over = threading.Event()
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
 
 
 def stop_run(output_dir: Path, *words: str, when: Callable[[events.Event], bool], number: signal.Signals) -> int:
