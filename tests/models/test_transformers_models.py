@@ -332,11 +332,11 @@ def test_without_a_connection_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> 
     before = time.monotonic()
     message = "http://127.0.0.1:9 cannot be reached, and it is not on this machine"
     with pytest.raises(UserError, match=f"model.name=nobody/vit cannot be read: {message}") as caught:
-        zoo.check("hf", "nobody/vit", None)
+        zoo.check(ModelSpec("hf", "nobody/vit"))
     assert "a folder that holds config.json will do: model.name=PATH" in caught.value.hint
-    network = zoo.ModelSpec("timm", "resnet18", 3, 3, (0.5,), (0.5,))
+    network = ModelSpec("timm", "resnet18", "pretrained", num_classes=3)
     with pytest.raises(UserError, match=f"weights pretrained of resnet18 cannot be fetched: {message}"):
-        pretrained.load_weights(torch.nn.Linear(1, 1), network, "pretrained")
+        pretrained.load_weights(torch.nn.Linear(1, 1), network, 3)
     assert time.monotonic() - before < 15
     assert not constants.HF_HUB_OFFLINE
 
