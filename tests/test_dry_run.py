@@ -43,7 +43,7 @@ def tried(name: str, demands: Demands = DEMANDS) -> tuple[DryRun, Classifier]:
     "name",
     [
         *("Plain", "Lazy", "DictionaryAnswer", "DataclassAnswer", "TupleAnswer", "Caches", "Tuples"),
-        *("Convolutional", "Cosine", "Distilled", "Auxiliary", "SumsLosses"),
+        *("Convolutional", "Cosine", "Distilled", "Auxiliary", "SumsLosses", "WritesImages"),
     ],
 )
 @pytest.mark.parametrize("demands", [DEMANDS, BF16])
@@ -62,6 +62,15 @@ def test_nothing_is_wrong_with(name: str, demands: Demands) -> None:
         ("FiveOutputs", "Net has 5 outputs, the dataset has 10 classes", "num_classes: 10"),
         ("OtherRows", "Net answers 4 images with 8 rows of logits", "one row for each image"),
         ("AnswersMaps", "answers with a tensor of shape (4, 8, 8, 8), not with logits", "return the logits"),
+        ("AuxiliaryFirst", "in training mode, Net answers with other logits than those of fc", "the same logits first"),
+        (
+            "BuildsItself",
+            "makes weights or buffers in its forward pass: network.blocks.0",
+            "in its constructor",
+        ),
+        ("Accumulates", "differently the second time, in eval mode", "what it keeps from one forward pass"),
+        ("PlainList", "Net computes with 15 parameters that are not among its own", "in nn.ModuleList"),
+        ("Probabilities", "answers with probabilities (each row sums to 1)", "leave out the softmax"),
         ("NotFinite", "values that are not finite", "images are in [0, 1]"),
         ("AlwaysDrops", "answers the same images differently the second time", "training=self.training"),
         ("Hooked", "a deep copy of Net does not answer as the network does", "refers to the original"),

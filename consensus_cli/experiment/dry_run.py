@@ -20,6 +20,7 @@ from consensus_cli.experiment.failing_forward import ANOTHER_MODULE, answer, exp
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone, to_layout
 from consensus_cli.models.foreign_files import some
+from consensus_cli.models.head import find_head
 from consensus_cli.models.modes import UsedParameters, evaluating, uncompiled
 
 #: largest difference between two answers to the same images, relative to the largest logit
@@ -116,6 +117,7 @@ class _Trial:
 
     def run(self) -> None:
         self.copied, self.logits = self._answered()
+        self._check_entries(self.copied)
         self._check_choice()
         self._check_logits()
         self._check_repeats()
@@ -124,7 +126,7 @@ class _Trial:
         trained = clone(self.model)
         if self.demands.training != "none":
             self._try_training(trained)
-        self._check_entries(trained)
+            self._check_entries(trained)
         if self.demands.attacked:
             self._check_gradient()
 
@@ -187,13 +189,21 @@ class _Trial:
                 f"{name} answers real images with values that are not finite",
                 "check its weights, and model.mean and model.std: images are in [0, 1]",
             )
+        if (self.logits >= 0).all() and (self.logits.sum(1) - 1).abs().max() < _SAME:
+            raise UserError(
+                f"{name} answers with probabilities (each row sums to 1), not with logits",
+                "leave out the softmax at its end",
+            )
 
     def _check_repeats(self) -> None:
         """Checks that the copy answers the same again, and that another copy answers the same with its own modules."""
         if not _alike(answer(self.copied, self.images, self.name), self.logits):
+            keeps = _alike(answer(clone(self.model), self.images, self.name), self.logits)
             raise UserError(
                 f"{self.name} answers the same images differently the second time, in eval mode",
-                "something random is on in eval mode, such as F.dropout without training=self.training",
+                "what it keeps from one forward pass must not change the next answer in eval mode"
+                if keeps
+                else "something random is on in eval mode, such as F.dropout without training=self.training",
             )
         expected = answer(self.copied, self.images.flip(0), self.name)
         another = clone(self.model)
@@ -201,12 +211,17 @@ class _Trial:
             found = answer(another, self.images.flip(0), self.name)
         if not _alike(found, expected):
             raise UserError(f"a deep copy of {self.name} does not answer as the network does", ANOTHER_MODULE)
-        foreign = used.keys - {id(parameter) for parameter in another.parameters()}
+        foreign = used.parameters.keys() - {id(parameter) for parameter in another.parameters()}
         for path, parameter in self.model.named_parameters():
             if id(parameter) in foreign:
                 raise UserError(
                     f"a deep copy of {self.name} computes with the parameter {path} of the original", ANOTHER_MODULE
                 )
+        if any(used.parameters[key].requires_grad for key in foreign):
+            raise UserError(
+                f"{self.name} computes with {len(foreign)} parameters that are not among its own",
+                "hold modules as attributes, in nn.ModuleList or in nn.ModuleDict, not in a plain list or dictionary",
+            )
 
     def _check_alone(self) -> None:
         """Checks that a network that has answered a batch answers an image alone; notes if it does so otherwise."""
@@ -272,10 +287,25 @@ class _Trial:
                         "return the same logits in training mode as in eval mode",
                     )
                 functional.cross_entropy(logits.float(), self.labels[batch]).backward()
+        self._check_head(model)
 
-    def _check_entries(self, trained: Classifier) -> None:
+    def _check_head(self, trained: Classifier) -> None:
+        """Checks that training reaches what the logits of eval mode come from, which may be others."""
+        try:
+            head = find_head(self.copied.network, self.copied.inputs(self.images))
+        except UserError:
+            # Criteria that read no metric need none that can be found.
+            return
+        weights = [p for path in head.modules for p in trained.network.get_submodule(path).parameters()]
+        if weights and all(parameter.requires_grad and parameter.grad is None for parameter in weights):
+            raise UserError(
+                f"in training mode, {self.name} answers with other logits than those of {some(list(head.modules))}",
+                "return the same logits first in both modes, and those of auxiliary heads after them",
+            )
+
+    def _check_entries(self, run: Classifier) -> None:
         """Checks that a forward pass makes no weights: a copy that has not run could not take them."""
-        made = (self.copied.state_dict().keys() | trained.state_dict().keys()) - self.model.state_dict().keys()
+        made = run.state_dict().keys() - self.model.state_dict().keys()
         if made:
             raise UserError(
                 f"{self.name} makes weights or buffers in its forward pass: "

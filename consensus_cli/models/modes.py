@@ -70,9 +70,12 @@ def following(network: nn.Module, enter: Callable[[str, Any], None], leave: Call
 
 
 def answer(network: nn.Module, example: Tensor) -> list[Tensor]:
-    """Returns the tensors that a network answers with, in eval mode and without gradients."""
+    """Returns the tensors that a network answers with, in eval mode and without gradients.
+
+    It gets a copy of the example, which it may overwrite.
+    """
     with evaluating(network):
-        return list(tensors_in([network(example)]))
+        return list(tensors_in([network(example.clone())]))
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
@@ -90,12 +93,12 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
 
 
 class UsedParameters(TorchFunctionMode):
-    """Notes which parameters a forward pass computes with."""
+    """Notes which parameters a forward pass computes with, by id."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.keys: set[int] = set()
+        self.parameters: dict[int, nn.Parameter] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.keys |= {id(t) for t in tensors_in([args, kwargs or {}]) if isinstance(t, nn.Parameter)}
+        self.parameters |= {id(t): t for t in tensors_in([args, kwargs or {}]) if isinstance(t, nn.Parameter)}
         return func(*args, **(kwargs or {}))

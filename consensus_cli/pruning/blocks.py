@@ -44,8 +44,8 @@ def find_blocks(model: nn.Module, example: Tensor, granularity: str = "block", *
     The first block of each stage is kept: the one that changes the shape, or else the first after the change.
 
     What looks like a candidate is tried: without it, bypassed or really removed, the network must answer as it does
-    when the branch adds nothing, and train. Where it does not, the block stays, with the reason. That takes some twelve
-    forward passes, and six for each further class of blocks.
+    when the branch adds nothing, and train. Where it does not, the block stays, with the reason. That takes some
+    fifteen forward passes, and five for each further class of blocks.
 
     Args:
         model: any module that maps (n, ...) to an output, in train or eval mode; it is left as it is, for a copy runs.

@@ -232,6 +232,8 @@ def trace(network: nn.Module, example: Tensor) -> Trace:
     """
     recorder = _Recorder()
     followed = following(network, recorder.enter, recorder.leave)
+    # The network may overwrite what it is given.
+    image = example[:1].clone()
     with followed, evaluating(network), unfused_attention(), uncompiled(), recorder:
-        network(example[:1])
+        network(image)
     return recorder.trace

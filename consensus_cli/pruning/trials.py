@@ -96,7 +96,7 @@ class _Trial:
                 found = _answer(self.network, self.image)
         except Exception as error:
             return f"{_NEEDS_IT} ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
-        if own & used.keys:
+        if own & used.parameters.keys():
             return "its modules run without it as well: the network holds them in a plain list, for one"
         if [tensor.shape for tensor in found] != self.shapes:
             return "the network answers in another form without it"
@@ -108,11 +108,12 @@ class _Trial:
         """Returns how a network without some blocks differs from one in which they add nothing; empty: in no way."""
         removed = clone(self.network)
         remove_blocks(removed, names)
+        found = _answer(removed, self.image)
         with bypassed(self.network, *names):
-            if not self._alike(_answer(removed, self.image), _answer(self.network, self.image)):
+            if not self._alike(found, _answer(self.network, self.image)):
                 return "really removed, the network does not answer as it does when it is bypassed"
         quiet = self._silenced(self.network.eval(), self.image, names)
-        if quiet is not None and not self._alike(_answer(removed, self.image), quiet):
+        if quiet is not None and not self._alike(found, quiet):
             return "without it, the network does not answer as it does when its branch adds nothing"
         return self._why_trains_otherwise(removed, names) if self.gradients else ""
 
@@ -149,7 +150,7 @@ class _Trial:
             return None
         seed(0)
         with torch.no_grad(), silenced(network, self.seen, names[0]) as silencer, DrawsInOrder():
-            found = list(tensors_in([network(images)]))
+            found = list(tensors_in([network(images.clone())]))
         return None if silencer is not None and silencer.left else found
 
     def _own_parameters(self, names: Sequence[str]) -> set[int]:
@@ -180,7 +181,7 @@ def _answer(network: nn.Module, images: Tensor) -> list[Tensor]:
 def _training_answer(network: nn.Module, example: Tensor) -> list[Tensor]:
     seed(0)
     with torch.no_grad(), DrawsInOrder():
-        return list(tensors_in([network.train()(example)]))
+        return list(tensors_in([network.train()(example.clone())]))
 
 
 def _gradients(network: nn.Module, example: Tensor, number: int = 0) -> tuple[list[Tensor], dict[str, bool]]:
@@ -192,7 +193,7 @@ def _gradients(network: nn.Module, example: Tensor, number: int = 0) -> tuple[li
     network.train().zero_grad()
     with torch.enable_grad():
         with DrawsInOrder():
-            found = list(tensors_in([network(example)]))
+            found = list(tensors_in([network(example.clone())]))
         losses = [tensor.float().square().mean() for tensor in found if tensor.requires_grad]
         if losses:
             torch.stack(losses).sum().backward()

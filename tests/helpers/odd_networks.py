@@ -233,6 +233,64 @@ class FailsInTraining(Plain):
         return super().forward(x)
 
 
+class AuxiliaryFirst(Plain):
+    """Answers in training with the logits of an auxiliary head first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary = nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = self.features(x)
+        return (self.auxiliary(features), self.fc(features)) if self.training else self.fc(features)
+
+
+class BuildsItself(nn.Module):
+    """Makes its layers in its first forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 3, 1))
+        self.network: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.network is None:
+            self.network = Plain()
+        return self.network(self.stem(x))
+
+
+class Accumulates(Plain):
+    """Adds what it has seen before."""
+
+    seen: Tensor | float = 0.0
+
+    def features(self, x: Tensor) -> Tensor:
+        self.seen = super().features(x) + self.seen
+        return self.seen
+
+
+class PlainList(Plain):
+    """Holds its blocks where PyTorch does not see them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = list(self.blocks.eval())
+        del self.blocks
+        self.blocks = blocks
+
+
+class Probabilities(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(1)
+
+
+class WritesImages(Plain):
+    """Normalises the images that it is given in their place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5))
+
+
 class NoGradient(Plain):
     """Preprocesses images where no gradient is kept."""
 

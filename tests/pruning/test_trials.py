@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers.odd_networks import WIDTH, Block, Plain
+from helpers.odd_networks import WIDTH, Block, Plain, WritesImages
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -282,6 +282,7 @@ RIGHT: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "lazy layers": (LazyThroughout, 4),
     "hook": (HookOnModule, 4),
     "generator": (Generates, 4),
+    "writes into its images": (WritesImages, 4),
     "what serves the blocks alone": (MakesQueries, 4),
     "dropout after another layout": (lambda: Plain(block=ChannelsLast), 4),
 }
@@ -299,6 +300,7 @@ def test_all_candidates_pass(kind: str) -> None:
     # Nothing random is used up, and nothing is left in the network.
     assert (random.getstate(), torch.equal(torch.get_rng_state(), own)) == (python, True)
     assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(IMAGES, torch.rand(IMAGES.shape, generator=torch.Generator().manual_seed(0)))
 
 
 def test_branches_that_draw_random_numbers_can_go() -> None:
