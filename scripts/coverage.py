@@ -1,9 +1,10 @@
 """Which networks can be pruned: one network of every family of timm, torchvision and transformers is tried.
 
 The smallest member of each family, with random weights, is taken through discovery with its trials, scoring, the
-removal of two blocks, a reload of the weights into a rebuilt network, and `torch.export`. Each network runs in a
-process of its own, so that one that hangs or crashes costs its time limit at most. What was found is one line of JSON
-per network in FOLDER/networks.jsonl; a network that has a line is not tried again. The page is written from the lines.
+removal of two blocks, a reload of the weights into a rebuilt network, and the export as the package does it, with
+`torch.export` and, where the extra is installed, to ONNX. Each network runs in a process of its own, so that one that
+hangs or crashes costs its time limit at most. What was found is one line of JSON per network in FOLDER/networks.jsonl;
+a network that has a line is not tried again. The page is written from the lines.
 
     python scripts/coverage.py                                      # writes docs/coverage.md
     python scripts/coverage.py --only timm/resnet18 timm/vit_tiny   # networks whose names begin so, and no page
@@ -21,6 +22,7 @@ import math
 import multiprocessing
 import re
 import resource
+import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -28,6 +30,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError
+from consensus_cli.experiment.export import FORMATS, Format
 from consensus_cli.models.classifier import logits_of
 from consensus_cli.models.modes import evaluating
 from consensus_cli.models.weights import load_into, serialize
@@ -220,6 +224,8 @@ EXPECTED: dict[str, tuple[int, ...]] = {
     "transformers/mobilenet_v2": (1 + 2 + 3 + 2 + 2,),
     "transformers/mobilevit": (0 + 2 + 1 + 3 + 2,),
     "transformers/mobilevitv2": (0 + 1 + 1 + 3 + 2,),
+    # cross-attention from the image to the latents is the first block of their stage; the decoder's is one by itself
+    "transformers/perceiver": (26, 2 * 26),
     "transformers/poolformer": (1 + 1 + 5 + 1, 2 * 8),
     "transformers/pvt": (4, 8),
     "transformers/pvt_v2": (4, 8),
@@ -254,6 +260,7 @@ NARROW: dict[str, dict[str, Any]] = {
     "timm/deepseek_vit_412m": {"embed_dim": 256, "num_heads": 4},
     "timm/qwen3_vit_88m": {"embed_dim": 192, "num_heads": 3},
     "timm/gemma4_vit_167m": {"embed_dim": 192, "num_heads": 3, "intermediate_size": 768},
+    "transformers/perceiver": {"d_latents": 128, "num_latents": 32},
 }
 NARROW_TRANSFORMERS = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
 
@@ -265,9 +272,12 @@ LEFT_OUT = {
     "transformers/siglip2": "takes patches of images of any size, not images",
 }
 
-#: sizes of images that are tried before the network's own
-SIZES = (64, 128)
+#: sizes of images that are tried before the network's own; patches of 14 pixels fit into the last
+SIZES = (64, 128, 112)
 CLASSES = 10
+
+#: key of what was found -> format of the package
+EXPORTS = {"export": FORMATS["torch-export"], "onnx": FORMATS["onnx"]}
 
 
 def families() -> dict[str, dict[str, Callable[[], nn.Module]]]:
@@ -282,8 +292,9 @@ def families() -> dict[str, dict[str, Callable[[], nn.Module]]]:
     for name in torchvision.models.list_models(module=torchvision.models):
         builder = torchvision.models.get_model_builder(name)
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        found[f"torchvision/{builder.__module__.rpartition('.')[2]}"][f"torchvision/{name}"] = functools.partial(
-            builder, num_classes=CLASSES, **options
+        family = builder.__module__.rpartition(".")[2]
+        found[f"torchvision/{family}"][f"torchvision/{name}"] = functools.partial(
+            _torchvision, family, builder, num_classes=CLASSES, **options
         )
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASS_NAMES
 
@@ -294,10 +305,17 @@ def families() -> dict[str, dict[str, Callable[[], nn.Module]]]:
     return dict(found)
 
 
-def _transformer(name: str, of_class: str) -> nn.Module:
+def _torchvision(family: str, builder: Callable[..., nn.Module], *, img_size: int = 224, **options: Any) -> nn.Module:
+    sizes = {"vision_transformer": {"image_size": img_size}, "maxvit": {"input_size": (img_size, img_size)}}
+    return builder(**options, **sizes.get(family, {}))
+
+
+def _transformer(name: str, of_class: str, img_size: int | None = None) -> nn.Module:
     config = transformers.AutoConfig.for_model(name)
-    config.num_labels = CLASSES
+    config.update({"num_labels": CLASSES} | NARROW.get(f"transformers/{name}", {}))
     for part in (config, getattr(config, "vision_config", None)):
+        if img_size is not None and hasattr(part, "image_size"):
+            part.image_size = img_size if isinstance(part.image_size, int) else [img_size, img_size]
         # Configurations of one width and depth; others have a list per stage.
         if getattr(part, "hidden_size", None) == 768 and hasattr(part, "intermediate_size"):
             part.update(NARROW_TRANSFORMERS)
@@ -324,12 +342,6 @@ def smallest(members: dict[str, Callable[[], nn.Module]]) -> str:
 
 def built(name: str, make: Callable[..., nn.Module]) -> tuple[nn.Module, int]:
     """Returns a network and the size of images that it takes: a small one where it can."""
-    library = name.partition("/")[0]
-    if library == "transformers":
-        network = make()
-        config = network.config
-        size = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", 224)
-        return network.eval(), min(size if isinstance(size, int) else size[0], 224)
     for size, of_size in itertools.product(SIZES, (True, False)):
         try:
             network = make(**{"img_size": size} if of_size else {}).eval()
@@ -340,7 +352,7 @@ def built(name: str, make: Callable[..., nn.Module]) -> tuple[nn.Module, int]:
             continue
         return network, size
     network = make().eval()
-    return network, network.default_cfg["input_size"][-1] if library == "timm" else 224
+    return network, network.default_cfg["input_size"][-1] if name.startswith("timm/") else 224
 
 
 def examine(name: str, make: Callable[..., nn.Module], say: Callable[[dict[str, Any]], None]) -> None:
@@ -363,7 +375,9 @@ def examine(name: str, make: Callable[..., nn.Module], say: Callable[[dict[str, 
         engine = AblationEngine(network, branches, images, memory_format=torch.contiguous_format)
         say({"one_pass_branches": engine.one_pass})
     remove_blocks(network, [removable[0], removable[-1]])
-    say({"export": _export(network, images)})
+    for key, form in EXPORTS.items():
+        if all(find_spec(package) for package in form.needs):
+            say({key: _export(form, network, images)})
 
 
 def _grouped(reason: str) -> str:
@@ -382,20 +396,22 @@ def _removal(network: nn.Module, rebuilt: nn.Module, blocks: list[Block], images
     return "yes" if same else "other answers"
 
 
-def _export(network: nn.Module, images: Tensor) -> str:
-    class Logits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
+class _Logits(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
 
-        def forward(self, x: Tensor) -> Tensor:
-            return logits_of(self.network(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.network(x))
 
+
+def _export(form: Format, network: nn.Module, images: Tensor) -> str:
+    """Exports a network and runs what was written on another number of images."""
+    others = torch.rand(3, *images.shape[1:])
     try:
-        with torch.no_grad():
-            program = torch.export.export(Logits().eval(), (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-            others = torch.rand(3, *images.shape[1:])
-            same = torch.allclose(program.module()(others), logits_of(network(others)), rtol=1e-3, atol=1e-4)
+        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            exported = form.write(_Logits(network).eval(), images, Path(folder) / form.name)
+            same = torch.allclose(exported(others), logits_of(network(others)), rtol=1e-3, atol=1e-4)
     except Exception as error:
         return type(error).__name__
     return "yes" if same else "other answers"
@@ -459,7 +475,7 @@ def row(family: str, found: dict[str, Any]) -> str:
         {"right": "yes", "wrong": f"no: {_shown(EXPECTED.get(found['name']))}", "": "–"}[verdict(found)],
         _shown_pass(found),
         found.get("removal", ""),
-        found.get("export", ""),
+        *(found.get(key, "") for key in EXPORTS),
         LEFT_OUT.get(found["name"]) or found.get("error") or stays,
     ]
     return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
@@ -510,8 +526,8 @@ def page(chosen: dict[str, str], results: dict[str, dict[str, Any]], limit: int)
         f"- One pass scores all blocks in {share('one_pass', True)}, all branches in "
         f"{share('one_pass_branches', True)}; in the others each candidate is bypassed in turn, which takes longer and "
         "gives the same.",
-        f"- `torch.export` of the pruned network for batches of any size, with the same answers: "
-        f"{share('export', 'yes')}. ONNX and TorchScript were not tried here.",
+        "- Export of the pruned network for batches of any size, with the same answers: `torch.export` in "
+        f"{share('export', 'yes')}, ONNX in {share('onnx', 'yes')}.",
         "",
         "Blocks and candidates are those of `granularity=block`, branches the candidates of `granularity=branch`. "
         '"Right" compares with the count by hand (– : not counted). "One pass" is for blocks / for branches. '
@@ -522,10 +538,10 @@ def page(chosen: dict[str, str], results: dict[str, dict[str, Any]], limit: int)
     for library in ("timm", "torchvision", "transformers"):
         lines += ["", f"## {library}", ""]
         lines += [
-            "| family | network | pixels | blocks | candidates | branches | right | one pass | removal | export | "
+            "| family | network | pixels | blocks | candidates | branches | right | one pass | removal | export "
+            "| ONNX | what stays, or why nothing runs |"
         ]
-        lines[-1] += "what stays, or why nothing runs |"
-        lines += ["|" + "---|" * 11]
+        lines += ["|" + "---|" * 12]
         names = sorted(
             (name for name in chosen if name.startswith(f"{library}/")), key=lambda name: (chosen[name], name)
         )
@@ -539,7 +555,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("outputs/coverage"), help="holds the lines; resumed")
     parser.add_argument("--page", type=Path, default=Path("docs/coverage.md"))
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="networks whose name begins so; no page")
-    parser.add_argument("--limit", type=int, default=90, metavar="SECONDS", help="per network")
+    parser.add_argument("--limit", type=int, default=150, metavar="SECONDS", help="per network")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)

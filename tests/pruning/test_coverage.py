@@ -37,6 +37,11 @@ def test_candidates_are_those_counted_by_hand(makers, name: str) -> None:
     assert len(candidates(blocks)) == coverage.EXPECTED[name][0]
 
 
+@pytest.mark.parametrize(("name", "size"), [("transformers/vit", 64), ("timm/deepseek_vit_412m", 112)])
+def test_images_are_as_small_as_a_network_takes_them(makers, name: str, size: int) -> None:
+    assert coverage.built(name, makers[name])[1] == size
+
+
 def test_a_shortcut_for_a_part_of_the_channels_makes_no_candidate(makers) -> None:
     network, size = coverage.built("timm/rexnet_100", makers["timm/rexnet_100"])
     assert not candidates(find_blocks(network, torch.rand(2, 3, size, size)))
@@ -47,7 +52,7 @@ def test_a_shortcut_for_a_part_of_the_channels_makes_no_candidate(makers) -> Non
 def test_a_tenth_of_the_page(makers, name: str) -> None:
     found = coverage.tried(name, makers[name], limit=300)
     assert coverage.verdict(found) == "right", json.dumps(found)
-    assert found.get("removal", "yes") == "yes"
+    assert {found.get(key, "yes") for key in ("removal", *coverage.EXPORTS)} == {"yes"}, json.dumps(found)
 
 
 def test_the_page_says_when_something_is_wrong() -> None:
@@ -60,9 +65,13 @@ def test_the_page_says_when_something_is_wrong() -> None:
     assert not coverage.verdict({"name": "timm/unheard_of", "candidates": 3})
 
 
-@pytest.mark.xfail(strict=True, reason="the page of 2026-11-26 has 124 of 132 right, 94 %; its rows name the others")
-def test_the_committed_page_has_no_wrong_count_beyond_three_in_a_hundred() -> None:
-    rows = [line.split("|")[7].strip() for line in PAGE.read_text().splitlines() if line.count("|") == 12]
-    checked = [cell for cell in rows if cell == "yes" or cell.startswith("no: ")]
-    assert len(checked) >= 60
-    assert checked.count("yes") >= 0.97 * len(checked)
+@pytest.mark.xfail(strict=True, reason="the page of 2026-11-26 has 102 of 110 right, 93 %; its rows name the others")
+def test_at_least_97_of_100_networks_with_identity_shortcuts_are_right_on_the_committed_page() -> None:
+    right, library = {}, ""
+    for line in PAGE.read_text().splitlines():
+        library = line.removeprefix("## ") if line.startswith("## ") else library
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) > 8 and any(coverage.EXPECTED.get(f"{library}/{cells[2]}", ())):
+            right[f"{library}/{cells[2]}"] = cells[7] == "yes"
+    assert len(right) >= 60
+    assert sum(right.values()) >= 0.97 * len(right), [name for name, is_right in right.items() if not is_right]
