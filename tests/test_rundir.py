@@ -50,6 +50,7 @@ def test_every_file_has_its_own_name_inside_the_directory(tmp_path: Path) -> Non
         "scores.csv",
         "run.log",
         "row.json",
+        "answers.json",
         "summary.md",
         ".lock",
         "checkpoints/state.safetensors",

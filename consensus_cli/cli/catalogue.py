@@ -21,6 +21,7 @@ LISTS = {
     "attacks": "attacks",
     "evaluations": "evaluate",
     "experiments": "experiment",
+    "budgets": "budget",
 }
 
 

@@ -24,7 +24,7 @@ examples:
   consensus report --help
 
 settings are written key=value; what there is to set, with the defaults: consensus run --cfg job
-groups: model dataset baseline metrics criterion prune finetune attacks evaluate experiment
+groups: model dataset baseline metrics criterion prune finetune attacks evaluate experiment budget
 
 exit codes: 0 done, 1 a bug or a failed run, 2 a mistake in what was asked for, 130 and 143 interrupted
 """

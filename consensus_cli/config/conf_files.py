@@ -83,8 +83,9 @@ def offered(group: str) -> dict[str, str]:
 
 
 def _written(group: str) -> dict[str, str]:
-    files = sorted((config_dir() / group).glob("*.yaml"))
-    return {file.stem: _description(file) for file in files}
+    folder = config_dir() / group
+    files = sorted(folder.rglob("*.yaml"))
+    return {file.relative_to(folder).with_suffix("").as_posix(): _description(file) for file in files}
 
 
 def _description(file: Path) -> str:

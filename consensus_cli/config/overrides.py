@@ -21,6 +21,9 @@ from consensus_cli.errors import ConfigError, UserError, unknown_name
 #: a sweep of more runs is a slip of the pen: each of them is checked before the first starts
 MOST_RUNS = 10_000
 
+#: groups of which nothing need be chosen
+_OPTIONAL = ("experiment", "budget")
+
 #: group -> what a name that is none of its options may have been meant for
 _INSTEAD = {
     "model": "a file of weights: model.weights={0}",
@@ -92,12 +95,12 @@ def _override_problems(override: Override, own_files: bool) -> Iterator[UserErro
     option = find(key)
     is_group = key in schema.GROUPS
     added = (override.is_add() and not (option and option.open)) or (override.is_force_add() and is_group)
-    if override.is_delete() and key == "experiment" and not override.value():
+    if override.is_delete() and key in _OPTIONAL and not override.value():
         return
     if not is_group and option is None and override.package is None:
         yield unknown_key(key)
     elif added or override.package is not None or override.is_delete():
-        value = "null" if said.startswith("~experiment") else said.partition("=")[2] or "…"
+        value = "null" if key in _OPTIONAL and said.startswith("~") else said.partition("=")[2] or "…"
         yield UserError(f"{said}: settings take no +, ~ or @", f"write {key}={value}")
     elif is_group:
         yield from _choice_problems(key, override, own_files)
@@ -114,7 +117,7 @@ def _choice_problems(group: str, override: Override, own_files: bool) -> Iterato
         if isinstance(choice, Glob):
             known = own_files or bool(choice.filter(options))
         elif choice is None:
-            known = group == "experiment" and not override.is_sweep_override()
+            known = group in _OPTIONAL and not override.is_sweep_override()
         else:
             known = name in options or (own_files and isinstance(choice, str | int | float))
         if not known:

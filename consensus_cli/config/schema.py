@@ -31,6 +31,7 @@ GROUPS = (
     "attacks",
     "evaluate",
     "experiment",
+    "budget",
 )
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -198,6 +199,9 @@ class RunConfig:
         output_dir: folder of `results.csv`, run directories and cached baselines.
         if_done: where there is a run of the same configuration already: `skip` it if it is finished, or continue it;
             or `rerun`, start another one. null: skip in a sweep, else rerun.
+        controls: networks with rows of their own beside each of the run's, trained as much as the pruned one was by the
+            same recipe: `more_training`, the original; `scratch`, the pruned shape from fresh weights, and once more
+            for the original's epochs besides.
     """
 
     # OmegaConf has no union with a list; `composition.to_run_config` checks the type.
@@ -220,6 +224,7 @@ class RunConfig:
     threads: int | None = field(default=None, metadata={"range": (1, 1024)})
     output_dir: str = field(default=MISSING, metadata={"own": True})
     if_done: str | None = field(default=None, metadata={"choices": ("skip", "rerun")})
+    controls: list[str] = field(default_factory=list, metadata={"choices": ("more_training", "scratch")})
     model: ModelSpec = field(default_factory=ModelSpec)
     dataset: Request = field(default_factory=Request)
     baseline: BaselineConfig = MISSING

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 from consensus_cli.data.request import Cue, Request
 
 if TYPE_CHECKING:
-    from consensus_cli.data.datasets import DATASETS, check, load
+    from consensus_cli.data.datasets import DATASETS, available, check, load
     from consensus_cli.data.source import ImageData, Progress
     from consensus_cli.data.split import Augmentation, Split
 
-__all__ = ["DATASETS", "Augmentation", "Cue", "ImageData", "Progress", "Request", "Split", "check", "load"]
+__all__ = ["DATASETS", "Augmentation", "Cue", "ImageData", "Progress", "Request", "Split"]
+__all__ += ["available", "check", "load"]
 
 _HOMES = {"ImageData": "source", "Progress": "source", "Augmentation": "split", "Split": "split"}
 

@@ -18,9 +18,10 @@ from consensus_cli.data.request import Request
 from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.data.source import SPLIT_SEED, ImageData, Progress, Source, channel_statistics
 from consensus_cli.data.split import Split
+from consensus_cli.data.synthetic import Synthetic
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 
-DATASETS: dict[str, Source] = {"digits": Digits(), **ARCHIVES, **FOLDERS, "hf": HuggingFace()}
+DATASETS: dict[str, Source] = {"digits": Digits(), **ARCHIVES, **FOLDERS, "hf": HuggingFace(), "synthetic": Synthetic()}
 
 # Decoded images up to this size live in memory: CIFAR-10 takes 0.17 GiB, 13,000 images of 224 pixels 1.8 GiB.
 MEMORY_LIMIT_BYTES = 1024**3
@@ -43,6 +44,7 @@ def load(request: Request, cache_dir: Path, *, seed: int = 0, progress: Progress
     """
     if problems := check(request, cache_dir):
         raise ConfigError(problems)
+    request = available(request, cache_dir)
     found = DATASETS[request.source].read(request, cache_dir)
     limits = (request.limit_train, request.limit_test, request.limit_test)
     splits = [
@@ -67,11 +69,17 @@ def load(request: Request, cache_dir: Path, *, seed: int = 0, progress: Progress
     return replace(found, train=train, val=val, test=test, mean=mean, std=std, notes=(*found.notes, *notes))
 
 
+def available(request: Request, cache_dir: Path) -> Request:
+    """Returns the request, or where its files are not there and `if_missing` says so, one for synthetic images."""
+    missing = request.if_missing == "synthetic" and DATASETS[request.source].check(request, cache_dir)
+    return replace(request, source="synthetic", name="synthetic", root=None) if missing else request
+
+
 def check(request: Request, cache_dir: Path) -> list[UserError]:
     """Returns everything wrong with a request but values out of range; cheap, reads no image. Arguments as `load`."""
     if request.source not in DATASETS:
         return [unknown_name("dataset", request.source, DATASETS)]
-    source = DATASETS[request.source]
+    source = DATASETS[available(request, cache_dir).source]
     problems = source.check(request, cache_dir)
     if request.streaming and not source.streams:
         problems.append(

@@ -46,6 +46,7 @@ class Request:
             images as well.
         streaming: read from disk batch by batch; null: by size.
         on_corrupt: `error` or `skip` for files that cannot be read.
+        if_missing: where files are not there and not to be downloaded, `error`, or `synthetic` images in their place.
         workers: processes that decode streamed images; 0: the run itself; null: as many as processors, at most 8.
         cue: a mark planted in the training images.
     """
@@ -60,6 +61,7 @@ class Request:
     limit_test: int | None = field(default=None, metadata={"range": (1, math.inf)})
     streaming: bool | None = None
     on_corrupt: str = field(default="error", metadata={"choices": ("error", "skip")})
+    if_missing: str = field(default="error", metadata={"choices": ("error", "synthetic")})
     workers: int | None = field(default=None, metadata={"range": (0, math.inf)})
     cue: Cue = field(default_factory=Cue)
 

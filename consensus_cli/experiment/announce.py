@@ -12,13 +12,16 @@ import torch
 from consensus_cli import __version__
 from consensus_cli.config.schema import EvaluateConfig
 from consensus_cli.evaluation.cost.cost_comparison import DISTURBING_PCT, EVERYTHING_COUNTED
+from consensus_cli.experiment.controls import asked
 from consensus_cli.experiment.measuring import IDLE_WINDOWS
 from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.experiment.session import Session
 from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.schedule import block_costs
+from consensus_cli.report.attribution import sentences
 from consensus_cli.report.comparison import run_changes
+from consensus_cli.report.formatting import NONE
 from consensus_cli.scoring.ranking.consensus import Ranking, kendall_tau
 from consensus_cli.screen import Screen, events
 
@@ -84,12 +87,12 @@ def _planned(prepared: Prepared, removed: Sequence[str], *, resumed: bool) -> di
     config = prepared.config
     steps = math.ceil((prepared.target_blocks - len(removed)) / config.prune.step)
     per_step = config.finetune.recalibration_images > 0 or config.finetune.epochs_per_step > 0
-    rows = len(config.ratios)
-    finetunings = steps * per_step + rows * (config.finetune.final_epochs > 0)
+    rows, made = len(config.ratios), len(config.ratios) * len(asked(config.controls))
+    finetunings = steps * per_step + rows * (config.finetune.final_epochs > 0) + made
     # A resumed run has its original network.
     baseline = {} if resumed else _baseline_phase(prepared)
     heal = {} if config.prune.replace == "nothing" else {"heal": steps}
-    return baseline | {"score": steps} | heal | {"finetune": finetunings, "evaluate": rows}
+    return baseline | {"score": steps} | heal | {"finetune": finetunings, "evaluate": rows + made}
 
 
 def _baseline_phase(prepared: Prepared) -> dict[str, int]:
@@ -107,8 +110,14 @@ def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
     """Shows baseline, pruned network and change, and where the row is."""
     screen.show(events.RowWritten(row))
     title = f"{row['model']} without {row['blocks_removed']} of {row['blocks_candidates']} blocks"
+    after = "pruned"
+    if row.get("control"):
+        title, after = f"control {row['control']}: {title}", "control"
     rows = [(change.label, change.before, change.after, change.change) for change in run_changes(row)[1]]
-    screen.table(title, ("", "original", "pruned", "change"), rows)
+    if row.get("control"):
+        # Its cost is counted and not timed.
+        rows = [line for line in rows if set(line[1:]) != {NONE}]
+    screen.table(title, ("", "original", after, "change"), rows)
     # A row of an older version does not say what its MACs leave out.
     if row.get("macs_uncounted") not in (None, EVERYTHING_COUNTED):
         screen.warning(f"MACs leave out: {row['macs_uncounted']}")
@@ -119,7 +128,12 @@ def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
             f"other programs used {row['other_load_pct']:.0f} % of the processor while latency and energy were "
             "measured: the change holds, the values do not compare with other runs'"
         )
-    screen.result(f"removed, in order: {row['removed_blocks'].replace(';', ' ')}")
+    if row["removed_blocks"]:
+        screen.result(f"removed, in order: {row['removed_blocks'].replace(';', ' ')}")
+    for sentence in sentences(row):
+        screen.result(sentence)
+    if row.get("control"):
+        return
     screen.result(f"run {row['run_id']} took {row['duration_s']:.0f} s; its files: {row['run_dir']}")
 
 

@@ -86,6 +86,13 @@ def value_problems(config: RunConfig) -> list[UserError]:
             )
         )
     world = distributed.world()
+    if config.controls and not config.finetune.epochs_per_step and not config.finetune.final_epochs:
+        found.append(
+            UserError(
+                "controls are trained as much as the pruned network, and that is not at all",
+                "choose a finetune that trains, such as finetune=short, or leave controls out",
+            )
+        )
     for node, recipe in (("baseline", config.baseline), ("finetune", config.finetune)):
         least = 2 * recipe.accumulate_batches * world
         if 2 <= recipe.batch_size < least:

@@ -39,6 +39,18 @@ class Inputs:
     hashes: dict[str, str]
 
 
+def with_images_there_are(config: RunConfig, screen: Screen) -> RunConfig:
+    """Returns the configuration with synthetic images where `dataset.if_missing` puts them, and says so on screen."""
+    request = config.dataset
+    if request.source not in data.DATASETS or data.available(request, checks.cache_dir(config)) is request:
+        return config
+    screen.warning(
+        f"dataset '{request.source}' is not in {request.root or checks.cache_dir(config)}: synthetic images stand in "
+        "for it, as dataset.if_missing=synthetic says"
+    )
+    return replace(config, dataset=data.available(request, checks.cache_dir(config)))
+
+
 def load_images(config: RunConfig, screen: Screen) -> ImageData:
     """Checks the configuration and loads its images. Raises UserError: files or values that are wrong."""
     checks.check(config)

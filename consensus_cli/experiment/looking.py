@@ -33,6 +33,7 @@ def score(config: RunConfig, screen: Screen) -> Path:
         RunFailedError: memory, disk, training or the network's code gave out.
     """
     share = distributed.join()
+    config = inputs.with_images_there_are(config, screen)
     prepared = share.agree(lambda: prepare(config, screen, finetunes=False))
     state = RunState()
     steps = Steps(prepared, state, share, screen)
@@ -54,6 +55,7 @@ def show_blocks(config: RunConfig, screen: Screen) -> None:
     Raises:
         UserError: the configuration is wrong, or the network has no residual blocks.
     """
+    config = inputs.with_images_there_are(config, screen)
     checks.check(config)
     device = checks.pick_device(config.device)
     images = inputs.read_images(config)

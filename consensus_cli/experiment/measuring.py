@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
+from torch import Tensor
+
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.share import Share
 from consensus_cli.data.source import Progress
@@ -38,19 +40,23 @@ def measure(
     original: Classifier,
     network: Classifier,
     *,
-    training: Training,
+    training: Training | None,
     meter: EnergyMeter,
     progress: Progress,
     share: Share,
-) -> Columns:
+) -> tuple[Columns, dict[str, Tensor]]:
     """Measures both networks by the pieces that `evaluation.compare` is made of; processes share the images.
 
-    Rank 0 measures cost, with `training` on copies of the networks.
+    Rank 0 measures cost, with `training` on copies of the networks; None: the cost is counted and not timed.
+
+    Returns:
+        The columns, and of `base` and `pruned` whether they are right about each test image, (n,) bool.
     """
     config, test = prepared.config, prepared.images.test
     settings = config.evaluate
     pair = Pair(original, network, test, config.seed, prepared.device, share, prepared.threads.ticking(progress))
-    columns = accuracy_columns(*predict_both(pair))
+    answers = dict(zip(pair.networks, predict_both(pair), strict=True))
+    columns = accuracy_columns(*answers.values())
     columns |= share.lead(lambda: _cost_columns(prepared, pair, training, meter))
     suite = {key: Attack(**asdict(attack), seed=config.seed) for key, attack in config.attacks.suite.items()}
     columns |= attack_columns(pair, suite, config.attacks.images)
@@ -59,10 +65,12 @@ def measure(
         columns |= shift_columns(pair, name, archive, settings.shift_images)
     if config.dataset.cue.kind is not None and isinstance(test, ImageTensors):
         columns |= shortcut_columns(pair, test, config.dataset.cue, len(prepared.images.classes))
-    return columns
+    return columns, {name: answer.correct for name, answer in answers.items()}
 
 
-def _cost_columns(prepared: Prepared, pair: Pair, training: Training, meter: EnergyMeter) -> Columns:
+def _cost_columns(prepared: Prepared, pair: Pair, training: Training | None, meter: EnergyMeter) -> Columns:
+    if training is None:
+        return complexity_columns(pair.original, pair.pruned, pair.test.image_shape)
     settings, before = prepared.config.evaluate, Load.now()
     columns: Columns = {"idle_w": meter.idle_w(IDLE_WINDOWS * settings.energy_window_s)}
     columns |= complexity_columns(pair.original, pair.pruned, pair.test.image_shape)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.experiment import announce, distributed, inputs
+from consensus_cli.experiment.controls import asked
 from consensus_cli.experiment.prepare import prepare
 from consensus_cli.experiment.row import Row, settle
 from consensus_cli.experiment.session import Session, find_earlier, open_session, reopen
@@ -33,6 +34,7 @@ def run(config: RunConfig, overrides: Sequence[str], screen: Screen, kept: input
         RunFailedError: memory, disk or training gave out; the row says so.
     """
     share = distributed.join()
+    config = inputs.with_images_there_are(config, screen)
     read = share.agree(lambda: inputs.load(config, screen, kept))
 
     def earlier() -> RunDir | None:
@@ -87,10 +89,24 @@ def _finish(session: Session, steps: Steps, ratio: float, original: Classifier, 
     if pruned is None:
         pruned = steps.fine_tune_finally(network, original, ratio)
         session.save_pruned(prepared, ratio, original, network, pruned)
-    columns = steps.evaluate(original, pruned, ratio)
-    row = session.record(ratio, columns, steps.screen)
+    for control in asked(prepared.config.controls):
+        row = session.recorded(ratio, steps.screen, control)
+        row = row or _control(session, steps, ratio, original, network, control=control)
+        announce.show_comparison(steps.screen, row)
+    row = session.record(ratio, *steps.evaluate(original, pruned, ratio), steps.screen)
     steps.track_row(row)
     return row
+
+
+def _control(
+    session: Session, steps: Steps, ratio: float, original: Classifier, network: Classifier, *, control: str
+) -> Row:
+    """Trains what a control is of, measures it in the pruned network's place, and returns the row it recorded."""
+    trained = session.saved_pruned(steps.prepared, ratio, control)
+    if trained is None:
+        trained = steps.train_control(control, original, ratio)
+        session.save_pruned(steps.prepared, ratio, original, network, trained, control=control)
+    return session.record(ratio, *steps.evaluate(original, trained, ratio, control), steps.screen, control)
 
 
 def _with_state(files: RunDir | None) -> tuple[RunDir | None, bool]:

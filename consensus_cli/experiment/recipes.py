@@ -29,18 +29,34 @@ def after_removal(config: RunConfig, removed: int, target_blocks: int) -> Recipe
     """
     epochs = config.finetune.epochs_per_step
     rounds_before = math.ceil(removed / config.prune.step) - 1
-    return _recovery(config, epochs, rounds_before * epochs, target_blocks)
+    return _in_the_run(config, epochs, rounds_before * epochs, target_blocks)
 
 
 def at_the_end(config: RunConfig, removed: int, target_blocks: int) -> Recipe:
     """Returns how the network is trained after the last removal; arguments as in `after_removal`."""
     epochs_before = math.ceil(removed / config.prune.step) * config.finetune.epochs_per_step
-    return _recovery(config, config.finetune.final_epochs, epochs_before, target_blocks)
+    return _in_the_run(config, config.finetune.final_epochs, epochs_before, target_blocks)
 
 
-def _recovery(config: RunConfig, epochs: float, epochs_before: float, target_blocks: int) -> Recipe:
+def from_scratch(config: RunConfig, rounds: int, *, with_original: bool) -> Recipe:
+    """Returns how the pruned shape is trained from fresh weights: by the recipe of fine-tuning, for all of its epochs.
+
+    Args:
+        config: of the run.
+        rounds: fine-tunings between removals.
+        with_original: add the epochs of the original's training, `baseline.epochs`.
+    """
+    epochs = rounds * config.finetune.epochs_per_step + config.finetune.final_epochs
+    return _recovery(config, epochs + config.baseline.epochs * with_original)
+
+
+def _recovery(config: RunConfig, epochs: float) -> Recipe:
     settings = config.finetune
-    recipe = replace(_recipe(settings, epochs), distill=settings.distill, ema_decay=settings.ema_decay)
+    return replace(_recipe(settings, epochs), distill=settings.distill, ema_decay=settings.ema_decay)
+
+
+def _in_the_run(config: RunConfig, epochs: float, epochs_before: float, target_blocks: int) -> Recipe:
+    settings, recipe = config.finetune, _recovery(config, epochs)
     if settings.span == "step" or epochs == 0:
         return recipe
     rounds = math.ceil(target_blocks / config.prune.step)

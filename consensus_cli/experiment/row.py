@@ -93,6 +93,11 @@ def result_columns(prepared: Prepared, state: RunState, phases: Phases, batch_si
     return dict.fromkeys(COLUMNS) | columns
 
 
+def control_columns(config: RunConfig, control: str) -> Row:
+    """Returns which control a row is of, empty for the run itself; nothing where the run makes none."""
+    return {"control": control or None} if config.controls else {}
+
+
 def failure_columns(error: BaseException) -> Row:
     """Returns `status=failed` (or `interrupted`) and the error."""
     # A cluster's launcher leaves by SystemExit when a job's time is over.

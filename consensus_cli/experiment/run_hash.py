@@ -22,11 +22,13 @@ _NOT_IN_HASH = (
     "dataset.root",
     "dataset.download",
     "dataset.workers",
+    # By the time a run has a hash, it is known which images it uses.
+    "dataset.if_missing",
     "if_done",
 )
 
 #: settings of later versions -> value with which a run is as it was before, so that earlier runs are still known
-_LATER = {"model.reset_head": False, "prune.replace": "nothing", "scoring.repair": False}
+_LATER = {"controls": [], "model.reset_head": False, "prune.replace": "nothing", "scoring.repair": False}
 
 
 def run_hash(config: RunConfig) -> str:

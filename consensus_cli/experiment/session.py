@@ -21,7 +21,7 @@ from consensus_cli.config.composition import read_config
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.data.share import Share
 from consensus_cli.errors import UserError
-from consensus_cli.experiment import limits, row
+from consensus_cli.experiment import controls, limits, row
 from consensus_cli.experiment.inputs import located
 from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.experiment.run_hash import run_hash
@@ -32,8 +32,11 @@ from consensus_cli.models.matching import entries
 from consensus_cli.models.weights import load_into
 from consensus_cli.pruning.replacement import install_forms
 from consensus_cli.pruning.surgery import remove_blocks
+from consensus_cli.report.attribution import attribution_columns
+from consensus_cli.report.runs import load
 from consensus_cli.screen import Screen
 from consensus_cli.storage import checkpoint
+from consensus_cli.storage.answers import write_answers
 from consensus_cli.storage.atomic import remove_partial_files, write_atomic
 from consensus_cli.storage.identity import Identity, find, is_done
 from consensus_cli.storage.rundir import RunDir, output_dir_of
@@ -101,19 +104,27 @@ class Session:
                 write_scores(self.files.scores, self.state.scores)
                 self._write_state(network)
 
-    def saved_pruned(self, prepared: Prepared, ratio: float) -> Classifier | None:
-        """Returns the network after the final fine-tuning at a ratio; None if that has not been done."""
-        file = self._files(ratio).pruned_checkpoint
+    def saved_pruned(self, prepared: Prepared, ratio: float, control: str = "") -> Classifier | None:
+        """Returns the network after the final fine-tuning at a ratio, or a control's; None if it is to be made."""
+        file = self._files(ratio, control).pruned_checkpoint
         # A file that somebody took away is made again.
-        known = str(ratio) in self.state.tuned and self.share.lead(file.is_file)
+        known = tuned_key(ratio, control) in self.state.tuned and self.share.lead(file.is_file)
         if not known:
             return None
-        return _network(prepared, self.state, self.share.lead(lambda: checkpoint.read_weights(file)), file)
+        state = controls.shape(control, self.state)
+        return _network(prepared, state, self.share.lead(lambda: checkpoint.read_weights(file)), file)
 
     def save_pruned(
-        self, prepared: Prepared, ratio: float, original: Classifier, network: Classifier, pruned: Classifier
+        self,
+        prepared: Prepared,
+        ratio: float,
+        original: Classifier,
+        network: Classifier,
+        pruned: Classifier,
+        *,
+        control: str = "",
     ) -> None:
-        """Saves the network after the final fine-tuning at a ratio.
+        """Saves the network after the final fine-tuning at a ratio, or that of a control.
 
         Args:
             prepared: what the run works on.
@@ -121,10 +132,11 @@ class Session:
             original: the original network.
             network: the one with which the pruning goes on to larger ratios.
             pruned: the one that is measured.
+            control: which control that is; empty for the run itself.
         """
         if not self.share.leads:
             return
-        files = self._files(ratio)
+        files, state = self._files(ratio, control), controls.shape(control, self.state)
         with self.stopper.held_off():
             if files != self.files:
                 files.make()
@@ -135,28 +147,42 @@ class Session:
                 pruned,
                 prepared.spec,
                 prepared.images.train.image_shape[0],
-                self.state.removed,
-                maps=self.state.maps,
+                state.removed,
+                maps=state.maps,
                 classes=prepared.images.classes,
             )
             self._write_state(network)
 
-    def recorded(self, ratio: float, screen: Screen) -> row.Row | None:
-        """Returns the row at a ratio if an earlier session has written it, else None."""
-        files = self._files(ratio)
+    def recorded(self, ratio: float, screen: Screen, control: str = "") -> row.Row | None:
+        """Returns the row at a ratio, or of a control, if an earlier session has written it, else None."""
+        files = self._files(ratio, control)
         if files == self.files or not self.share.lead(lambda: is_done(files)):
             return None
         return self.share.lead(lambda: row.settle(files, Path(self.config.output_dir), screen.warning))
 
-    def record(self, ratio: float, columns: row.Row, screen: Screen) -> row.Row:
-        """Writes the row at a ratio, which it returns; with the last one the run is done."""
-        return self.share.lead(lambda: self._record(ratio, columns, screen))
+    def record(
+        self, ratio: float, columns: row.Row, right: Mapping[str, Tensor], screen: Screen, control: str = ""
+    ) -> row.Row:
+        """Writes the row at a ratio, which it returns, and whether each network is right about each test image.
 
-    def _record(self, ratio: float, columns: row.Row, screen: Screen) -> row.Row:
-        files = self._files(ratio)
+        With the last one the run is done; its controls are recorded before it.
+        """
+        return self.share.lead(lambda: self._record(ratio, columns, right, screen, control))
+
+    def _record(
+        self, ratio: float, columns: row.Row, right: Mapping[str, Tensor], screen: Screen, control: str
+    ) -> row.Row:
+        files = self._files(ratio, control)
         with self.stopper.held_off():
+            write_answers(files, right)
+            written = columns | self._identity_columns(ratio, control) | row.file_columns(files)
+            if control:
+                row.write(files, Path(self.config.output_dir), written)
+                row.draw_summary(files, written, screen.warning)
+                return written
             write_scores(files.scores, self.state.scores)
-            written = columns | self._identity_columns(ratio) | row.file_columns(files)
+            if self.config.controls:
+                written |= attribution_columns(load(Path(self.config.output_dir)), written, right)
             row.write(files, Path(self.config.output_dir), written)
             if files == self.files:
                 self.files.state.unlink(missing_ok=True)
@@ -181,9 +207,10 @@ class Session:
                     row.write(self.files, Path(self.config.output_dir), failed)
             raise
 
-    def _files(self, ratio: float) -> RunDir:
+    def _files(self, ratio: float, control: str = "") -> RunDir:
         """Returns where the row at a ratio goes: the run's own directory for the last one, else one beside it."""
-        return self.files if ratio == self.config.ratios[-1] else self.files.sibling(self.hashes[ratio])
+        files = self.files if ratio == self.config.ratios[-1] else self.files.sibling(self.hashes[ratio])
+        return files.control(control) if control else files
 
     def _duration_s(self) -> float:
         """Returns the wall-clock seconds of all sessions, without what a killed one did after its last save."""
@@ -193,9 +220,10 @@ class Session:
         self.state.duration_s = self._duration_s()
         self.state.write(self.files.state, network)
 
-    def _identity_columns(self, ratio: float) -> row.Row:
+    def _identity_columns(self, ratio: float, control: str = "") -> row.Row:
         config = replace(self.config, ratio=ratio)
-        return row.identity_columns(config, self.identity, self._files(ratio), self._duration_s())
+        columns = row.identity_columns(config, self.identity, self._files(ratio, control), self._duration_s())
+        return columns | ({"control_of": self._files(ratio).path.name} if control else {})
 
 
 @contextmanager
@@ -229,6 +257,11 @@ def open_session(
             stack.enter_context(log_into(files))
             stack.enter_context(session.row_on_failure())
         yield session
+
+
+def tuned_key(ratio: float, control: str = "") -> str:
+    """Returns the key in `RunState.tuned` of the row at a ratio, or of one of its controls."""
+    return f"{ratio} {control}".strip()
 
 
 def as_saved(prepared: Prepared, network: Classifier, state: RunState) -> Classifier:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,14 +20,14 @@ from consensus_cli.data.share import Share
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.cost.energy import Consumption, EnergyMeter
-from consensus_cli.experiment import recipes, row
+from consensus_cli.experiment import controls, recipes, row
 from consensus_cli.experiment.batch_sizes import Fitting
 from consensus_cli.experiment.finetuning import Trainer
 from consensus_cli.experiment.inputs import code_hash
 from consensus_cli.experiment.measuring import measure
 from consensus_cli.experiment.original import cached
 from consensus_cli.experiment.prepare import Prepared
-from consensus_cli.experiment.session import as_saved
+from consensus_cli.experiment.session import as_saved, tuned_key
 from consensus_cli.experiment.tracking import Tracker
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
@@ -190,15 +190,19 @@ class Steps:
 
     def fine_tune(self, network: Classifier, original: Classifier) -> None:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
-        removed = len(self.state.removed)
-        recalibrates = self.config.finetune.recalibration_images > 0
-        recipe = recipes.after_removal(self.config, removed, self.prepared.target_blocks)
-        if recalibrates or recipe.epochs > 0:
-            with self._phase("finetune", self.state.phases):
-                if recalibrates:
-                    self._trainer.recalibrate(network, self._seed(removed))
-                self._train(network, original, recipe, f"fine-tuning after {removed} removals")
+        with self._phase("finetune", self.state.phases) if self._tunes_between else nullcontext():
+            self._tune_between(network, original, len(self.state.removed), "fine-tuning")
         self._show_accuracy(network)
+
+    @property
+    def _tunes_between(self) -> bool:
+        return self.config.finetune.recalibration_images > 0 or self.config.finetune.epochs_per_step > 0
+
+    def _tune_between(self, network: Classifier, original: Classifier, removed: int, description: str) -> None:
+        if self.config.finetune.recalibration_images > 0:
+            self._trainer.recalibrate(network, self._seed(removed))
+        recipe = recipes.after_removal(self.config, removed, self.prepared.target_blocks)
+        self._train(network, original, recipe, removed, f"{description} after {removed} removals")
 
     def fine_tune_finally(self, network: Classifier, original: Classifier, ratio: float) -> Classifier:
         """Returns a copy of the network that was trained for `finetune.final_epochs`."""
@@ -207,27 +211,59 @@ class Steps:
         recipe = recipes.at_the_end(self.config, len(self.state.removed), self.prepared.target_blocks)
         if recipe.epochs > 0:
             with self._phase("finetune", phases):
-                self._train(pruned, original, recipe, "final fine-tuning")
+                self._train(pruned, original, recipe, len(self.state.removed), "final fine-tuning")
             self._show_accuracy(pruned)
         return pruned
 
-    def evaluate(self, original: Classifier, pruned: Classifier, ratio: float) -> row.Row:
-        """Measures both networks on the same data and the same device; returns the columns of the row."""
-        phases = copy.deepcopy(self.state.tuned[str(ratio)])
+    def train_control(self, control: str, original: Classifier, ratio: float) -> Classifier:
+        """Returns a control's network, trained by the recipe, with the seeds and for the epochs of all fine-tunings."""
+        phases: Phases = {}
+        self.state.tuned[tuned_key(ratio, control)] = phases
+        state, description = self.state, f"control {control}"
+        with self._phase("finetune", phases):
+            if control == controls.MORE_TRAINING:
+                network = as_saved(self.prepared, original, RunState())
+                for removed in controls.removals_so_far(self.prepared, state):
+                    self._tune_between(network, original, removed, description)
+                recipe = recipes.at_the_end(self.config, len(state.removed), self.prepared.target_blocks)
+            else:
+                network = as_saved(self.prepared, controls.fresh(self.prepared, state), state)
+                recipe = controls.recipe(self.prepared, state, control)
+            self._train(network, original, recipe, len(state.removed), description)
+        self._show_accuracy(network)
+        return network
+
+    def evaluate(
+        self, original: Classifier, pruned: Classifier, ratio: float, control: str = ""
+    ) -> tuple[row.Row, dict[str, Tensor]]:
+        """Measures both networks on the same data and the same device.
+
+        Args:
+            original: the original network.
+            pruned: the pruned one, or that of a control, whose cost is counted and not timed.
+            ratio: one of the run's.
+            control: empty for the run itself.
+
+        Returns:
+            The columns of the row, and whether each network is right about each test image.
+        """
+        phases = copy.deepcopy(self.state.tuned[tuned_key(ratio, control)])
         with self._phase("evaluate", phases), self.screen.progress("evaluating") as report:
-            measured = measure(
+            measured, right = measure(
                 self.prepared,
                 original,
                 pruned,
-                training=self._trainer.measured(original, pruned),
+                training=None if control else self._trainer.measured(original, pruned),
                 meter=self._meter,
                 share=self.share,
                 progress=report,
             )
         asked = {"training": self.config.finetune.batch_size, "scoring": SCORING_BATCH_SIZE}
         sizes = {purpose: self._fitting.size(purpose, size) for purpose, size in asked.items()}
-        columns = row.result_columns(self.prepared, self.state, phases, sizes)
-        return columns | {"energy_estimated": self._meter.estimated} | measured
+        state = controls.shape(control, self.state)
+        columns = row.result_columns(self.prepared, state, phases, sizes)
+        columns |= {"energy_estimated": None if control else self._meter.estimated}
+        return columns | row.control_columns(self.config, control) | measured, right
 
     def track_row(self, columns: row.Row) -> None:
         """Logs the numbers of a finished row to the tracker."""
@@ -286,9 +322,11 @@ class Steps:
 
         return cached(model, determined_by, Path(self.config.output_dir) / "baselines", train, self.share)
 
-    def _train(self, network: Classifier, original: Classifier, recipe: training.Recipe, description: str) -> None:
+    def _train(
+        self, network: Classifier, original: Classifier, recipe: training.Recipe, removed: int, description: str
+    ) -> None:
         if recipe.epochs > 0:
-            seed = self._seed(len(self.state.removed), int(recipe.epochs * 1000))
+            seed = self._seed(removed, int(recipe.epochs * 1000))
             self._trainer.train(network, recipe, seed=seed, description=description, teacher=original)
 
     def _show_removal(self, ranking: Ranking, position: int) -> None:

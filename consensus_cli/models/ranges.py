@@ -47,9 +47,10 @@ def _value_problems(key: str, value: Any, rules: Mapping[str, Any]) -> Iterator[
     elif value == "" and "own" in rules:
         yield UserError(f"{key} is empty", f"write {key}=NAME, or leave it out")
     elif "choices" in rules:
-        # As YAML writes true and false.
-        if (said := str(value).lower() if isinstance(value, bool) else value) not in rules["choices"]:
-            yield unknown_name(key, said, rules["choices"])
+        for item in value if isinstance(value, list) else [value]:
+            # As YAML writes true and false.
+            if (said := str(item).lower() if isinstance(item, bool) else item) not in rules["choices"]:
+                yield unknown_name(key, said, rules["choices"])
     elif not _fits(value, rules):
         finite = " and finite" if value in (math.inf, -math.inf) else ""
         yield UserError(f"{key}={value} is out of range", f"{key} must be {_in_words(rules)}{finite}")

@@ -68,18 +68,28 @@ def datasets(points: pd.DataFrame, finished: pd.DataFrame, outcomes: Sequence[st
 
 
 def tradeoff_chart(
-    points: pd.DataFrame, finished: pd.DataFrame, cost: Cost, outcome: str, styles: dict[str, Style]
+    points: pd.DataFrame,
+    finished: pd.DataFrame,
+    cost: Cost,
+    outcome: str,
+    styles: dict[str, Style],
+    *,
+    published: pd.DataFrame | None = None,
 ) -> Chart | None:
     """Returns what the runs of one task kept (an accuracy such as `pgd`) against what they saved; None without both.
 
-    The specification lacks its `datasets`, which `datasets` returns from the same points and runs.
+    The specification lacks its `datasets`, which `datasets` returns from the same points and runs. `published` are
+    points of papers, drawn as marks of their own where the chart is of accuracy against MACs.
     """
     x, y = cost.column, f"{outcome}_pruned_pct"
     shown = points[points[x].notna() & points[y].notna()]
     if shown.empty:
         return None
     base = points[f"{outcome}_base_pct"].mean()
-    low, high = tradeoff.accuracy_range([*finished.loc[finished[x].notna(), y], *shown[y], base])
+    marks = tradeoff.beside(published, cost, outcome)
+    low, high = tradeoff.accuracy_range(
+        [*finished.loc[finished[x].notna(), y], *shown[y], base, *marks["accuracy_pct"]]
+    )
     return _chart(
         "tradeoff",
         cost=cost,
@@ -88,7 +98,11 @@ def tradeoff_chart(
         high=high,
         base=number(base),
         base_text=f"baseline {base:.2f} %",
-        ringed=outcome == "accuracy" and cost.name == "macs",
+        ringed=tradeoff.is_main(cost, outcome),
+        marks=[
+            {"x": number(mark["macs_reduction_pct"]), "y": number(mark["accuracy_pct"]), "t": mark["text"]}
+            for _, mark in marks.iterrows()
+        ],
         series=list(styles),
         looks={
             "color": [style.colour for style in styles.values()],

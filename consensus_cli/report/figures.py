@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from consensus_cli.report import energy, robustness, tradeoff
 from consensus_cli.report.palette import PHASE_COLOURS, SCALE, Style, styles
+from consensus_cli.report.published import published
 from consensus_cli.report.removal import MOST_NETWORKS, Removal, chosen
 from consensus_cli.report.runs import Runs, attacks
 from consensus_cli.report.tradeoff import Cost
@@ -47,12 +48,15 @@ def write_figures(runs: Runs, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Figure | None] = {}
+    marks = published(runs.finished)
     for task, points in tradeoff.points(runs.finished).groupby("task"):
         finished = runs.finished[runs.finished["task"] == task]
         looks = styles(points["series"])
         stem = slug(str(task))
         for cost in tradeoff.COSTS:
-            found[f"{stem}_tradeoff_{cost.name}"] = tradeoff_figure(points, cost, "accuracy", looks)
+            found[f"{stem}_tradeoff_{cost.name}"] = tradeoff_figure(
+                points, cost, "accuracy", looks, published=marks[marks["task"] == task]
+            )
         for name in attacks(finished):
             found[f"{stem}_robustness_{name}"] = tradeoff_figure(points, tradeoff.COSTS[0], name, looks)
         found[f"{stem}_energy_phases"] = phase_figure(energy.by_phase(finished).droplevel("task"))
@@ -65,10 +69,18 @@ def write_figures(runs: Runs, folder: Path) -> list[Path]:
     return [path for name, figure in found.items() if figure for path in save(figure, folder / name)]
 
 
-def tradeoff_figure(points: pd.DataFrame, cost: Cost, outcome: str, looks: dict[str, Style]) -> Figure | None:
+def tradeoff_figure(
+    points: pd.DataFrame,
+    cost: Cost,
+    outcome: str,
+    looks: dict[str, Style],
+    *,
+    published: pd.DataFrame | None = None,
+) -> Figure | None:
     """Returns accuracy against saving, a line per series with 95 % intervals over seeds; None where nothing has both.
 
-    `points` are means over seeds, of one task; `outcome` is the accuracy on the vertical axis, such as `pgd`.
+    `points` are means over seeds, of one task; `outcome` is the accuracy on the vertical axis, such as `pgd`;
+    `published` are points of papers.
     """
     x, y = cost.column, f"{outcome}_pruned_pct"
     shown = points[points[x].notna() & points[y].notna()]
@@ -76,12 +88,15 @@ def tradeoff_figure(points: pd.DataFrame, cost: Cost, outcome: str, looks: dict[
         return None
     figure, axes = blank(4.6, 3.2)
     base = points[f"{outcome}_base_pct"].mean()
-    axes.set_ylim(*tradeoff.accuracy_range([*shown[y], base]))
+    marks = tradeoff.beside(published, cost, outcome)
+    axes.set_ylim(*tradeoff.accuracy_range([*shown[y], base, *marks["accuracy_pct"]]))
     for series, group in shown.groupby("series"):
         _draw_line(axes, str(series), group.sort_values("ratio"), (x, y), looks[str(series)])
     if np.isfinite(base):
         axes.axhline(base, color="0.45", linestyle=(0, (4, 3)), linewidth=1, label=f"baseline, {base:.2f} %")
-    if outcome == "accuracy" and cost.name == "macs":
+    if len(marks):
+        axes.plot(marks["macs_reduction_pct"], marks["accuracy_pct"], "*", color="0.45", label="published, as changes")
+    if tradeoff.is_main(cost, outcome):
         front = shown[shown["pareto"]]
         axes.plot(front[x], front[y], "o", markersize=12, fillstyle="none", color="0.45", label="Pareto front")
     axes.set_xlabel(f"saving in {cost.label} (%)")

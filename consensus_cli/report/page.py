@@ -21,8 +21,9 @@ from consensus_cli.errors import UserError
 from consensus_cli.report import charts, energy, figures, removal, robustness, run_table, tradeoff
 from consensus_cli.report.formatting import command
 from consensus_cli.report.palette import SCALE, Style, styles
+from consensus_cli.report.published import published
 from consensus_cli.report.runs import Runs, attacks, load
-from consensus_cli.report.text import caveats, overview, point_rows
+from consensus_cli.report.text import caveats, control_lines, overview, point_rows
 from consensus_cli.storage.atomic import write_atomic
 
 #: runs shown in the table until more are asked for: laying out thousands takes a browser seconds
@@ -53,6 +54,7 @@ class Task:
     finished: pd.DataFrame
     looks: dict[str, Style]
     left_out: int
+    published: pd.DataFrame
 
 
 def write_report(source: Path, out: Path, folder: Path | None = None) -> tuple[Runs, list[Path]]:
@@ -106,10 +108,12 @@ def render(runs: Runs, title: str) -> str:
         source=str(runs.source),
         overview=overview(runs, points),
         caveats=caveats(runs, points),
+        controls=control_lines(runs),
         front=point_rows(front.head(MOST_POINTS)),
         left_out_points=max(0, len(front) - MOST_POINTS),
         tasks=tasks,
         slots=slots,
+        any_published=any(len(task.published) for task in tasks),
         attack_rows=robustness.attack_rows(front.head(MOST_POINTS), finished),
         phase_rows=energy.phase_rows(finished),
         network_rows=energy.network_rows(front.head(MOST_POINTS), finished),
@@ -131,13 +135,16 @@ def _task(name: str, points: pd.DataFrame, finished: pd.DataFrame) -> Task:
     drawn = tradeoff.drawn(points, MOST_SERIES)
     runs = finished[(finished["task"] == name) & finished["series"].isin(drawn)]
     left_out = points["series"].nunique() - len(drawn)
-    return Task(name, points[points["series"].isin(drawn)], runs, styles(drawn), left_out)
+    marks = published(finished[finished["task"] == name])
+    return Task(name, points[points["series"].isin(drawn)], runs, styles(drawn), left_out, marks)
 
 
 def _slots(task: Task) -> Iterator[Slot]:
     """Yields the charts of a task, of what was measured."""
     for cost in tradeoff.COSTS:
-        if chart := charts.tradeoff_chart(task.points, task.finished, cost, "accuracy", task.looks):
+        if chart := charts.tradeoff_chart(
+            task.points, task.finished, cost, "accuracy", task.looks, published=task.published
+        ):
             yield Slot("tradeoff", task.name, f"Accuracy against saving in {cost.label}", chart)
     for name in attacks(task.finished):
         caption = f"Accuracy under {robustness.attack_label(name, task.finished)} against saving in MACs"

@@ -73,7 +73,7 @@ def chosen(runs: Runs, most: int) -> tuple[list[Removal], int]:
 
     There are at most `most`, by task, the consensus first.
     """
-    longest = runs.finished[runs.finished["removed_blocks"] != ""]
+    longest = runs.finished[(runs.finished["removed_blocks"] != "") & (runs.finished["control"] == "")]
     longest = longest.sort_values(["blocks_removed", "started_at"], ascending=False, kind="stable")
     longest = longest.assign(other=~longest["series"].str.startswith("consensus"))
     groups = [group for _, group in longest.groupby(["task", "other", "series"])]

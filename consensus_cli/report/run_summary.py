@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from consensus_cli.report import figures
+from consensus_cli.report.attribution import sentences
 from consensus_cli.report.comparison import Change, run_changes
 from consensus_cli.report.formatting import command, duration, ratio_text
 from consensus_cli.report.palette import COLOURS
@@ -62,6 +63,7 @@ def _text(run: pd.Series, changes: list[Change], gone: Removal, drawn: list[str]
         "",
         f"Accuracy over {run['test_images']:.0f} test images. Energy: {escape_markdown(run['energy_source'])}.",
         "",
+        *(part for sentence in sentences(run.to_dict()) for part in (escape_markdown(sentence), "")),
         f"Removed, in order: {escape_markdown(' '.join(gone.removed)) or 'nothing'}.",
         "",
         *(f"![{Path(name).stem}]({name})" for name in drawn),

@@ -48,6 +48,7 @@ def columns(rows: pd.DataFrame) -> list[Column]:
     found = [
         text("run", rows["run_id"], hover=True),
         *(text(name, rows[name], hover=name == "criterion") for name in ("status", "model", "dataset", "criterion")),
+        *([text("control", rows["control"], hover=True)] if (rows["control"] != "").any() else []),
         number("ratio", "ratio", map(ratio_text, rows["ratio"], rows["ratio_unit"]), hover=True),
         decimal("seed", "seed", 0, hover=True),
         decimal("blocks removed", "blocks_removed", 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ _TEXTS = (
     "run_id", "status", "started_at", "version", "git_commit", "overrides", "device", "torch_version", "model",
     "dataset", "images_hash", "criterion", "metrics", "aggregation", "precision", "scoring_precision", "ratio_unit",
     "removed_blocks", "macs_uncounted", "energy_source", "energy_estimated", "country", "run_dir", "error",
+    "control", "control_of",
 )  # fmt: skip
 #: columns that every version has written for every run: a source without them is damaged or from elsewhere
 _EXPECTED = [name for name in COLUMNS if not name.startswith(("fgsm_", "pgd_", "images_hash", "macs_uncounted"))]
@@ -31,7 +33,7 @@ _NUMBER_ENDINGS = ("_pct", "_pp", "_eps255", "_ci95_low", "_ci95_high", "_kwh", 
 #: settings that have a column of their own, or that say where and not what
 _SHOWN_ELSEWHERE = frozenset({
     "seed", "ratio", "model", "dataset", "criterion", "output_dir", "device", "threads", "dataset.root",
-    "dataset.download",
+    "dataset.download", "controls",
 })  # fmt: skip
 #: what distinguishes two lines of one criterion, looked at in this order
 _SETTINGS = ("settings", "aggregation", "samples_per_class", "metrics", "ratio_unit", "precision", "scoring_precision")
@@ -160,14 +162,15 @@ def _is_folder_of(folder: Path, run_id: str) -> bool:
 def _with_series(rows: pd.DataFrame) -> pd.DataFrame:
     """Returns the rows with `task` and `series`, the names of the chart and of the line that each run belongs to.
 
-    Runs that differ by seed are one point, those that differ by ratio one line. A line is named by its criterion, and
-    by settings only where lines of the same task and criterion differ in them.
+    Runs that differ by seed are one point, those that differ by ratio one line. A line is named by its criterion, by
+    the control that its rows are of, and by settings only where lines of the same task and criterion differ in them.
     """
     rows = rows.assign(
         task=(rows["model"].replace("", "?") + " on " + rows["dataset"].replace("", "?")).astype("str"),
         settings=_settings(rows),
         series=rows["criterion"].replace("", "unnamed criterion"),
     )
+    rows["series"] += rows["control"].map(lambda name: f", control {name}" if name else "").astype("str")
     for column in _SETTINGS:
         # An unfinished row lacks columns: it must not split the lines of those that finished.
         finished = rows[rows["finished"]]
@@ -185,12 +188,13 @@ def _settings(rows: pd.DataFrame) -> pd.Series:
     known = rows["images_hash"].replace("", None)
     differ = known.groupby([rows["model"], rows["dataset"], rows["seed"]]).transform("nunique") > 1
     hidden = _SHOWN_ELSEWHERE - {"dataset.root"} if differ.any() else _SHOWN_ELSEWHERE
+    return rows["overrides"].map(functools.partial(settings_text, hidden=hidden)).astype("str")
 
-    def kept(overrides: str) -> str:
-        settings = [word for word in words(overrides) if "=" in word and not word.startswith("hydra")]
-        return " ".join(sorted(word for word in settings if word.split("=")[0] not in hidden))
 
-    return rows["overrides"].map(kept).astype("str")
+def settings_text(overrides: str, hidden: frozenset[str] = _SHOWN_ELSEWHERE) -> str:
+    """Returns the settings of a run, sorted, without those that have a column of their own or say where it ran."""
+    settings = [word for word in words(overrides) if "=" in word and not word.startswith("hydra")]
+    return " ".join(sorted(word for word in settings if word.split("=")[0] not in hidden))
 
 
 def _setting_text(name: str, value: object) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from consensus_cli.evaluation.cost.cost_comparison import DISTURBING_PCT
 from consensus_cli.report import robustness, tradeoff
+from consensus_cli.report.attribution import attributions
 from consensus_cli.report.formatting import fixed, interval, ratio_text
 from consensus_cli.report.runs import Runs, attacks, load
 
@@ -36,6 +37,8 @@ def markdown(source: Path) -> str:
     parts += [f"- warning: {escape_markdown(line)}" for line in caveats(runs, points)]
     if not points.empty:
         parts += [_POINTS, markdown_table(_HEADINGS, point_rows(points), bold=list(points["pareto"]))]
+    if controlled := control_lines(runs):
+        parts += ["", "## Controls", "", *(f"- {escape_markdown(line)}" for line in controlled)]
     if attacked := robustness.attack_rows(tradeoff.front(points), runs.finished):
         parts += ["", "## Robustness of the Pareto front", "", markdown_table(_ATTACK_HEADINGS, attacked)]
     return "\n".join(parts) + "\n"
@@ -55,7 +58,10 @@ def overview(runs: Runs, points: pd.DataFrame) -> list[str]:
     """Returns what was run and the best point of each task."""
     days = sorted(set(runs.rows["started_at"].str[:10]) - {""})
     period = f", on {days[0]}" if len(days) == 1 else f", from {days[0]} to {days[-1]}" if days else ""
-    found = [f"{_count(len(runs.rows), 'run')}, {len(runs.finished)} finished{period}."]
+    own = runs.rows[runs.rows["control"] == ""]
+    found = [f"{_count(len(own), 'run')}, {int(own['finished'].sum())} finished{period}."]
+    if len(own) < len(runs.rows):
+        found.append(f"{_count(len(runs.rows) - len(own), 'row')} of controls beside them.")
     for task, group in points.groupby("task"):
         low, high = group["seeds"].min(), group["seeds"].max()
         seeds = f"{_count(high, 'seed')} each" if low == high else f"{low} to {high} seeds each"
@@ -78,6 +84,14 @@ def overview(runs: Runs, points: pd.DataFrame) -> list[str]:
 def caveats(runs: Runs, points: pd.DataFrame) -> list[str]:
     """Returns the warnings about these runs, one sentence each, the notes of reading them last."""
     return [*_about_runs(runs.rows, points), *_about_measures(runs.finished), *_mixture(runs.finished), *runs.notes]
+
+
+def control_lines(runs: Runs) -> list[str]:
+    """Returns of each run with controls what of its change in accuracy is owed to what, a sentence each."""
+    return [
+        f"{row['task']}, {row['series']}, {ratio_text(row['ratio'], row['ratio_unit'])}, seed {row['seed']:g}: {text}"
+        for row, text in attributions(runs)
+    ]
 
 
 def point_rows(points: pd.DataFrame) -> list[list[str]]:

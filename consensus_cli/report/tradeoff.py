@@ -42,9 +42,9 @@ def points(finished: pd.DataFrame) -> pd.DataFrame:
     Runs of one seed are averaged first, so that repeating a run makes no interval narrower.
 
     Returns:
-        `task`, `series`, `ratio`, `criterion`, `ratio_unit`, `runs`, `seeds`, and for each measure its mean and, as
-        `<measure>_ci95`, half the width of its 95 % interval (Student's t over seeds; NaN for a single seed); `pareto`
-        is whether no other point of the task is better in accuracy and MACs.
+        `task`, `series`, `ratio`, `criterion`, `control`, `ratio_unit`, `runs`, `seeds`, and for each measure its mean
+        and, as `<measure>_ci95`, half the width of its 95 % interval (Student's t over seeds; NaN for a single seed);
+        `pareto` is whether no other point of the task is better in accuracy and MACs.
     """
     names = ("accuracy", *attacks(finished), "clean")
     outcomes = [f"{name}_{end}" for name in names for end in ("base_pct", "pruned_pct", "delta_pp")]
@@ -57,7 +57,7 @@ def points(finished: pd.DataFrame) -> pd.DataFrame:
     named = finished.groupby(_POINT, dropna=False)
     table = pd.concat(
         [
-            named[["criterion", "ratio_unit"]].first(),
+            named[["criterion", "control", "ratio_unit"]].first(),
             named.size().rename("runs"),
             named["seed"].nunique().rename("seeds"),
             mean,
@@ -69,10 +69,13 @@ def points(finished: pd.DataFrame) -> pd.DataFrame:
 
 
 def pareto(table: pd.DataFrame) -> pd.Series:
-    """Returns for each point whether none of its task has both more accuracy and fewer MACs; ties stay."""
+    """Returns for each point whether none of its task has both more accuracy and fewer MACs; ties stay.
+
+    Controls are no choices: none is on the front, and none keeps a point from it.
+    """
     saved, kept = table["macs_reduction_pct"], table["accuracy_pruned_pct"]
     on_front = pd.Series(False, index=table.index)
-    for _, group in table[saved.notna() & kept.notna()].groupby("task"):
+    for _, group in table[saved.notna() & kept.notna() & (table["control"] == "")].groupby("task"):
         x, y = saved[group.index].to_numpy(), kept[group.index].to_numpy()
         # dominated[i, j]: point j is no worse than point i in both, and better in one
         no_worse = (x >= x[:, None]) & (y >= y[:, None])
@@ -89,6 +92,7 @@ def front(table: pd.DataFrame) -> pd.DataFrame:
 def best(table: pd.DataFrame) -> pd.DataFrame:
     """Returns the point of each task that saves most MACs among those that lose at most `TOLERATED_LOSS_PP`."""
     good = table[(table["accuracy_delta_pp"] >= -TOLERATED_LOSS_PP) & table["macs_reduction_pct"].notna()]
+    good = good[good["control"] == ""]
     order = good.sort_values(["macs_reduction_pct", "accuracy_delta_pp"], ascending=False, kind="stable")
     return order.drop_duplicates("task").sort_values("task")
 
@@ -102,6 +106,18 @@ def drawn(table: pd.DataFrame, most: int) -> list[str]:
     kept["consensus"] = kept["series"].str.startswith("consensus")
     order = kept.sort_values(["front", "consensus", "accuracy"], ascending=False, kind="stable")
     return list(order["series"][:most])
+
+
+def is_main(cost: Cost, outcome: str) -> bool:
+    """Whether a chart is of accuracy against MACs, which has the Pareto front and the published points."""
+    return outcome == "accuracy" and cost.name == "macs"
+
+
+def beside(published: pd.DataFrame | None, cost: Cost, outcome: str) -> pd.DataFrame:
+    """Returns the published points that belong on a chart: all on that of accuracy against MACs, else none."""
+    if published is None or not is_main(cost, outcome):
+        return pd.DataFrame(columns=["macs_reduction_pct", "accuracy_pct", "text"])
+    return published
 
 
 def accuracy_range(values_pct: Iterable[float]) -> list[float]:

@@ -51,6 +51,8 @@ class RunDir:
     log = _Inside("run.log")
     #: the row of `results.csv` as JSON, from which `collect` rebuilds that file
     row = _Inside(_ROW)
+    #: whether each network is right about each test image (JSON), by which runs are paired
+    answers = _Inside("answers.json")
     #: the final table original / pruned / change (Markdown)
     summary = _Inside("summary.md")
     #: held by the process that works on the run
@@ -121,6 +123,10 @@ class RunDir:
         """
         stamp, _, rest = self.path.name.partition("-")
         return RunDir(self.path.with_name(f"{stamp}-{run_hash[:8]}-of-{rest}"))
+
+    def control(self, name: str) -> RunDir:
+        """Returns the directory beside this one for the row of a control, named after both."""
+        return RunDir(self.path.with_name(f"{self.path.name}-{name}"))
 
     def make(self) -> None:
         """Makes the directory, and in it that of the checkpoints, if they are not there."""

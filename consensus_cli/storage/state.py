@@ -41,7 +41,8 @@ class RunState:
         phases: time and energy of each phase, over all sessions.
         batch_sizes: sizes that had to be halved, by what they are of.
         threads_lowered: when the number of threads fell.
-        tuned: ratio -> phases of its row, for each ratio whose final fine-tuning is done.
+        tuned: ratio -> phases of its row, for each ratio whose final fine-tuning is done; `RATIO CONTROL` for those of
+            its controls.
         duration_s: wall-clock seconds of all sessions up to the last save.
     """
 

@@ -25,6 +25,7 @@ def test_registry_names_every_dataset() -> None:
         "imagefolder",
         "imagenet",
         "svhn",
+        "synthetic",
     ]
 
 

@@ -46,7 +46,9 @@ def test_a_single_seed_has_no_interval() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
 def test_pareto_front_is_what_nothing_dominates(pairs: list[tuple[int, int]]) -> None:
-    table = pd.DataFrame(pairs, columns=["macs_reduction_pct", "accuracy_pruned_pct"], dtype=float).assign(task="t")
+    table = pd.DataFrame(pairs, columns=["macs_reduction_pct", "accuracy_pruned_pct"], dtype=float).assign(
+        task="t", control=""
+    )
     expected = [not any(x >= a and y >= b and (x, y) != (a, b) for x, y in pairs) for a, b in pairs]
     assert list(tradeoff.pareto(table)) == expected
 
