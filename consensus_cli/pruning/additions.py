@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from consensus_cli.pruning.trace import SAME_ELEMENTS, Op, Trace
+from consensus_cli.pruning.trace import REARRANGING, SAME_ELEMENTS, Op, Trace
 
 ACTIVATIONS = {
     "_prelu_kernel", "celu", "elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "prelu", "relu", "rrelu",
@@ -22,6 +22,10 @@ _SCALING = SAME_ELEMENTS | {
     "native_layer_norm",
 }  # fmt: skip
 
+#: operations that take a part of a value, and those by which features get from a sum to what a module returns
+_PART = SAME_ELEMENTS | {"narrow", "select", "slice", "split", "split_with_sizes", "unbind"}
+_HANDS_ON = SAME_ELEMENTS | REARRANGING | ACTIVATIONS | {"add"}
+
 
 @dataclass(frozen=True)
 class Addition:
@@ -31,7 +35,7 @@ class Addition:
         op: index of the operation.
         trunk: the earlier value; one of the two operands (identity shortcut) or what both are computed from.
         branch: the operand that is computed from the trunk, where the other one is the trunk, or the trunk scaled or
-            normalised; else None.
+            normalised; what is computed from another stream of features; else None.
         owner: the innermost module call that a way from the trunk to the branch lies in (what else the branch reads may
             be computed from the trunk outside); without a branch, all ways from the trunk to the sum.
     """
@@ -62,8 +66,14 @@ def find_additions(trace: Trace) -> dict[int, Addition]:
     """Returns the residual additions of a network by index of their operation, in order of execution."""
     example = 1 << trace.calls[0].inputs[0]
     data = sum(1 << value for value, ancestors in enumerate(trace.ancestors) if ancestors & example)
-    additions = (_addition(trace, index, data) for index, op in enumerate(trace.ops) if _is_plain_sum(trace, op))
-    return {addition.op: addition for addition in additions if addition is not None}
+    found: dict[int, Addition] = {}
+    for index in (index for index, op in enumerate(trace.ops) if _is_plain_sum(trace, op)):
+        addition = _addition(trace, index, data)
+        if addition is not None and addition.branch is None:
+            addition = _between_streams(trace, addition, found)
+        if addition is not None:
+            found[index] = addition
+    return found
 
 
 def shortcut_through(trace: Trace, call: int, additions: dict[int, Addition]) -> Shortcut:
@@ -163,6 +173,46 @@ def _addition(trace: Trace, index: int, data: int) -> Addition | None:
     ):
         call = trace.calls[call].parent
     return Addition(index, trunk, branch, call)
+
+
+def _between_streams(trace: Trace, addition: Addition, found: dict[int, Addition]) -> Addition:
+    """Returns the addition to one of the streams of features that a module is given and returns, of what it makes of
+    another, where it is one; else as it is.
+
+    Blocks of two streams (pixels and patches, maps and tokens) have residual branches, and hand on what they find.
+    """
+    index, call = addition.op, trace.ops[addition.op].call
+    while call:
+        start, end, inputs = trace.calls[call].start, trace.calls[call].end, trace.calls[call].inputs
+        streams = {trace.same[value] for value in inputs}
+        outputs = {trace.same[value] for value in trace.calls[call].outputs if value is not None}
+        if len(streams) > 1 and len(outputs) > 1:
+            streams |= {
+                trace.same[value] for a in found.values() if a.owner == call for value in trace.ops[a.op].outputs
+            }
+            operands = trace.ops[index].inputs
+            roots = [_whole_of(trace, operand, start) for operand in operands]
+            if (roots[0] in streams) != (roots[1] in streams) and outputs & _handed_on(trace, index, end):
+                trunk, branch = (roots[0], operands[1]) if roots[0] in streams else (roots[1], operands[0])
+                return Addition(index, trunk, branch, call)
+        call = trace.calls[call].parent
+    return addition
+
+
+def _whole_of(trace: Trace, value: int, start: int) -> int:
+    """Returns what a value is a part of, as far as the operations from `start` on say."""
+    while trace.producers[value] >= start and trace.ops[trace.producers[value]].name in _PART:
+        value = trace.ops[trace.producers[value]].inputs[0]
+    return trace.same[value]
+
+
+def _handed_on(trace: Trace, index: int, end: int) -> set[int]:
+    """Returns the values that hold the sum of an operation, or it and more branches, before operation `end`."""
+    held = set(trace.ops[index].outputs)
+    for op in trace.ops[index + 1 : end]:
+        if op.name in _HANDS_ON and held.intersection(op.inputs):
+            held.update(op.outputs)
+    return {trace.same[value] for value in held}
 
 
 def _is_scaled(trace: Trace, value: int, trunk: int) -> bool:

@@ -58,11 +58,18 @@ def why_branch_stays(network: nn.Module, trace: Trace, addition: Addition, calls
 
 
 def _exclusive_operations(trace: Trace, addition: Addition) -> set[int]:
-    """Returns the operations between trunk and addition whose results nothing but the branch uses."""
+    """Returns the operations between trunk and addition whose results nothing but the branch uses.
+
+    A branch that comes from another stream of features begins after the sums of that stream.
+    """
+    assert addition.branch is not None
+    across = not trace.depends(addition.branch, addition.trunk)
     needed = {*trace.calls[0].outputs, *trace.ops[addition.op].inputs} - {addition.branch}
     inside = {addition.op}
     for index in range(addition.op - 1, trace.producers[addition.trunk], -1):
-        outputs = trace.ops[index].outputs
+        op, outputs = trace.ops[index], trace.ops[index].outputs
+        if across and op.name == "add" and op.call == addition.owner:
+            continue
         used_by = {reader for value in outputs for reader in trace.readers[value]}
         if used_by <= inside and not needed.intersection(outputs):
             inside.add(index)
@@ -71,13 +78,14 @@ def _exclusive_operations(trace: Trace, addition: Addition) -> set[int]:
 
 def _ends_in(trace: Trace, addition: Addition, call: int) -> bool:
     """Whether a branch adds what a call returns, at most reshaped, scaled or through an activation."""
-    value = addition.branch
+    value, returned = addition.branch, [output for output in trace.calls[call].outputs if output is not None]
     assert value is not None
-    while value not in trace.calls[call].outputs:
+    while value not in returned:
         op = trace.ops[trace.producers[value]]
-        if trace.producers[value] < trace.calls[call].end or op.name not in KEEPS_ZEROS:
+        sources = [source for source in op.inputs if any(trace.depends(source, output) for output in returned)]
+        if trace.producers[value] < trace.calls[call].end or op.name not in KEEPS_ZEROS or not sources:
             return False
-        value = next(source for source in op.inputs if trace.depends(source, addition.trunk))
+        value = sources[0]
     return True
 
 

@@ -66,6 +66,50 @@ class ClassBlock(nn.Module):
         return torch.cat([first, x[:, 1:]], dim=1)
 
 
+class TwoStreams(nn.Module):
+    """Adds to its summary what it makes of its tokens alone, as TNT does with pixels and patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.norm, self.bridge, self.mlp = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, tokens: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = tokens + self.mix(tokens)
+        found = self.bridge(self.norm(tokens.mean(1, keepdim=True)))
+        summary = torch.cat([summary[:, :1] + found, summary[:, 1:]], dim=1)
+        return tokens, summary + self.mlp(summary)
+
+
+class Aligns(TwoStreams):
+    """Adds one to the other only to compare the two: no stream goes on from there."""
+
+    def forward(self, tokens: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
+        found = torch.sigmoid(
+            self.mlp(torch.tanh(summary[:, :1] + self.bridge(self.norm(tokens.mean(1, keepdim=True)))))
+        )
+        tokens = tokens + self.mix(tokens)
+        return tokens, summary * found
+
+
+class Fuses(TwoStreams):
+    """Two streams become one: without its branch, one of them would be lost."""
+
+    def forward(self, tokens: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
+        return tokens + self.mix(tokens), self.fuse(summary, tokens.mean(1, keepdim=True))
+
+    def fuse(self, summary: Tensor, tokens: Tensor) -> Tensor:
+        return self.mlp(torch.tanh(self.norm(summary))) + self.bridge(tokens)
+
+
+class StreamNet(TokenNet):
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2) + self.position
+        summary = tokens[:, :2].flip(1)
+        for layer in self.layers:
+            tokens, summary = layer(tokens, summary)
+        return self.head(summary.mean(1))
+
+
 class Pooled(nn.Module):
     """Mixes by pooling, which has no weights, as PoolFormer does."""
 
@@ -158,3 +202,21 @@ def test_what_a_shortcut_does_in_training_beside_noise_keeps_its_block() -> None
     block.wrapper.drop = Doubles()
     found = find_blocks(Net(Residual(), block, Residual()), IMAGES)
     assert found[1].reason.startswith("its shortcut passes blocks.1.wrapper.drop, which acts in training only")
+
+
+def test_a_branch_from_one_stream_to_another_can_go() -> None:
+    torch.manual_seed(0)
+    network = StreamNet(*(TwoStreams() for _ in range(3)))
+    names = [f"layers.{i}+{branch}" for i in (1, 2) for branch in ("mix", "norm+bridge", "mlp")]
+    branches = candidates(find_blocks(network, IMAGES, "branch"))
+    assert [block.name for block in branches] == names
+    # Without the last bridge, nothing reads the tokens of the last layer.
+    for block in branches[:3]:
+        check_removal(network, block, IMAGES)
+    check_round_trip(network, names, IMAGES)
+
+
+@pytest.mark.parametrize("layer", [Aligns, Fuses])
+def test_a_sum_of_two_streams_that_neither_goes_on_from_is_no_branch(layer: type[nn.Module]) -> None:
+    blocks = find_blocks(StreamNet(*(layer() for _ in range(3))), IMAGES, "branch")
+    assert {block.name.partition("+")[2] for block in blocks} == {"mix"}
