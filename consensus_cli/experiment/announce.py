@@ -19,6 +19,7 @@ from consensus_cli.experiment.session import Session
 from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.schedule import block_costs
+from consensus_cli.report import robustness
 from consensus_cli.report.attribution import sentences
 from consensus_cli.report.comparison import run_changes
 from consensus_cli.report.formatting import NONE
@@ -113,11 +114,14 @@ def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
     after = "pruned"
     if row.get("control"):
         title, after = f"control {row['control']}: {title}", "control"
-    rows = [(change.label, change.before, change.after, change.change) for change in run_changes(row)[1]]
+    measured, changes = run_changes(row)
+    rows = [(change.label, change.before, change.after, change.change) for change in changes]
     if row.get("control"):
         # Its cost is counted and not timed.
         rows = [line for line in rows if set(line[1:]) != {NONE}]
     screen.table(title, ("", "original", after, "change"), rows)
+    for sentence in robustness.warnings(measured.to_frame().T.infer_objects()):
+        screen.warning(sentence.removesuffix("."))
     # A row of an older version does not say what its MACs leave out.
     if row.get("macs_uncounted") not in (None, EVERYTHING_COUNTED):
         screen.warning(f"MACs leave out: {row['macs_uncounted']}")

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from consensus_cli.report import tradeoff
 from consensus_cli.report.energy import PHASES
 from consensus_cli.report.formatting import interval, ratio_text, significant
-from consensus_cli.report.palette import NEUTRAL, PHASE_COLOURS, Style
+from consensus_cli.report.palette import NEUTRAL, PHASE_COLOURS, Style, curve_styles
 from consensus_cli.report.tradeoff import Cost
 
 Chart = dict[str, Any]
@@ -124,6 +124,28 @@ def phase_chart(phases: pd.DataFrame) -> Chart | None:
     ]
     height = _ROW_HEIGHT_PX * len(phases)
     return _chart("phases", values=values, height=height, phases=list(PHASES.values()), colours=PHASE_COLOURS)
+
+
+def curve_chart(curve: pd.DataFrame) -> Chart:
+    """Returns accuracy under one attack over epsilon, a line per network, from `robustness.curves`."""
+    looks = curve_styles(curve)
+    values = [
+        {
+            "s": line["line"],
+            "x": number(line["eps255"]),
+            "y": number(line["accuracy_pct"]),
+            "t": f"{line['line']}\n{line['attack']} {line['eps255']:g}/255: {line['accuracy_pct']:.2f} %",
+        }
+        for _, line in _records(curve[curve["line"].isin(looks)])
+    ]
+    return _chart(
+        "curve",
+        values=values,
+        series=list(looks),
+        colours=[style.colour for style in looks.values()],
+        shapes=[style.shape for style in looks.values()],
+        dashes=[style.dashes_px for style in looks.values()],
+    )
 
 
 def heat_chart(table: pd.DataFrame, unit: str) -> Chart:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from consensus_cli.report import energy, robustness, tradeoff
-from consensus_cli.report.palette import PHASE_COLOURS, SCALE, Style, styles
+from consensus_cli.report.palette import PHASE_COLOURS, SCALE, Style, curve_styles, styles
 from consensus_cli.report.published import published
 from consensus_cli.report.removal import MOST_NETWORKS, Removal, chosen
 from consensus_cli.report.runs import Runs, attacks
@@ -59,6 +59,8 @@ def write_figures(runs: Runs, folder: Path) -> list[Path]:
             )
         for name in attacks(finished):
             found[f"{stem}_robustness_{name}"] = tradeoff_figure(points, tradeoff.COSTS[0], name, looks)
+        for attack, curve in robustness.curves(finished).groupby("attack"):
+            found[f"{stem}_curve_{slug(str(attack))}"] = curve_figure(curve)
         found[f"{stem}_energy_phases"] = phase_figure(energy.by_phase(finished).droplevel("task"))
         for name, _, _, table in robustness.heat_tables(finished):
             found[f"{stem}_{name}"] = heat_figure(table, _HEAT_LABELS[name])
@@ -103,6 +105,28 @@ def tradeoff_figure(
     axes.set_ylabel("accuracy (%)")
     if shown["series"].nunique() <= _MOST_IN_LEGEND:
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def curve_figure(curve: pd.DataFrame) -> Figure:
+    """Returns accuracy under one attack over epsilon, a line per network, from `robustness.curves`."""
+    figure, axes = blank(4.6, 3.2)
+    for line, look in curve_styles(curve).items():
+        own = curve[curve["line"] == line]
+        axes.plot(
+            own["eps255"],
+            own["accuracy_pct"],
+            color=look.colour,
+            marker=look.marker,
+            linestyle=look.line_style,
+            label=line,
+            markersize=5,
+            linewidth=1.4,
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("epsilon (1/255)")
+    axes.set_ylabel(f"accuracy under {curve['attack'].iloc[0]} (%)")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 

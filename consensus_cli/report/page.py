@@ -150,6 +150,8 @@ def _slots(task: Task) -> Iterator[Slot]:
         caption = f"Accuracy under {robustness.attack_label(name, task.finished)} against saving in MACs"
         if chart := charts.tradeoff_chart(task.points, task.finished, tradeoff.COSTS[0], name, task.looks):
             yield Slot("robustness", task.name, caption, chart)
+    for attack, curve in robustness.curves(task.finished).groupby("attack", sort=False):
+        yield Slot("robustness", task.name, f"Accuracy under {attack} over epsilon", charts.curve_chart(curve))
     for _, caption, unit, table in robustness.heat_tables(task.finished):
         yield Slot("robustness", task.name, caption, charts.heat_chart(table, unit))
     if chart := charts.phase_chart(energy.by_phase(task.finished).droplevel("task")):

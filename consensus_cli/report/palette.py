@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pandas as pd
+
 #: Okabe & Ito (2008) without black and yellow, which vanish on one of the two backgrounds, and a grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 #: from the same set, neighbours in a bar being as far apart in lightness as can be
@@ -58,3 +60,11 @@ def styles(series: Iterable[str]) -> dict[str, Style]:
         name: Style(COLOURS[i % len(COLOURS)], *_MARKERS[i % len(_MARKERS)], _DASHES_PX[i % len(_DASHES_PX)])
         for i, name in enumerate(names)
     }
+
+
+def curve_styles(curve: pd.DataFrame) -> dict[str, Style]:
+    """Returns a style per line of a curve over epsilon, at most eight: the original's, then the others by ratio."""
+    names = curve.sort_values("ratio", kind="stable")["line"].drop_duplicates()
+    pruned = [name for name in names if name != "original"][:7]
+    looks = [Style(COLOURS[i % 6], *_MARKERS[i], _DASHES_PX[i % len(_DASHES_PX)]) for i in range(len(pruned))]
+    return {"original": Style(NEUTRAL, *_MARKERS[-1], (5, 4))} | dict(zip(pruned, looks, strict=True))

@@ -7,11 +7,17 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from consensus_cli.evaluation.robustness.attacks import ATTACKS
 from consensus_cli.report.formatting import NONE, fixed, interval, ratio_text
 from consensus_cli.report.runs import attacks
 
 CORRUPTION = re.compile(r"(?:own_)?corruption_(?P<what>.+?)(?:_s(?P<severity>[1-5]))?_(?P<network>base|pruned)_pct")
 SHORTCUT = re.compile(r"shortcut_(?P<what>.+)_(?P<network>base|pruned)_pp")
+
+
+#: accuracy in percent below and above which an attack that is so for both networks says nothing about either
+UNINFORMATIVE_PCT = (5.0, 95.0)
+_EPSILON = re.compile(r"_eps\d+$")
 
 
 def attack_label(name: str, finished: pd.DataFrame) -> str:
@@ -20,7 +26,103 @@ def attack_label(name: str, finished: pd.DataFrame) -> str:
     if not strengths:
         return name.upper()
     low, high = f"{strengths[0]:g}", f"{strengths[-1]:g}"
-    return f"{name.upper()} {low if low == high else f'{low}–{high}'}/255"
+    return f"{_EPSILON.sub('', name).upper()} {low if low == high else f'{low}–{high}'}/255"
+
+
+def warnings(rows: pd.DataFrame) -> list[str]:
+    """Returns what keeps accuracy under attack from saying something about the networks of these runs.
+
+    An attack that (almost) no image of either network survives, or almost every one, does not tell them apart; an
+    interval that spans zero is no change; and where an attack without gradients leaves fewer images standing than every
+    one that follows them, gradients are masked (Athalye et al. 2018, "Obfuscated gradients give a false sense of
+    security").
+    """
+    names = attacks(rows)
+    silent = {name: _share(rows, _uninformative(rows, name)) for name in names}
+    chance = {name: _share(rows, _spans_zero(rows, name) & ~_uninformative(rows, name)) for name in names}
+    masked = {name: _share(rows, _masks(rows, name)) for name in names if not ATTACKS[_method(name)].gradients}
+    found = []
+    if told := _told(rows, silent):
+        low, high = UNINFORMATIVE_PCT
+        found.append(f"{told}: both networks are below {low:g} % or above {high:g} %, which says nothing about either.")
+    if told := _told(rows, masked):
+        found.append(f"{told} leaves fewer images standing than every attack with gradients: these may be masked.")
+    if told := _told(rows, chance):
+        found.append(f"{told}: the 95 % interval of the change spans zero, so that it may be chance.")
+    return found
+
+
+def _method(name: str) -> str:
+    """Returns the attack whose columns have this name: they begin with it."""
+    return max((method for method in ATTACKS if name.startswith(method)), key=len, default="pgd")
+
+
+def _uninformative(rows: pd.DataFrame, name: str) -> pd.Series:
+    both = rows[[f"{name}_base_pct", f"{name}_pruned_pct"]]
+    return (both < UNINFORMATIVE_PCT[0]).all(axis=1) | (both > UNINFORMATIVE_PCT[1]).all(axis=1)
+
+
+def _spans_zero(rows: pd.DataFrame, name: str) -> pd.Series:
+    ends = [f"{name}_ci95_low", f"{name}_ci95_high"]
+    return (rows[ends[0]] <= 0) & (rows[ends[1]] >= 0) if {*ends} <= {*rows} else pd.Series(False, rows.index)
+
+
+def _masks(rows: pd.DataFrame, name: str) -> pd.Series:
+    """Whether an attack beats, on either network, every attack with gradients of the same epsilon."""
+    found = pd.Series(False, rows.index)
+    others = [other for other in attacks(rows) if other != name and ATTACKS[_method(other)].gradients]
+    for network in ("base", "pruned"):
+        column = f"{{}}_{network}_pct"
+        same = {o: rows[column.format(o)].where(rows[f"{o}_eps255"] == rows[f"{name}_eps255"]) for o in others}
+        found |= rows[column.format(name)] < pd.DataFrame(same, index=rows.index).min(axis=1)
+    return found
+
+
+def _share(rows: pd.DataFrame, which: pd.Series) -> str:
+    """Returns of how many of several runs something holds; empty where of none."""
+    count = int(which.sum())
+    return "" if count == 0 else "all" if count == len(rows) else f"{count} of {len(rows)} runs"
+
+
+def _told(rows: pd.DataFrame, shares: dict[str, str]) -> str:
+    said = [(attack_label(name, rows), share) for name, share in shares.items() if share]
+    return ", ".join(label if share == "all" else f"{label} ({share})" for label, share in said)
+
+
+def curves(finished: pd.DataFrame) -> pd.DataFrame:
+    """Returns accuracy over epsilon, for each attack that was run with at least two.
+
+    Returns:
+        A line per task, attack (`FGSM`), network and epsilon: `task`, `attack`, `line` (`original`, or series and what
+        was removed), `ratio`, `eps255` (0: without attack, the images that were attacked) and `accuracy_pct`, the mean
+        over runs.
+    """
+    families: dict[str, list[str]] = {}
+    for name in attacks(finished):
+        families.setdefault(_EPSILON.sub("", name), []).append(name)
+    parts = [
+        finished.assign(
+            attack=family.upper(),
+            line=line,
+            eps255=finished[f"{name}_eps255"] if name else 0.0,
+            accuracy_pct=finished[f"{name or 'clean'}_{network}_pct"],
+        )[["task", "attack", "line", "ratio", "eps255", "accuracy_pct"]]
+        for family, names in families.items()
+        if finished[[f"{name}_eps255" for name in names]].stack().nunique() > 1
+        for network, line in (("base", "original"), ("pruned", _lines(finished)))
+        for name in ["", *names]
+        if f"{name or 'clean'}_{network}_pct" in finished
+    ]
+    if not parts:
+        return pd.DataFrame(columns=["task", "attack", "line", "ratio", "eps255", "accuracy_pct"])
+    keys = ["task", "attack", "line", "eps255"]
+    table = pd.concat(parts).dropna(subset=["accuracy_pct", "eps255"])
+    return table.groupby(keys, sort=False)[["ratio", "accuracy_pct"]].mean().reset_index().sort_values(keys)
+
+
+def _lines(finished: pd.DataFrame) -> pd.Series:
+    ratios = [ratio_text(*pair) for pair in zip(finished["ratio"], finished["ratio_unit"], strict=True)]
+    return finished["series"] + ", " + pd.Series(ratios, finished.index, dtype="str")
 
 
 def attack_rows(shown: pd.DataFrame, finished: pd.DataFrame) -> list[list[str]]:

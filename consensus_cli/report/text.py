@@ -83,7 +83,14 @@ def overview(runs: Runs, points: pd.DataFrame) -> list[str]:
 
 def caveats(runs: Runs, points: pd.DataFrame) -> list[str]:
     """Returns the warnings about these runs, one sentence each, the notes of reading them last."""
-    return [*_about_runs(runs.rows, points), *_about_measures(runs.finished), *_mixture(runs.finished), *runs.notes]
+    attacked = robustness.warnings(runs.finished)
+    return [
+        *_about_runs(runs.rows, points),
+        *_about_measures(runs.finished),
+        *attacked,
+        *_mixture(runs.finished),
+        *runs.notes,
+    ]
 
 
 def control_lines(runs: Runs) -> list[str]:

@@ -222,8 +222,8 @@ def _summary(attack: Attack, outcomes: Tensor, seed: int) -> dict[str, float]:
 
 
 def _weaker(weaker: Attack, attack: Attack) -> bool:
-    """Whether two attacks differ in nothing but a smaller epsilon."""
-    return weaker.eps255 < attack.eps255 and replace(weaker, eps255=attack.eps255) == attack
+    """Whether two attacks differ in nothing but a smaller epsilon; of a single step a longer one is no stronger."""
+    return attack.name != "fgsm" and weaker.eps255 < attack.eps255 and replace(weaker, eps255=attack.eps255) == attack
 
 
 class _RowMajorGradient(torch.autograd.Function):
