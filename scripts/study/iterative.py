@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from publishing import publishable
 
 from consensus_cli.errors import UserError
 from study.markdown import markdown, number
@@ -51,10 +50,6 @@ COLUMNS = (
     "score_s",
     "finetune_s",
 )
-#: settings that name a folder, which says nothing about the result: `dataset.name` tells the images
-_FOLDERS = frozenset({"dataset.root", "output_dir", "hydra.sweep.dir", "hydra.run.dir"})
-#: a path of the machine, without the quotes, brackets and commas around it
-_PATH = re.compile(r"(?<![\w.~/-])(?:~|\.\.?)?/[^\s'\",\[\]{}]+")
 #: MACs of one candidate block of ResNet56, in % of the whole; they cost alike
 BLOCK_MACS_PCT = 3.7525
 #: ResNet56 on CIFAR-10 as the papers report it: (MACs reduction in %, change of accuracy in pp)
@@ -86,21 +81,9 @@ def collect(output_dir: Path, folder: Path) -> None:
     own = finished.filter(regex="^own_").rename(columns=lambda name: name.removeprefix("own_"))
     kept = finished.combine_first(own).reindex(columns=list(COLUMNS))
     kept = kept.sort_values(["criterion", "aggregation", "ratio", "seed"])
-    kept["overrides"] = [without_paths(words) for words in kept["overrides"].fillna("")]
+    kept = pd.DataFrame([publishable(row) for row in kept.fillna({"overrides": ""}).to_dict("records")])
     folder.mkdir(parents=True, exist_ok=True)
     kept.to_csv(folder / "iterative.csv", index=False, float_format="%.6g")
-
-
-def without_paths(overrides: str) -> str:
-    """Returns the words of a run for others to read: folders are left out, of other paths the file's name stays."""
-    split = [word.partition("=") for word in shlex.split(overrides)]
-    return shlex.join(f"{key}{sign}{_named(value)}" for key, sign, value in split if key not in _FOLDERS)
-
-
-def _named(value: str) -> str:
-    if re.match(r"(~|\.\.?)?/", value):
-        return value.rpartition("/")[2]
-    return _PATH.sub(lambda path: path.group().rpartition("/")[2], value)
 
 
 def iterative_table(evidence: Evidence) -> str:

@@ -13,7 +13,7 @@ import torch
 from study import __main__ as command
 from study import oneshot
 from study.bench import right_answers
-from study.iterative import COLUMNS, collect, named, without_paths
+from study.iterative import COLUMNS, collect, named
 from study.plan import METRICS
 from study.rows import FILES, Rows, joined, pack, split, unpack
 
@@ -124,19 +124,6 @@ def test_collect_keeps_finished_runs_and_names_aggregations(tmp_path):
     assert lines[0] == ",".join(COLUMNS)
     assert len(lines) == 3
     assert named(pd.read_csv(tmp_path / "rows" / "iterative.csv"))["name"].tolist() == ["cka", "family_rank_sum"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "published"),
-    [
-        ("dataset.root=/data/x seed=0 output_dir=out hydra/launcher=joblib", "seed=0 hydra/launcher=joblib"),
-        ("model.weights=/home/me/r.safetensors", "model.weights=r.safetensors"),
-        ("'model.weights=~/a b/c d.pt' dataset.name=owner/name", "'model.weights=c d.pt' dataset.name=owner/name"),
-        ("'evaluate.shift={a: /x/y.npz, b: ../z}' a=b", "'evaluate.shift={a: y.npz, b: z}' a=b"),
-    ],
-)
-def test_published_words_name_no_path_of_a_machine(overrides, published):
-    assert without_paths(overrides) == published
 
 
 def test_collected_rows_name_no_path_of_a_machine(tmp_path):
