@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
+from consensus_cli.errors import UserError
 from study.evidence import Estimate
+
+MARKER = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NOT_MEASURED = "*Not measured yet.*"
+
+
+def filled(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """Returns a document with its tables, between `<!-- table: NAME -->` and `<!-- end -->`, made anew.
+
+    Raises:
+        UserError: the document has a marker of an unknown table.
+    """
+    for match in MARKER.finditer(text):
+        if match["name"] not in tables:
+            raise UserError(f"unknown table '{match['name']}'", f"valid: {', '.join(tables)}")
+    return MARKER.sub(lambda match: f"{match[1]}{tables[match['name']]()}\n{match[3]}", text)
 
 
 def number(value: float) -> str:

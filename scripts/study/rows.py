@@ -50,6 +50,18 @@ FILES: dict[str, tuple[str, ...]] = {
         "ci95_low_pp",
         "ci95_high_pp",
     ),
+    # Of the results page (`scripts/results`).
+    "checks": (
+        "run_id",
+        "attack",
+        "eps255",
+        "images",
+        "base_pct",
+        "pruned_pct",
+        "delta_pp",
+        "ci95_low",
+        "ci95_high",
+    ),
     "healing": (
         "draw",
         "images",
@@ -76,7 +88,7 @@ FILES: dict[str, tuple[str, ...]] = {
         "threads",
     ),
 }
-_TEXT = ("removed", "order", "right", "block", "criterion", "against")
+_TEXT = ("run_id", "attack", "removed", "order", "right", "block", "criterion", "against")
 
 
 class Rows:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from consensus_cli.errors import UserError
 from study.evidence import Estimate, Evidence, difference
 from study.healing import METHODS as HEALING
 from study.iterative import iterative_table, paper_table
-from study.markdown import estimate, markdown, number
+from study.markdown import NOT_MEASURED, estimate, filled, markdown, number
 from study.plan import BASELINES, CRITERIA, MAIN, METRICS, STEPWISE, VOTES
 from study.rows import joined
-
-MARKER = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NOT_MEASURED = "*Not measured yet.*"
 
 
 def update(document: Path, evidence: Evidence) -> None:
@@ -37,10 +33,7 @@ def with_tables(text: str, evidence: Evidence) -> str:
     Raises:
         UserError: the document has a marker of an unknown table.
     """
-    for match in MARKER.finditer(text):
-        if match["name"] not in TABLES:
-            raise UserError(f"unknown table '{match['name']}'", f"valid: {', '.join(TABLES)}")
-    return MARKER.sub(lambda match: f"{match[1]}{TABLES[match['name']](evidence)}\n{match[3]}", text)
+    return filled(text, {name: functools.partial(make, evidence) for name, make in TABLES.items()})
 
 
 def accuracy_table(evidence: Evidence) -> str:

@@ -11,9 +11,9 @@ from study.criteria import allowed_order, metric_orders, order_of
 from study.decisions import Decisions, best_first
 from study.evidence import Evidence, difference
 from study.figures import FIGURES, draw
-from study.markdown import estimate
+from study.markdown import MARKER, estimate
 from study.plan import BASELINES, METRICS, VOTES
-from study.tables import MARKER, TABLES, stepwise_table, update, with_tables
+from study.tables import TABLES, stepwise_table, update, with_tables
 
 from consensus_cli.errors import UserError
 from consensus_cli.report.figures import save

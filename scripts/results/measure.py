@@ -1,0 +1,102 @@
+"""The runs of the results page, by `consensus run`, and the attacks that check them; rows are kept in CSV files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import pandas as pd
+from publishing import publishable
+from study.rows import Rows
+
+from consensus_cli.cli.main import main
+from consensus_cli.config.composition import read_config
+from consensus_cli.errors import RunFailedError, UserError, unknown_name
+from consensus_cli.evaluation.pair import Pair
+from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
+from consensus_cli.evaluation.robustness.attacks import Attack
+from consensus_cli.experiment import checks, inputs
+from consensus_cli.experiment.prepare import build_model
+from consensus_cli.report.attribution import attribution_columns
+from consensus_cli.report.runs import load
+from consensus_cli.screen import Screen
+from consensus_cli.storage import checkpoint
+from consensus_cli.storage.answers import read_answers
+from consensus_cli.storage.results import read_rows
+from consensus_cli.storage.rundir import RunDir
+from results.plan import Plan
+
+RUNS = "runs.csv"
+
+
+def measure_runs(plan: Plan, words: Collection[str], output_dir: Path, rows: Path, only: Collection[str] = ()) -> None:
+    """Begins or continues every run of a plan that is not done, and publishes the rows after each.
+
+    Args:
+        plan: what is measured.
+        words: where the images and the weights are, and further settings.
+        output_dir: of the runs.
+        rows: folder of `runs.csv`.
+        only: names of runs; empty: all.
+
+    Raises:
+        UserError: an unknown name among `only`, or a run that is refused.
+        RunFailedError: a run that failed.
+    """
+    runs = dict(plan.runs())
+    for name in only:
+        if name not in runs:
+            raise unknown_name("run", name, runs)
+    for name, own in runs.items():
+        if only and name not in only:
+            continue
+        code = main(["run", *own, *words, f"output_dir={output_dir}", "if_done=skip"])
+        if code:
+            # The run has said why; an interruption is the caller's.
+            raise RunFailedError(f"run '{name}' ended with exit code {code}", "the same command continues it")
+        publish(output_dir, rows)
+
+
+def publish(output_dir: Path, rows: Path) -> None:
+    """Writes the finished rows of the runs to `runs.csv`, as they can be published.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = read_rows(output_dir / "results.csv")
+    done = found[found["status"] == "done"]
+    if done.empty:
+        raise UserError(f"'{output_dir}' holds no finished run", "scripts/results.sh run makes them")
+    runs, latest = load(output_dir), []
+    for row in done.to_dict("records"):
+        # What is owed to the choice of blocks is known once the runs by other criteria are done.
+        owed = attribution_columns(runs, row, read_answers(RunDir(Path(row["run_dir"]))))
+        latest.append(publishable(row | owed if "owed_to_training_pp" in owed else row))
+    kept = pd.DataFrame(latest).dropna(axis=1, how="all")
+    rows.mkdir(parents=True, exist_ok=True)
+    order = ["criterion", "seed", "ratio", *(["control"] if "control" in kept else [])]
+    kept.sort_values(order, kind="stable").to_csv(rows / RUNS, index=False, float_format="%.8g")
+
+
+def measure_checks(plan: Plan, output_dir: Path, rows: Path, screen: Screen) -> None:
+    """Attacks the networks of the runs by APGD and Square beside FGSM and PGD, on the same few images."""
+    found, kept = read_rows(output_dir / "results.csv"), Rows(rows, "checks")
+    done = found[(found["status"] == "done") & (found["criterion"] == "consensus") & (found["seed"] == plan.seeds[0])]
+    attacks = plan.checks()
+    for _, row in done.iterrows():
+        known = set(kept.read().query("run_id == @row.run_id")["attack"])
+        missing = {name: attack for name, attack in attacks.items() if name not in known}
+        if missing:
+            results = _attacked(RunDir(Path(row["run_dir"])), missing, plan.checked_images)
+            for name, result in results.items():
+                values = {column: result[column] for column in kept.columns if column in result}
+                kept.add({"run_id": row["run_id"], "attack": name, "images": plan.checked_images, **values})
+        screen.line(f"checked {row['run_id']}")
+
+
+def _attacked(files: RunDir, attacks: Mapping[str, Attack], images: int) -> Mapping[str, Mapping[str, float]]:
+    config = read_config(files.config)
+    loaded, device = inputs.read_images(config), checks.pick_device(config.device)
+    original = build_model(config, loaded, device).model
+    pair = Pair(original, checkpoint.load_pruned(files.path).to(device), loaded.test, config.seed, device)
+    return attack_accuracy(pair, attacks, images)

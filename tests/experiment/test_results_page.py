@@ -1,0 +1,121 @@
+"""The results page shows what its rows hold, and its plan runs from beginning to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers.report_runs import finished_row, write_results
+from results import __main__ as command
+from results.page import TABLES, Results, draw, with_tables
+from results.plan import PROTOCOL, RATIOS, TINY, Plan
+from study.bench import unpacked
+from study.markdown import MARKER
+
+from consensus_cli.config.composition import compose_run
+from consensus_cli.experiment.checks import value_problems
+from consensus_cli.report.formatting import fixed
+
+ROOT = Path(__file__).parents[2]
+PAGE, ROWS = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
+
+
+def test_the_page_shows_exactly_what_the_rows_give() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert sorted(match["name"] for match in MARKER.finditer(text)) == sorted(TABLES)
+    assert text == with_tables(text, Results.read(ROWS))
+
+
+def test_the_plan_is_the_one_that_was_asked_for() -> None:
+    runs = dict(Plan().runs())
+    composed = {name: compose_run([*words, "dataset.root=x"]) for name, words in runs.items()}
+    assert {ratio for run in composed.values() for ratio in run.ratios} == set(RATIOS.values())
+    controlled = [run for run in composed.values() if run.controls]
+    assert [(run.seed, run.ratios) for run in controlled] == [(seed, [RATIOS[15]]) for seed in (0, 1, 2)]
+    for run in composed.values():
+        assert value_problems(run) == []
+        assert (run.finetune.final_epochs, run.finetune.schedule, run.prune.min_blocks_per_stage) == (20, "onecycle", 2)
+        assert run.attacks.images == 1000
+        assert len(run.evaluate.corruptions) == 11
+    assert {attack.name for attack in Plan().checks().values()} == {"fgsm", "pgd", "apgd", "square"}
+
+
+def made_up(folder: Path) -> Results:
+    shared = {"overrides": " ".join(PROTOCOL), "model": "resnet56", "dataset": "cifar10jpeg", "accuracy_base_pct": 88.0}
+    shared |= {"clean_base_pct": 90.0, "clean_pruned_pct": 89.0, "fgsm_eps1_eps255": 1.0}
+    rows = []
+    for seed, pruned in ((0, 88.2), (1, 88.6)):
+        own = shared | {"seed": seed, "ratio": 0.625, "accuracy_pruned_pct": pruned, "accuracy_delta_pp": pruned - 88}
+        own |= {"blocks_removed": 15, "fgsm_eps1_base_pct": 70.0, "fgsm_eps1_pruned_pct": 60.0 + seed}
+        owed = {"owed_to_training_pp": 0.71, "owed_to_training_ci95_low": 0.2, "owed_to_training_ci95_high": 1.2}
+        owed |= {"owed_to_pruning_pp": -0.5, "owed_to_pruning_ci95_low": -0.9, "owed_to_pruning_ci95_high": -0.1}
+        rows.append(finished_row(f"run-{seed}", **own, **owed))
+        trained = own | {"accuracy_pruned_pct": 89.0, "control": "more_training", "control_of": f"run-{seed}"}
+        rows.append(finished_row(f"run-{seed}-more_training", **trained))
+    rows.append(finished_row("six", **shared | {"ratio": 0.25, "blocks_removed": 6, "accuracy_pruned_pct": 88.9}))
+    write_results(folder, rows).rename(folder / "runs.csv")
+    Path(folder / "checks.csv").write_text(
+        "run_id,attack,eps255,images,base_pct,pruned_pct,delta_pp,ci95_low,ci95_high\n"
+        "run-0,pgd_eps1,1,100,60,58,-2,-5,1\nrun-0,square_eps1,1,100,64,61,-3,-6,0\n"
+    )
+    return Results.read(folder)
+
+
+def test_tables_and_figures_are_made_of_the_rows(tmp_path: Path) -> None:
+    results = made_up(tmp_path)
+    text = with_tables(PAGE.read_text(encoding="utf-8"), results)
+    assert with_tables(text, results) == text
+    assert "+0.40 pp against the original (won; seeds +0.20 +0.60)" in text
+    assert "−0.50 pp against the original trained as much (lost; seeds −0.50 −0.50)" in text
+    assert "FGSM 1/255: 60.50 % against 70.00 % and 60.50 %" in text
+    assert "| 15 | 2 | 88.40 (+0.40) | −20.0 |" in text
+    assert "| original, trained as much | 2 | 89.00 | 89.00 89.00 |" in text
+    assert "| 0 | +0.20 | +0.71 [+0.20, +1.20] | −0.50 [−0.90, −0.10] | – |" in text
+    assert "| without 15 blocks | 89.0 | 60.5 | 55.0 | 30.0 |" in text
+    assert "| 15 blocks | 100 | 60.0 / 58.0 | 64.0 / 61.0 |" in text
+    assert "| 15 | 56.29 | +0.95 | +0.40 |" in text
+    written = draw(results, tmp_path)
+    assert {path.name for path in written} == {"tradeoff.svg", "fgsm.svg"}
+    (tmp_path / "runs.csv").unlink()
+    empty = Results.read(tmp_path)
+    assert draw(empty, tmp_path) == []
+    assert with_tables(text, empty).count("*Not measured yet.*") == len(TABLES)
+
+
+def test_mistakes_cost_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--root", str(tmp_path), "--rows", str(tmp_path), "--output-dir", str(tmp_path / "out")]
+    assert command.main(["run", *where, "--only", "control-0"]) == 2
+    assert command.main(["run", *where, "--tiny", "--weights", str(tmp_path / "none.safetensors")]) == 1
+    said = capsys.readouterr().err
+    assert "did you mean 'controls-0'" in said
+    assert "error: run 'controls-0' ended with exit code 2" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_the_tiny_plan_runs_resumes_and_fills_the_page(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--rows", str(tmp_path / "rows"), "--output-dir", str(tmp_path / "out"), "--tiny", "--set", "threads=1"]
+    words += ["--root", str(unpacked(photographs, tmp_path))]
+    assert command.main(["run", *words, "--only", "controls-0", "ratios"]) == 0
+    capsys.readouterr()
+    assert command.main(["run", *words]) == 0
+    assert capsys.readouterr().out.count("is done already") == 2
+    assert command.main(["checks", *words]) == 0
+    page = tmp_path / "results.md"
+    page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    assert command.main(["page", "--rows", str(tmp_path / "rows"), "--document", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "*Not measured yet.*" not in text
+    rows = pd.read_csv(tmp_path / "rows" / "runs.csv")
+    assert len(rows) == len(list(TINY.runs())) + 2 + 3
+    assert rows["overrides"].str.contains("model.weights=sha256:").all()
+    assert str(tmp_path) not in (tmp_path / "rows" / "runs.csv").read_text(encoding="utf-8")
+    own = rows[rows["control"].isna() & (rows["criterion"] == "consensus") & (rows["ratio"] == 0.625)].iloc[0]
+    for column in ("owed_to_training_pp", "owed_to_choice_random_pp", "owed_to_choice_uniform_pp"):
+        assert fixed(own[column], 2, sign=True) in text
+    checks = (tmp_path / "rows" / "checks.csv").read_text(encoding="utf-8")
+    assert command.main(["checks", *words]) == 0
+    assert (tmp_path / "rows" / "checks.csv").read_text(encoding="utf-8") == checks
