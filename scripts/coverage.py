@@ -4,7 +4,7 @@ The smallest member of each family, with random weights, is taken through discov
 removal of two blocks, a reload of the weights into a rebuilt network, and the export as the package does it, with
 `torch.export` and, where the extra is installed, to ONNX. Each network runs in a process of its own, so that one that
 hangs or crashes costs its time limit at most. What was found is one line of JSON per network in FOLDER/networks.jsonl;
-a network that has a line is not tried again. The page is written from the lines.
+a network that has a line, with the libraries as they are, is not tried again. The page is written from the lines.
 
     python scripts/coverage.py                                      # writes docs/coverage.md
     python scripts/coverage.py --only timm/resnet18 timm/vit_tiny   # networks whose names begin so, and no page
@@ -276,6 +276,8 @@ LEFT_OUT = {
 SIZES = (64, 128, 112)
 CLASSES = 10
 
+VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "torchvision", "transformers"))
+
 #: key of what was found -> format of the package
 EXPORTS = {"export": FORMATS["torch-export"], "onnx": FORMATS["onnx"]}
 
@@ -503,7 +505,6 @@ def page(chosen: dict[str, str], results: dict[str, dict[str, Any]], limit: int)
     right = [found for found in shortcuts if verdict(found) == "right"]
     ran = [found for found in results.values() if found.get("candidates")]
     minutes = sum(found["seconds"] for found in results.values()) / 60 / 2
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "torchvision", "transformers"))
 
     def share(key: str, value: Any) -> str:
         tried_at_all = [found for found in ran if key in found]
@@ -512,7 +513,7 @@ def page(chosen: dict[str, str], results: dict[str, dict[str, Any]], limit: int)
     lines = [
         "# Which networks can be pruned",
         "",
-        f"Written by `scripts/coverage.py` on {datetime.now(tz=UTC).date()} with {versions}. Of each of the "
+        f"Written by `scripts/coverage.py` on {datetime.now(tz=UTC).date()} with {VERSIONS}. Of each of the "
         f"{len(set(chosen.values()))} families the smallest member, with random weights; a few others beside them. "
         f"Together they took {minutes:.0f} minutes of two processor cores (each network {limit} s at most).",
         "",
@@ -564,9 +565,7 @@ def main() -> None:
     lines, members = options.folder / "networks.jsonl", families()
     chosen = choose(members, options.folder / "smallest.json")
     makers = {name: make for family in members.values() for name, make in family.items()}
-    results = {}
-    if lines.exists():
-        results = {found["name"]: found for found in map(json.loads, lines.read_text().splitlines())}
+    results = found_before(lines) if lines.exists() else {}
     results |= {name: {"name": name, "seconds": 0.0} for name in LEFT_OUT}
     waiting = [name for name in chosen if name not in results]
     if options.only:
@@ -575,11 +574,21 @@ def main() -> None:
         for done in as_completed(pool.submit(tried, name, makers[name], options.limit) for name in waiting):
             found = done.result()
             results[found["name"]] = found
-            file.write(json.dumps(found) + "\n")
+            file.write(json.dumps(found | {"versions": VERSIONS}) + "\n")
             file.flush()
             print(row(chosen[found["name"]], found), f"{found['seconds']} s", flush=True)
     if not options.only:
         options.page.write_text(page(chosen, results, options.limit))
+
+
+def found_before(lines: Path) -> dict[str, dict[str, Any]]:
+    """Returns what was found for each network with the libraries as they are; the last line may be cut off."""
+    text = lines.read_text()
+    whole, _, rest = text.rpartition("\n")
+    if rest:
+        lines.write_text(whole + "\n" if whole else "")
+    found = map(json.loads, whole.splitlines())
+    return {one["name"]: one for one in found if one.get("versions") == VERSIONS}
 
 
 def choose(members: dict[str, dict[str, Callable[[], nn.Module]]], cache: Path) -> dict[str, str]:

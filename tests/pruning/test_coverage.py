@@ -65,6 +65,14 @@ def test_the_page_says_when_something_is_wrong() -> None:
     assert not coverage.verdict({"name": "timm/unheard_of", "candidates": 3})
 
 
+def test_what_an_interrupted_run_found_with_the_same_libraries_is_kept(tmp_path: Path) -> None:
+    one, other = {"name": "a/b", "versions": coverage.VERSIONS}, {"name": "a/c", "versions": "timm 0.4.12"}
+    lines = tmp_path / "networks.jsonl"
+    lines.write_text(f'{json.dumps(other)}\n{json.dumps(one)}\n{{"name": "a/d", "ver')
+    assert coverage.found_before(lines) == {"a/b": one}
+    assert lines.read_text() == f"{json.dumps(other)}\n{json.dumps(one)}\n"
+
+
 def test_at_least_97_of_100_networks_with_identity_shortcuts_are_right_on_the_committed_page() -> None:
     right, library = {}, ""
     for line in PAGE.read_text().splitlines():
