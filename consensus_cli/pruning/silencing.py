@@ -55,6 +55,10 @@ class Silencer(TorchDispatchMode):
         """Notes that the block ends."""
         self._inside = False
 
+    def without_noise(self, _: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        """Returns what a module on the shortcut was given; others may use the same module."""
+        return next(tensors_in([args, kwargs])) if self._inside else output
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self._inside:
@@ -117,7 +121,7 @@ def silenced(network: nn.Module, trace: Trace, name: str) -> Iterator[Silencer |
         stack.enter_context(module.register_forward_pre_hook(silencer.enter))
         stack.enter_context(module.register_forward_hook(silencer.leave, always_call=True))
         for part in map(network.get_submodule, silencer.untouched_by):
-            stack.enter_context(part.register_forward_hook(lambda _, given, __: given[0]))
+            stack.enter_context(part.register_forward_hook(silencer.without_noise, with_kwargs=True))
         stack.enter_context(unfused_attention())
         stack.enter_context(silencer)
         yield silencer

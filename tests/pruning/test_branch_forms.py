@@ -192,6 +192,18 @@ def test_noise_on_the_shortcut_goes_with_the_block(kind: type[nn.Module]) -> Non
     assert torch.equal(network.blocks[1](IMAGES), IMAGES)
 
 
+class DropsByKeyword(DropsSum):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wrapper.drop(input=x + self.branch(x))
+
+
+def test_noise_may_come_from_one_module_of_all_blocks() -> None:
+    blocks = [DropsByKeyword(0.3) for _ in range(4)]
+    for block in blocks:
+        block.wrapper = blocks[0].wrapper
+    assert [block.name for block in candidates(find_blocks(Net(*blocks), IMAGES))] == [f"blocks.{i}" for i in (1, 2, 3)]
+
+
 class Doubles(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * x if self.training else x
