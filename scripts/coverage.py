@@ -556,7 +556,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("outputs/coverage"), help="holds the lines; resumed")
     parser.add_argument("--page", type=Path, default=Path("docs/coverage.md"))
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="networks whose name begins so; no page")
-    parser.add_argument("--limit", type=int, default=150, metavar="SECONDS", help="per network")
+    parser.add_argument("--limit", type=int, default=300, metavar="SECONDS", help="per network")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
