@@ -520,8 +520,8 @@ def page(chosen: dict[str, str], results: dict[str, dict[str, Any]], limit: int)
         f"- Counted by hand from the papers or the code: {len(by_hand)} networks, {len(shortcuts)} of them with blocks "
         f"that may go. **{len(right)} of these {len(shortcuts)} have exactly the candidates (and, where counted, the "
         "branches) expected**; the rule and every count are in the script. For FastViT, EfficientFormerV2, "
-        "LeViT, GCViT, NASNet, RepViT, Swin V2 CR and Xception41p what counts as a block was settled from the code after "
-        "the result of discovery had been seen.",
+        "LeViT, GCViT, NASNet, RepViT, Swin V2 CR and Xception41p what counts as a block was settled from the code "
+        "after the result of discovery had been seen.",
         f"- Networks with candidates: {len(ran)}. Two blocks removed, and the weights loaded into a network that was "
         f"built and pruned anew: the same answers in {share('removal', 'yes')}.",
         f"- One pass scores all blocks in {share('one_pass', True)}, all branches in "
