@@ -23,8 +23,8 @@ _LISTED = 40
 NEEDS_LESS_MEMORY = "use smaller images (dataset.image_size), fewer (dataset.limit_train), or a smaller network"
 
 
-class UserError(Exception):
-    """A mistake of the user's: one line that names it and a hint that mends it."""
+class ToldError(Exception):
+    """What ends a command with one line that says why, and a hint."""
 
     #: whether every process of the job has raised it
     shared = False
@@ -33,6 +33,10 @@ class UserError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class UserError(ToldError):
+    """A mistake of the user's; the hint mends it."""
 
 
 class ConfigError(UserError):
@@ -47,16 +51,8 @@ class ForeignCodeError(UserError):
     """Code that the user gave (a constructor, a forward pass, a hook) raised; `__cause__` is what it raised."""
 
 
-class RunFailedError(Exception):
-    """A run that could not go on, through no mistake in what was asked for: one line that says why, and a hint."""
-
-    #: whether every process of the job has raised it
-    shared = False
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+class RunFailedError(ToldError):
+    """A run that could not go on, through no mistake in what was asked for."""
 
 
 class JobEndedError(RunFailedError):
@@ -95,18 +91,18 @@ def foreign_code(what: str, hint: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, RunFailedError, MemoryError):
+    except (ToldError, MemoryError):
         raise
     except Exception as error:
         if _is_ours(error) or is_out_of_memory(error):
             raise
-        raise ForeignCodeError(f"{what} raised {_said(error)}{_place(error)}", hint) from error
+        raise ForeignCodeError(f"{what} raised {described(error)}{_place(error)}", hint) from error
 
 
 def raised_in_foreign_code(error: Exception) -> str | None:
     """Returns what was raised and where, if that was in code that is neither ours nor installed; None otherwise."""
     place = _place(error)
-    return f"{_said(error)}{place}" if place else None
+    return f"{described(error)}{place}" if place else None
 
 
 @contextmanager
@@ -149,7 +145,29 @@ def did_you_mean(names: Sequence[str]) -> str:
     return f"did you mean {', '.join(others)} or {last}? " if others else f"did you mean {last}? "
 
 
-def tell(error: UserError | RunFailedError, *, debug: bool = False) -> None:
+def enumerated(names: Iterable[str], most: int = 5) -> str:
+    """Returns the first names of some, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
+
+
+def one_line(text: object) -> str:
+    """Returns a text, or what an exception says, in one line."""
+    return " ".join(str(text).split())
+
+
+def described(error: BaseException) -> str:
+    """Returns type and text of an exception in one line."""
+    return f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an exception says, or else its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def tell(error: ToldError, *, debug: bool = False) -> None:
     """Prints each mistake in one line with its hint, on standard error.
 
     Args:
@@ -163,7 +181,7 @@ def tell(error: UserError | RunFailedError, *, debug: bool = False) -> None:
             if behind is not None:
                 traceback.print_exception(behind)
     for problem in problems:
-        sys.stderr.write(f"error: {_one_line(problem.message)}\nhint: {_one_line(problem.hint)}\n")
+        sys.stderr.write(f"error: {one_line(problem.message)}\nhint: {one_line(problem.hint)}\n")
 
 
 def _behind(error: BaseException) -> BaseException | None:
@@ -190,11 +208,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in allocator)
 
 
-def _said(error: Exception) -> str:
-    text = _one_line(str(error))
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def _place(error: BaseException) -> str:
     """Returns the innermost line of code that belongs neither to an installed package nor to us; empty if none does."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -204,7 +217,3 @@ def _place(error: BaseException) -> str:
         if not installed and not any(library in path.parents for library in libraries):
             return f" ({path.name}, line {frame.lineno}, in {frame.name})"
     return ""
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

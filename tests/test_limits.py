@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 import errno
 import inspect
+import io
 import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from consensus_cli.errors import InterruptedRunError, RunFailedError, is_out_of_memory
-from consensus_cli.experiment.limits import explained, halving
+from consensus_cli.experiment.batch_sizes import Fitting
+from consensus_cli.experiment.limits import explained
 from consensus_cli.experiment.signals import Stopper
+from consensus_cli.screen import QuietScreen, Screen
 from consensus_cli.training import TrainingDivergedError
 
 RUN = Path("outputs/runs/a")
@@ -64,27 +68,39 @@ def test_what_means_out_of_memory() -> None:
     assert is_out_of_memory(MemoryError())
 
 
-def test_the_size_halves_until_it_fits() -> None:
-    told: list[int] = []
+def test_the_size_halves_until_it_fits_and_stays() -> None:
+    shown = io.StringIO()
+    fitting, tried = Fitting(Screen(Console(file=shown, width=200)), alone=True), []
 
     def attempt(size: int) -> int:
+        tried.append(size)
         if size > 30:
             torch.empty(2**58)
         return size
 
-    assert halving(attempt, 200, told.append) == 25
-    assert told == [100, 50, 25]
+    assert fitting.attempt("training", 200, attempt) == fitting.attempt("training", 200, attempt) == 25
+    assert tried == [200, 100, 50, 25, 25]
+    assert shown.getvalue().count("out of memory: training goes on with batches of 25 images") == 1
+    assert fitting.sizes == {"training": 25}
+
+
+@pytest.mark.parametrize(("purpose", "smallest"), [("training", 2), ("scoring", 1)])
+def test_what_fits_in_no_size_is_let_through(purpose: str, smallest: int) -> None:
+    fitting = Fitting(QuietScreen(Console(quiet=True)), alone=True)
     with pytest.raises(RuntimeError, match="allocate"):
-        halving(lambda _: torch.empty(2**58), 8, told.append, smallest=4)
-    assert told[3:] == [4]
+        fitting.attempt(purpose, 8, lambda _: torch.empty(2**58))
+    assert fitting.sizes == {purpose: smallest}
 
 
-def test_another_error_is_let_through_at_once() -> None:
+@pytest.mark.parametrize(("alone", "words"), [(True, "shapes do not fit"), (False, "DefaultCPUAllocator: no memory")])
+def test_another_error_or_one_of_several_processes_is_let_through_at_once(alone: bool, words: str) -> None:
     def attempt(size: int) -> int:
-        raise RuntimeError("shapes do not fit")
+        raise RuntimeError(words)
 
-    with pytest.raises(RuntimeError, match="shapes"):
-        halving(attempt, 8, lambda _: pytest.fail("halved"))
+    fitting = Fitting(QuietScreen(Console(quiet=True)), alone=alone)
+    with pytest.raises(RuntimeError, match=words):
+        fitting.attempt("training", 8, attempt)
+    assert fitting.sizes == {}
 
 
 @pytest.mark.parametrize(

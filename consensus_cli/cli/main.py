@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from consensus_cli import __version__
 from consensus_cli.cli.commands import COMMANDS, Call, Command, Parser
 from consensus_cli.cli.fast_imports import fit_environment
-from consensus_cli.errors import InterruptedRunError, RunFailedError, UserError, tell, unknown_name
+from consensus_cli.errors import InterruptedRunError, ToldError, UserError, tell, unknown_name
 
 #: what all processes of a job do together
 _JOINT = ("run", "resume", "score")
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _answer(words, debug)
         sys.stdout.flush()
         return code
-    except (UserError, RunFailedError) as error:
+    except ToldError as error:
         if _speaks(error):
             tell(error, debug=debug)
         return 2 if isinstance(error, UserError) else 1

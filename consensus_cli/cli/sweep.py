@@ -21,7 +21,7 @@ from consensus_cli.config.conf_files import Origin
 from consensus_cli.config.mistakes import COMPOSING, explain, quoted
 from consensus_cli.config.overrides import check_overrides, opened
 from consensus_cli.config.schema import RunConfig
-from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, memory_told, tell
+from consensus_cli.errors import NEEDS_LESS_MEMORY, ToldError, UserError, described, memory_told, one_line, tell
 from consensus_cli.experiment.last import Last
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _follow(runs: list[RunConfig], *, sweeping: bool) -> int:
         try:
             with open_screen("none") as screen:
                 pipeline.run(config, (), screen, kept)
-        except (UserError, RunFailedError) as error:
+        except ToldError as error:
             if not (sweeping and error.shared):
                 raise
     return 0
@@ -127,7 +127,7 @@ def _sweep(asked: Namespace, origin: Origin, runs: list[RunConfig], job: _Job) -
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in _LAUNCHING:
                 raise _before_the_job(error) from error
-            sys.stderr.write(f"error: a run's process ended before the run did: {_one_line(error)}\n")
+            sys.stderr.write(f"error: a run's process ended before the run did: {one_line(error)}\n")
             sys.stderr.write("hint: the same command again starts what is missing; results.csv has what is done\n")
             return 1
     failed = [result for batch in batches for result in batch if result.return_value is not None]
@@ -157,7 +157,7 @@ def _before_the_job(error: Exception) -> UserError:
         return explain(error)
     if "consensus_cli" in traceback.extract_tb(error.__traceback__)[-1].filename:
         raise error
-    return UserError(f"Hydra raised {type(error).__name__}: {_one_line(error)}", hint)
+    return UserError(f"Hydra raised {described(error)}", hint)
 
 
 class _Job:
@@ -199,14 +199,14 @@ def run_job(
         run_config.if_done = run_config.if_done or ("skip" if sweeping else "rerun")
         with open_screen(screen_kind, alone=alone) as screen, memory_told(NEEDS_LESS_MEMORY):
             pipeline.run(run_config, overrides, screen, kept)
-    except (UserError, RunFailedError) as error:
+    except ToldError as error:
         # Shown here: Hydra would put a text of its own before it.
         if speaks(error):
             tell(error, debug=debug)
         # In a job the others can go on with the next run only if they have all left this one.
         if not sweeping or (world() > 1 and not error.shared):
             raise SystemExit(2 if isinstance(error, UserError) else 1) from error
-        return _one_line(error)
+        return one_line(error)
     except Exception as error:
         if not sweeping:
             raise
@@ -214,9 +214,5 @@ def run_job(
         if world() > 1:
             # The others may be anywhere in this run: no next one can begin together.
             raise SystemExit(1) from error
-        return f"{type(error).__name__}: {_one_line(error)}"
+        return described(error)
     return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -15,12 +15,11 @@ from torchvision import datasets as tv
 from torchvision.datasets.utils import check_integrity, extract_archive
 from torchvision.transforms.v2 import functional as tvf
 
-from consensus_cli.data.decoding import first_line
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.request import Request
 from consensus_cli.data.source import ImageData, divide
 from consensus_cli.data.split import Augmentation
-from consensus_cli.errors import UserError
+from consensus_cli.errors import UserError, first_line
 
 # What torchvision raises for files that are missing or broken, and for a host that cannot be reached.
 READ_FAILURES = (RuntimeError, ValueError, OSError, EOFError, AssertionError)

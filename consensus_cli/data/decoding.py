@@ -19,6 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
+from consensus_cli.errors import first_line
+
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png",
     ".pnm", ".ppm", ".tif", ".tiff", ".webp",
@@ -257,9 +259,3 @@ def _what_instead(content: bytes) -> str:
         return "damaged: its head cannot be read"
     head = content[:64].lstrip().lower()
     return next((what for beginning, what in _NO_IMAGES.items() if head.startswith(beginning)), "no known image format")
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of what an exception says, or else its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

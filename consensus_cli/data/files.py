@@ -18,7 +18,7 @@ from consensus_cli.data.loading import batches, worker_count
 from consensus_cli.data.memory import to_unit_range
 from consensus_cli.data.share import ALL, Share
 from consensus_cli.data.split import Augmentation
-from consensus_cli.errors import UserError
+from consensus_cli.errors import UserError, enumerated
 
 logger = logging.getLogger(__name__)
 
@@ -139,10 +139,8 @@ class ImageFiles:
         Raises:
             UserError: unreadable files are an error.
         """
-        first = list(unreadable.items())[:NAMED]
-        named = [f"{self.images.name(int(self.indices[position]))} ({reason})" for position, reason in first]
-        more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
-        what, which = f"{len(unreadable)} of {len(self)} image files", f"{', '.join(named)}{more}"
+        named = [f"{self.images.name(int(self.indices[place]))} ({reason})" for place, reason in unreadable.items()]
+        what, which = f"{len(unreadable)} of {len(self)} image files", enumerated(named, NAMED)
         if self.on_corrupt == "error":
             hint = "replace or remove them, or set dataset.on_corrupt=skip"
             raise UserError(f"{what} cannot be read: {which}", hint)

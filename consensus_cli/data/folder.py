@@ -16,11 +16,11 @@ from torch import Tensor
 from consensus_cli.data.decoding import UnreadableImageError, read_file, side_lengths
 from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geometry, ImageFiles
 from consensus_cli.data.layout import LAYOUT_HINT, class_names, find_layout
-from consensus_cli.data.listing import counted, enumerated, list_class, shown
+from consensus_cli.data.listing import counted, list_class, shown
 from consensus_cli.data.request import Request
 from consensus_cli.data.source import ImageData, divide
 from consensus_cli.data.split import Augmentation
-from consensus_cli.errors import UserError
+from consensus_cli.errors import UserError, enumerated
 from consensus_cli.models.spec import IMAGE_SIZES
 
 LARGEST_DEFAULT_SIZE = 224

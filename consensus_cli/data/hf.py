@@ -14,11 +14,11 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor
 
-from consensus_cli.data.decoding import UnreadableImageError, first_line, read_file
+from consensus_cli.data.decoding import UnreadableImageError, read_file
 from consensus_cli.data.folder import from_files
 from consensus_cli.data.request import Request
 from consensus_cli.data.source import ImageData
-from consensus_cli.errors import UserError
+from consensus_cli.errors import UserError, first_line
 
 # The hub's names for the splits, by ours, in order of preference.
 SPLIT_NAMES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}

@@ -7,8 +7,8 @@ import shlex
 from collections import defaultdict
 from pathlib import Path
 
-from consensus_cli.data.listing import LOST, enumerated, kinds, shown
-from consensus_cli.errors import UserError
+from consensus_cli.data.listing import LOST, kinds, shown
+from consensus_cli.errors import UserError, enumerated
 
 LAYOUT_HINT = "expected ROOT/train/CLASS/*.jpg with ROOT/test or ROOT/val beside it, or ROOT/CLASS/*.jpg"
 

@@ -6,20 +6,18 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from consensus_cli.data.decoding import IMAGE_SUFFIXES
+from consensus_cli.errors import enumerated
 
 #: what systems, archives and this tool leave behind (lower case), besides everything that begins with a dot
 _LEFTOVERS = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "$recycle.bin", "lost+found",
     "system volume information", "paxheader", "paxheaders", "__pycache__", "outputs",
 }  # fmt: skip
-
-#: names that a message lists before it only counts them
-_LISTED = 5
 
 LOST = "link to nowhere"
 
@@ -99,13 +97,6 @@ def counted(counts: Mapping[str, int], form: str = "{count} {name}") -> str:
     """Returns the most frequent of some names with their counts, such as `40 .txt, 3 hidden`."""
     frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return enumerated(form.format(name=name, count=count) for name, count in frequent)
-
-
-def enumerated(names: Iterable[str], listed: int = _LISTED) -> str:
-    """Returns the first names of some, and how many more there are."""
-    every = list(names)
-    more = f" and {len(every) - listed} more" if len(every) > listed else ""
-    return ", ".join(every[:listed]) + more
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

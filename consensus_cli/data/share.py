@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from consensus_cli.errors import JobEndedError, RunFailedError, UserError
+from consensus_cli.errors import JobEndedError, RunFailedError, ToldError, UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -131,7 +131,7 @@ def _nothing(*_: object) -> None:
 def _attempt(make: Callable[[], T]) -> tuple[T | None, tuple[type[Exception], str, str] | None]:
     try:
         return make(), None
-    except (UserError, RunFailedError) as error:
+    except ToldError as error:
         # As words: an exception is not sure to survive the way to another process.
         kind = UserError if isinstance(error, UserError) else RunFailedError
         return None, (kind, error.message, error.hint)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from consensus_cli.experiment import limits
+import torch
+
+from consensus_cli.errors import is_out_of_memory
 from consensus_cli.screen import Screen
 
 Result = TypeVar("Result")
@@ -34,12 +37,18 @@ class Fitting:
         return batch_size if not self.alone else min(batch_size, self.sizes.get(purpose, batch_size))
 
     def attempt(self, purpose: str, batch_size: int, work: Callable[[int], Result]) -> Result:
-        """Does work in batches, over again in smaller ones where memory runs out."""
-        if not self.alone:
-            return work(batch_size)
-
-        def note(size: int) -> None:
+        """Does work, which must be able to start over, in batches half as large each time that memory runs out."""
+        size = self.size(purpose, batch_size)
+        while True:
+            try:
+                return work(size)
+            except (RuntimeError, MemoryError) as error:
+                if not self.alone or not is_out_of_memory(error) or size // 2 < _SMALLEST[purpose]:
+                    raise
+            # Behind the handler: the error holds the frames, and they hold the tensors that did not fit.
+            size //= 2
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             self.screen.warning(f"out of memory: {purpose} goes on with batches of {size} images")
             self.sizes[purpose] = size
-
-        return limits.halving(work, self.size(purpose, batch_size), note, smallest=_SMALLEST[purpose])

@@ -15,18 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
-from consensus_cli.errors import ForeignCodeError, UserError, foreign_code
+from consensus_cli.errors import ForeignCodeError, UserError, enumerated, foreign_code
 from consensus_cli.experiment.failing_forward import ANOTHER_MODULE, answer, explained, said
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone, to_layout
-from consensus_cli.models.foreign_files import some
 from consensus_cli.models.head import find_head
-from consensus_cli.models.modes import UsedParameters, evaluating, uncompiled
+from consensus_cli.models.modes import SAME, UsedParameters, alike, evaluating, uncompiled
 
-#: largest difference between two answers to the same images, relative to the largest logit
-_SAME = 1e-3
-
-#: the same between an image alone and among others, which a network that computes in bfloat16 rounds differently
+#: largest relative difference between the answers to an image alone and among others: bfloat16 rounds them differently
 _SAME_ALONE = 0.03
 
 _ANY_NUMBER = "its forward must take batches of any number of images: what it keeps must not depend on that"
@@ -96,7 +92,7 @@ def dry_run(model: Classifier, images: Tensor, labels: Tensor, demands: Demands)
     scripts = [path for path, module in model.network.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripts:
         raise UserError(
-            f"{demands.name} holds TorchScript modules ({some(scripts)}), which can be neither watched nor changed",
+            f"{demands.name} holds TorchScript modules ({enumerated(scripts)}), which cannot be watched or changed",
             "build it from its Python code",
         )
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
@@ -189,7 +185,7 @@ class _Trial:
                 f"{name} answers real images with values that are not finite",
                 "check its weights, and model.mean and model.std: images are in [0, 1]",
             )
-        if (self.logits >= 0).all() and (self.logits.sum(1) - 1).abs().max() < _SAME:
+        if (self.logits >= 0).all() and (self.logits.sum(1) - 1).abs().max() < SAME:
             raise UserError(
                 f"{name} answers with probabilities (each row sums to 1), not with logits",
                 "leave out the softmax at its end",
@@ -197,8 +193,8 @@ class _Trial:
 
     def _check_repeats(self) -> None:
         """Checks that the copy answers the same again, and that another copy answers the same with its own modules."""
-        if not _alike(answer(self.copied, self.images, self.name), self.logits):
-            keeps = _alike(answer(clone(self.model), self.images, self.name), self.logits)
+        if not alike(answer(self.copied, self.images, self.name), self.logits):
+            keeps = alike(answer(clone(self.model), self.images, self.name), self.logits)
             raise UserError(
                 f"{self.name} answers the same images differently the second time, in eval mode",
                 "what it keeps from one forward pass must not change the next answer in eval mode"
@@ -209,7 +205,7 @@ class _Trial:
         another = clone(self.model)
         with uncompiled(), UsedParameters() as used:
             found = answer(another, self.images.flip(0), self.name)
-        if not _alike(found, expected):
+        if not alike(found, expected):
             raise UserError(f"a deep copy of {self.name} does not answer as the network does", ANOTHER_MODULE)
         foreign = used.parameters.keys() - {id(parameter) for parameter in another.parameters()}
         for path, parameter in self.model.named_parameters():
@@ -230,7 +226,7 @@ class _Trial:
             alone = self.copied(self.images[:1])
         if len(alone) != 1:
             raise UserError(f"{self.name} answers {after} with {len(alone)} rows of logits", _ANY_NUMBER)
-        if not _alike(alone, self.logits[:1], _SAME_ALONE):
+        if not alike(alone, self.logits[:1], _SAME_ALONE):
             self.found.notes.append(
                 f"{self.name} answers an image differently among others: its accuracy depends on the batch size"
             )
@@ -299,7 +295,7 @@ class _Trial:
         weights = [p for path in head.modules for p in trained.network.get_submodule(path).parameters()]
         if weights and all(parameter.requires_grad and parameter.grad is None for parameter in weights):
             raise UserError(
-                f"in training mode, {self.name} answers with other logits than those of {some(list(head.modules))}",
+                f"in training mode, {self.name} answers with other logits than those of {enumerated(list(head.modules))}",
                 "return the same logits first in both modes, and those of auxiliary heads after them",
             )
 
@@ -309,7 +305,7 @@ class _Trial:
         if made:
             raise UserError(
                 f"{self.name} makes weights or buffers in its forward pass: "
-                f"{some(sorted(key.removeprefix('network.') for key in made))}",
+                f"{enumerated(sorted(key.removeprefix('network.') for key in made))}",
                 "make them in its constructor",
             )
 
@@ -329,8 +325,3 @@ class _Trial:
 
     def _autocast(self, precision: str) -> torch.autocast:
         return torch.autocast(self.images.device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def _alike(found: Tensor, expected: Tensor, tolerance: float = _SAME) -> bool:
-    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance * scale)

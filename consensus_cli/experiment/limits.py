@@ -3,46 +3,15 @@
 from __future__ import annotations
 
 import errno
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-import torch
-
-from consensus_cli.errors import RunFailedError, UserError, is_out_of_memory, raised_in_foreign_code
+from consensus_cli.errors import RunFailedError, ToldError, is_out_of_memory, raised_in_foreign_code
 from consensus_cli.training import TrainingDivergedError
-
-Result = TypeVar("Result")
 
 #: what the operating system says when nothing more can be written: no space, a file-size limit, a quota
 _FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
-
-
-def halving(
-    attempt: Callable[[int], Result], size: int, on_halved: Callable[[int], None], *, smallest: int = 1
-) -> Result:
-    """Returns what `attempt(size)` returns, with half the size as long as memory runs out.
-
-    Args:
-        attempt: does the work with a batch size; must be able to start over.
-        size: the batch size to begin with.
-        on_halved: called with each new size before it is tried.
-        smallest: the size below which the error is let through.
-    """
-    while True:
-        try:
-            return attempt(size)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or size // 2 < smallest:
-                raise
-        # Behind the handler: the error holds the frames, and they hold the tensors that did not fit.
-        size //= 2
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        on_halved(size)
 
 
 @contextmanager
@@ -60,7 +29,7 @@ def explained(run_dir: Path, *, resumable: bool = True) -> Iterator[None]:
     again = f"continue with: consensus resume {run_dir}" if resumable else "repeat the command"
     try:
         yield
-    except (UserError, RunFailedError):
+    except ToldError:
         raise
     except TrainingDivergedError as error:
         diverged = RunFailedError(

@@ -13,7 +13,7 @@ import torch
 
 from consensus_cli import __version__
 from consensus_cli.config.schema import RunConfig
-from consensus_cli.errors import InterruptedRunError, UserError
+from consensus_cli.errors import InterruptedRunError, UserError, described
 from consensus_cli.evaluation.cost.cost_comparison import file_size_columns
 from consensus_cli.evaluation.cost.energy import Consumption
 from consensus_cli.experiment.prepare import Prepared
@@ -103,7 +103,7 @@ def failure_columns(error: BaseException) -> Row:
     # A cluster's launcher leaves by SystemExit when a job's time is over.
     stopped = isinstance(error, (KeyboardInterrupt, InterruptedRunError, SystemExit))
     status = "interrupted" if stopped else "failed"
-    return {"status": status, "error": f"{type(error).__name__}: {_one_line(str(error))}"}
+    return {"status": status, "error": _cell(described(error))}
 
 
 def file_columns(files: RunDir) -> Row:
@@ -153,7 +153,7 @@ def draw_summary(files: RunDir, row: Mapping[str, object], warn: Callable[[str],
         write_summary(files, row)
     except Exception as error:
         _log.info("no summary", exc_info=True)
-        warn(f"the row is saved, but not the whole summary: {type(error).__name__}: {_one_line(str(error))}")
+        warn(f"the row is saved, but not the whole summary: {_cell(described(error))}")
 
 
 def git_commit() -> str:
@@ -173,9 +173,9 @@ def git_commit() -> str:
         return "none"
 
 
-def _one_line(text: str) -> str:
-    """Returns a text that fits into a cell of the results file."""
-    return " ".join(text.replace("\0", " ").encode("utf-8", "replace").decode().split())[:1000]
+def _cell(text: str) -> str:
+    """Returns a line that fits into a cell of the results file."""
+    return text.replace("\0", " ").encode("utf-8", "replace").decode()[:1000]
 
 
 def _device_name(device: torch.device) -> str:

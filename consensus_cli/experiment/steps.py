@@ -17,7 +17,7 @@ from torch import Tensor
 from consensus_cli import training
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.data.share import Share
-from consensus_cli.errors import UserError
+from consensus_cli.errors import UserError, described
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.cost.energy import Consumption, EnergyMeter
 from consensus_cli.experiment import controls, recipes, row
@@ -287,8 +287,7 @@ class Steps:
         try:
             yield
         except Exception as error:
-            text = " ".join(str(error).split())
-            self.screen.warning(f"tracker={self.config.tracker} failed: {type(error).__name__}: {text}")
+            self.screen.warning(f"tracker={self.config.tracker} failed: {described(error)}")
 
     @property
     def _trainer(self) -> Trainer:

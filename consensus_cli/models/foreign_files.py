@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from consensus_cli.errors import UserError
+from consensus_cli.errors import UserError, enumerated
 
 _UNPACK = "unpack it and give the file of weights in it"
 _FROM_OTHER = "load it in its own framework and save a PyTorch state dict or safetensors"
@@ -61,7 +61,7 @@ def zip_refusal(path: Path, names: Iterable[str]) -> UserError | None:
         )
     if "data.pkl" in inside:
         return None
-    return UserError(f"checkpoint {path} is a zip archive of {some(members)}", f"{_UNPACK}, or {_FROM_OTHER}")
+    return UserError(f"checkpoint {path} is a zip archive of {enumerated(members, 10)}", f"{_UNPACK}, or {_FROM_OTHER}")
 
 
 def folder_refusal(path: Path) -> UserError:
@@ -72,14 +72,8 @@ def folder_refusal(path: Path) -> UserError:
             f"checkpoint {path} is a distributed checkpoint",
             "make one file of it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE",
         )
-    holds = some(found) if found else "nothing"
+    holds = enumerated(found, 10) if found else "nothing"
     return UserError(f"checkpoint {path} is a folder; it holds {holds}", "give the file of weights in it")
-
-
-def some(names: list[str], most: int = 10) -> str:
-    """Returns the first names, and how many there are beyond."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _recognised(path: Path, start: bytes) -> tuple[str, str]:

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consensus_cli.errors import UserError, unknown_name
-from consensus_cli.models.foreign_files import some
+from consensus_cli.errors import UserError, enumerated, first_line, unknown_name
 from consensus_cli.models.hub import without_waiting
 from consensus_cli.models.paths import expanded
 from consensus_cli.models.weight_files import weight_files
@@ -137,8 +136,8 @@ def published_weights(
     if order is None:
         if len(labels) == len(classes):
             notes.append(
-                f"{name}: its labels ({some(labels, 3)}) are not the names of the classes ({some([*classes], 3)}), so "
-                "they are taken in their order"
+                f"{name}: its labels ({enumerated(labels, 3)}) are not the names of the classes "
+                f"({enumerated(classes, 3)}), so they are taken in their order"
             )
     elif order != [*range(len(labels))]:
         with torch.device("meta"):
@@ -199,7 +198,7 @@ def _folder(name: str) -> Path | None:
     path = expanded(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            holds = some(sorted(item.name for item in path.iterdir())) or "nothing"
+            holds = enumerated(sorted(item.name for item in path.iterdir()), 10) or "nothing"
             raise UserError(f"model.name={name} has no config.json; it holds {holds}", "give the folder that holds it")
         return path
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
@@ -234,8 +233,7 @@ def _explained(what: str, hint: str) -> Iterator[None]:
         raise
     except Exception as error:
         # They raise errors of many kinds, not all of OSError or ValueError.
-        line = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"{what}: {line}", hint) from error
+        raise UserError(f"{what}: {first_line(error)}", hint) from error
 
 
 @contextmanager

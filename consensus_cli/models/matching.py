@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from consensus_cli.errors import UserError
-from consensus_cli.models.foreign_files import some
+from consensus_cli.errors import UserError, enumerated
 
 #: parts of names that PyTorch's wrappers of compiled, sharded and checkpointed modules add anywhere
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
@@ -103,7 +102,7 @@ def mismatch(found: Faults, state: Mapping[str, Tensor], expected: Mapping[str, 
     }
     words = {"misshapen": "of another shape", "mistyped": "of another kind"}
     listed = "; ".join(
-        f"{len(names)} {words.get(kind, kind)}: {some([described.get(kind, str)(name) for name in names])}"
+        f"{len(names)} {words.get(kind, kind)}: {enumerated([described.get(kind, str)(name) for name in names], 10)}"
         for kind, names in found.items()
     )
     return UserError(f"{source} does not fit the network: {listed}", "choose the model the weights were trained with")

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+#: largest difference between two answers that are the same but for rounding (TF32, other algorithms), relative to the
+#: largest number in them
+SAME = 1e-3
+
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
@@ -76,6 +80,20 @@ def answer(network: nn.Module, example: Tensor) -> list[Tensor]:
     """
     with evaluating(network):
         return list(tensors_in([network(example.clone())]))
+
+
+def alike(found: Tensor, expected: Tensor, tolerance: float = SAME) -> bool:
+    """Returns whether two answers are the same but for rounding.
+
+    That is: of one shape, and nowhere further apart than `tolerance` times the largest number expected; of other than
+    floating-point numbers, equal.
+    """
+    if found.shape != expected.shape:
+        return False
+    if not expected.is_floating_point():
+        return torch.equal(found, expected)
+    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+    return bool((found - expected).abs().max() <= tolerance * scale)
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:

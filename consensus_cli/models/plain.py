@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consensus_cli.errors import UserError
+from consensus_cli.errors import UserError, enumerated
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def to_float32(network: nn.Module) -> str | None:
     empty = [name for name, tensor in named if tensor.is_meta]
     if empty:
         raise UserError(
-            f"{type(network).__name__} has weights without values, on the meta device: {', '.join(empty[:10])}",
+            f"{type(network).__name__} has weights without values, on the meta device: {enumerated(empty, 10)}",
             "construct it on the CPU",
         )
     others = sorted({str(tensor.dtype).removeprefix("torch.") for _, tensor in named if _is_other_real(tensor)})

@@ -11,8 +11,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from consensus_cli.errors import UserError
-from consensus_cli.models.foreign_files import folder_refusal, refusal, some, zip_refusal
+from consensus_cli.errors import UserError, enumerated, first_line
+from consensus_cli.models.foreign_files import folder_refusal, refusal, zip_refusal
 from consensus_cli.models.unpickling import Foreign, load_inert
 
 #: what a folder of weights is looked through for, best first
@@ -155,7 +155,7 @@ def _no_tensors(path: Path, content: object) -> UserError:
             save,
         )
     inside = dict(content) if isinstance(content, Mapping) else {}
-    held = some([f"{key} ({_kind(value)})" for key, value in inside.items()]) or _kind(content)
+    held = enumerated([f"{key} ({_kind(value)})" for key, value in inside.items()], 10) or _kind(content)
     objects = any(isinstance(value, Foreign) for value in inside.values())
     refused = "; objects of foreign classes are refused, since loading them may run code" if objects else ""
     return UserError(
@@ -171,7 +171,6 @@ def _kind(value: object) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    line = (str(error) or type(error).__name__).splitlines()[0]
     refused = isinstance(error, PermissionError)
     hint = "may you read it?" if refused else "the file is damaged or cut short; copy it again"
-    return UserError(f"checkpoint {path} cannot be read: {line}", hint)
+    return UserError(f"checkpoint {path} cannot be read: {first_line(error)}", hint)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from consensus_cli.errors import UserError
-from consensus_cli.models.foreign_files import some
+from consensus_cli.errors import UserError, enumerated
 from consensus_cli.models.matching import Candidate, candidates, choose, completed, entries, faults, mismatch
 from consensus_cli.models.weight_files import read_state_dict
 
@@ -165,6 +164,6 @@ def _check_finite(state: Mapping[str, Tensor], source: str) -> None:
     wrong = [key for key, value in state.items() if value.is_floating_point() and not value.float().isfinite().all()]
     if wrong:
         raise UserError(
-            f"{source} holds weights that are not finite (NaN or infinite): {some(wrong)}",
+            f"{source} holds weights that are not finite (NaN or infinite): {enumerated(wrong, 10)}",
             "its training diverged, or the file is damaged: give a checkpoint from before",
         )

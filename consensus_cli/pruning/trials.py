@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from consensus_cli.errors import described
 from consensus_cli.models.copying import clone
-from consensus_cli.models.modes import UsedParameters, answer, tensors_in, uncompiled
+from consensus_cli.models.modes import UsedParameters, alike, answer, tensors_in, uncompiled
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.removability import parameters_outside
 from consensus_cli.pruning.silencing import DrawsInOrder, seed, silenced
@@ -18,10 +19,6 @@ from consensus_cli.pruning.surgery import bypassed, parts_of, remove_blocks, unh
 from consensus_cli.pruning.trace import Trace
 
 _NEEDS_IT = "the code around it needs its modules"
-
-#: largest difference between answers that should be the same, relative to the largest number: attention is computed
-#: by other algorithms where it is watched
-_SAME = 1e-3
 
 #: passes after which a parameter that got no gradient gets none: layers may be skipped at random
 _MOST_PASSES = 6
@@ -95,7 +92,7 @@ class _Trial:
             with bypassed(self.network, *names), UsedParameters() as used:
                 found = _answer(self.network, self.image)
         except Exception as error:
-            return f"{_NEEDS_IT} ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+            return f"{_NEEDS_IT} ({described(error)[:120]})"
         if own & used.parameters.keys():
             return "its modules run without it as well: the network holds them in a plain list, for one"
         if [tensor.shape for tensor in found] != self.shapes:
@@ -121,7 +118,7 @@ class _Trial:
         try:
             found, gradients = _gradients(removed, self.example)
         except Exception as error:
-            return f"without it, training fails ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+            return f"without it, training fails ({described(error)[:120]})"
         for name, finite in gradients.items():
             if not finite and self.gradients.get(name):
                 return f"without it, the gradient of {name} is not finite"
@@ -162,14 +159,7 @@ class _Trial:
     def _alike(self, found: list[Tensor], expected: list[Tensor]) -> bool:
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
             return False
-        return not self.has_values or all(map(_same, found, expected))
-
-
-def _same(found: Tensor, expected: Tensor) -> bool:
-    if not expected.is_floating_point():
-        return torch.equal(found, expected)
-    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    return bool((found - expected).abs().max() <= _SAME * scale)
+        return not self.has_values or all(map(alike, found, expected))
 
 
 def _answer(network: nn.Module, images: Tensor) -> list[Tensor]:

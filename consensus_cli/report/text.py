@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from consensus_cli.errors import enumerated, one_line
 from consensus_cli.evaluation.cost.cost_comparison import DISTURBING_PCT
 from consensus_cli.report import robustness, tradeoff
 from consensus_cli.report.attribution import attributions
@@ -48,7 +49,7 @@ def latex(source: Path) -> str:
     """Returns every point as a LaTeX table (packages booktabs and longtable), the Pareto front marked by a star."""
     points = tradeoff.points(load(source).finished)
     rows = [[*row, "*" if front else ""] for row, front in zip(point_rows(points), points["pareto"], strict=True)]
-    table = pd.DataFrame(rows, columns=[*_HEADINGS, "front"]).map(_one_line)
+    table = pd.DataFrame(rows, columns=[*_HEADINGS, "front"]).map(one_line)
     styler = table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
     text: str = styler.to_latex(hrules=True, environment="longtable", column_format="lllrrrrrc")
     return text.replace("±", r"$\pm$").replace("−", r"$-$").replace("–", "--")
@@ -66,8 +67,8 @@ def overview(runs: Runs, points: pd.DataFrame) -> list[str]:
         low, high = group["seeds"].min(), group["seeds"].max()
         seeds = f"{_count(high, 'seed')} each" if low == high else f"{low} to {high} seeds each"
         found.append(
-            f"{task}: {_listed(list(group['series'].unique()))}; {_count(int(group['runs'].sum()), 'run')} at "
-            f"{_count(group['ratio'].nunique(), 'ratio')}, {seeds}."
+            f"{task}: {enumerated(group['series'].unique(), _MOST_NAMES)}; "
+            f"{_count(int(group['runs'].sum()), 'run')} at {_count(group['ratio'].nunique(), 'ratio')}, {seeds}."
         )
     good = tradeoff.best(points)
     for _, point in good.iterrows():
@@ -130,7 +131,7 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], bold:
 
 def escape_markdown(text: str) -> str:
     """Returns text that Markdown shows as it is, on one line."""
-    return html.escape(_MARKDOWN_SIGNS.sub(r"\\\1", _one_line(text)), quote=False)
+    return html.escape(_MARKDOWN_SIGNS.sub(r"\\\1", one_line(text)), quote=False)
 
 
 def _about_runs(rows: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
@@ -183,14 +184,5 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _listed(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + rest
-
-
 def _mean(point: pd.Series, name: str, digits: int, unit: str, *, sign: bool = False) -> str:
     return interval(point[name], point[f"{name}_ci95"], digits, unit, sign)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.errors import UserError, described, unknown_name
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Registry(UserDict[str, T]):
             thing = point.load()
         except Exception as error:
             raise UserError(
-                f"{offer} cannot be loaded: {type(error).__name__}: {error}", "mend or uninstall that package"
+                f"{offer} cannot be loaded: {described(error)}", "mend or uninstall that package"
             ) from error
         if problem := self._problem(name, thing):
             raise UserError(f"{offer} {problem}", "mend or uninstall that package")

@@ -19,7 +19,7 @@ from consensus_cli.errors import unknown_name
 from consensus_cli.models.classifier import logits_of
 from consensus_cli.models.copying import clone, to_layout
 from consensus_cli.models.head import Head, find_head, no_head
-from consensus_cli.models.modes import tensors_in
+from consensus_cli.models.modes import alike, tensors_in
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import bypassed, parts_of
 from consensus_cli.scoring.folding import fold_batch_norms
@@ -27,9 +27,6 @@ from consensus_cli.scoring.folding import fold_batch_norms
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 PROBE_IMAGES = 3
-
-#: Largest relative difference between two ways to the same features: rounding, TF32 included, stays far below.
-PROBE_TOLERANCE = 1e-3
 
 #: Tensors of the largest size that live at once: a block's input, its output, a temporary and the forked batch.
 LIVE_TENSORS = 4
@@ -197,7 +194,7 @@ class AblationEngine:
 
     def _one_pass_gives(self, expected: Tensor, images: Tensor) -> bool:
         try:
-            return _same(self._forking(images), expected)
+            return alike(self._forking(images), expected)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError):
             # Whatever code of the network's the streams upset, the other way has just worked.
             return False
@@ -252,7 +249,7 @@ def _scoring_copy(
         expected = _representation(copied, head, images)
         try:
             fold_batch_norms(folded, images)
-            same = _same(_representation(folded, head, images), expected)
+            same = alike(_representation(folded, head, images), expected)
         except Exception:
             # Code of the network's that reads its norms or sets its weights, as the older `weight_norm` does.
             same = False
@@ -265,9 +262,3 @@ def _representation(network: nn.Module, head: Head | None, images: Tensor) -> Te
     with head.watching(network) as representation:
         network(images)
         return representation()
-
-
-def _same(features: Tensor, expected: Tensor) -> bool:
-    return features.shape == expected.shape and bool(
-        (features - expected).abs().max() <= PROBE_TOLERANCE * expected.abs().max()
-    )

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from consensus_cli.errors import InterruptedRunError
+from consensus_cli.errors import InterruptedRunError, described
 from consensus_cli.screen.events import Ended, Event, Progressed, Started, TrainingLoss
 from consensus_cli.screen.plain import Screen
 
@@ -53,7 +53,7 @@ class JsonScreen(Screen):
         interrupted = isinstance(error, (KeyboardInterrupt, InterruptedRunError))
         status = "done" if error is None else "interrupted" if interrupted else "failed"
         self._elsewhere.close()
-        message = None if error is None else " ".join(f"{type(error).__name__}: {error}".split())
+        message = None if error is None else described(error)
         self._write(Ended(status, message, time.perf_counter() - self._opened_s))
 
     def show(self, event: Event) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from consensus_cli import Samples, rank_blocks
 from consensus_cli.data.sampling import stratified_indices, stratified_subset
 from consensus_cli.evaluation.cost import cost_comparison
 from consensus_cli.evaluation.cost.energy import EnergyMeter, compare_energy
@@ -19,7 +20,6 @@ from consensus_cli.evaluation.robustness.corruption import corruption_accuracy, 
 from consensus_cli.evaluation.robustness.distortions import DISTORTIONS
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.pruning import schedule
-from consensus_cli.scoring import Samples, rank_blocks
 from consensus_cli.scoring.ranking.consensus import kendall_tau
 from consensus_cli.screen import Screen
 from study.accuracies import Accuracies

@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer
 
-from consensus_cli.evaluation.cost.complexity import complexity, file_size_mib, latency_ms, peak_memory_mib
-from consensus_cli.evaluation.cost.cost_comparison import complexity_columns
+from consensus_cli.evaluation.cost.complexity import complexity, latency_ms, peak_memory_mib
+from consensus_cli.evaluation.cost.cost_comparison import complexity_columns, file_size_columns
 from consensus_cli.evaluation.statistics import paired_reduction_pct
 from consensus_cli.models.resnet import resnet
 
@@ -118,6 +118,7 @@ def test_peak_memory_of_a_chain_is_its_two_largest_neighbours():
 
 
 def test_file_size(tmp_path):
-    path = tmp_path / "weights"
-    path.write_bytes(bytes(2**19))
-    assert file_size_mib(path) == 0.5
+    for name, size_bytes in (("base", 2**20), ("pruned", 2**19)):
+        (tmp_path / name).write_bytes(bytes(size_bytes))
+    columns = file_size_columns(tmp_path / "base", tmp_path / "pruned")
+    assert columns == {"file_size_base_mib": 1.0, "file_size_pruned_mib": 0.5}

@@ -17,10 +17,10 @@ from study.iterative import COLUMNS, collect, named
 from study.plan import METRICS
 from study.rows import FILES, Rows, joined, pack, split, unpack
 
+from consensus_cli import Samples, rank_blocks
 from consensus_cli.data.sampling import stratified_indices
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.accuracy import predict
-from consensus_cli.scoring import Samples, rank_blocks
 from consensus_cli.screen import Screen
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from torch import distributed
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.request import Cue
 from consensus_cli.data.share import Share
-from consensus_cli.evaluation import compare
+from consensus_cli.evaluation.comparison import compare
 from consensus_cli.evaluation.pair import Pair
 from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
 from consensus_cli.evaluation.robustness.attacks import Attack

@@ -335,7 +335,7 @@ def test_what_is_tried_is_what_silencing_says(monkeypatch: pytest.MonkeyPatch) -
     """A shortcut that is no identity is found by the numbers, whatever the data flow says."""
 
     monkeypatch.setattr("consensus_cli.pruning.surgery.Shortcut.forward", lambda _, x: x + 0.1)
-    assert trials._SAME < 0.1
+    assert SAME < 0.1
     blocks = find_blocks(Plain(), IMAGES)
     assert {block.reason for block in blocks[1:]} == {
         f"without it, the network does not answer as it does when its branch adds nothing{BRANCH}"

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from consensus_cli import prune, rank_blocks
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import normalized
 from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning import candidates, find_blocks, remove_blocks
 from consensus_cli.pruning.replacement import ChannelMap
-from consensus_cli.scoring import prune, rank_blocks
 
 
 @pytest.fixture

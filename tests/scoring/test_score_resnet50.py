@@ -13,7 +13,7 @@ OVERHEAD_GIB = 1.0
 SCORED = """
 import json, resource, sys
 import torch, torchvision
-from consensus_cli.scoring import rank_blocks
+from consensus_cli import rank_blocks
 
 image_count, names = int(sys.argv[1]), sys.argv[2:]
 torch.manual_seed(0)

@@ -6,7 +6,6 @@ import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,11 +110,6 @@ def peak_memory_mib(model: nn.Module, image_shape: Sequence[int], batch_size: in
         with _LiveTensors() as live:
             model(images)
     return (held_bytes + live.peak_bytes) / 2**20
-
-
-def file_size_mib(path: Path) -> float:
-    """Returns the size of a checkpoint on disk in MiB."""
-    return path.stat().st_size / 2**20
 
 
 class _LiveTensors(TorchDispatchMode):

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from consensus_cli.evaluation.cost.complexity import complexity, file_size_mib, latency_ms, peak_memory_mib
+from consensus_cli.evaluation.cost.complexity import complexity, latency_ms, peak_memory_mib
 from consensus_cli.evaluation.cost.energy import EnergyMeter, compare_energy
 from consensus_cli.evaluation.pair import Columns, Pair
 from consensus_cli.evaluation.statistics import paired_reduction_pct
@@ -68,7 +68,9 @@ def latency_columns(pair: Pair, batch_sizes: Sequence[int], min_run_time_s: floa
 
 def file_size_columns(original: Path, pruned: Path) -> Columns:
     """Returns the size on disk of both networks' weights."""
-    return {"file_size_base_mib": file_size_mib(original), "file_size_pruned_mib": file_size_mib(pruned)}
+    return {
+        f"file_size_{name}_mib": path.stat().st_size / 2**20 for name, path in (("base", original), ("pruned", pruned))
+    }
 
 
 def energy_columns(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from consensus_cli.errors import UserError
+from consensus_cli.errors import UserError, enumerated
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.schedule import Schedule, spread
 from consensus_cli.pruning.surgery import bypassed
@@ -19,9 +19,6 @@ from consensus_cli.scoring.registry import Registry
 
 #: the criterion that combines the rankings of several metrics
 CONSENSUS = "consensus"
-
-#: names of blocks that a message lists
-_LISTED = 5
 
 #: (network, candidate blocks, generator of the run) -> importance (c,), the lowest is removed first
 Criterion = Callable[[nn.Module, Sequence[Block], np.random.Generator], np.ndarray]
@@ -127,9 +124,9 @@ def check_criterion(criterion: str, network: nn.Module, blocks: Sequence[Block])
         return
     without = [block.name for block in blocks if not _filters(network, block)]
     if without:
-        names = ", ".join(without[:_LISTED]) + (", …" if len(without) > _LISTED else "")
         raise UserError(
-            f"criterion={criterion} compares weights; {len(without)} of {len(blocks)} candidates have none: {names}",
+            f"criterion={criterion} compares weights; {len(without)} of {len(blocks)} candidates have none: "
+            f"{enumerated(without)}",
             "choose another criterion, such as consensus or random",
         )
 
