@@ -26,7 +26,6 @@ from consensus_cli.cli.main import main
 from consensus_cli.config.composition import compose_run, read_config
 from consensus_cli.errors import UserError
 from consensus_cli.experiment import inputs, pipeline
-from consensus_cli.experiment.last import Last
 from consensus_cli.experiment.run_hash import run_hash
 from consensus_cli.experiment.session import find_earlier
 from consensus_cli.models.resnet import resnet
@@ -358,12 +357,19 @@ def test_a_file_with_a_class_is_found_again_and_counts_by_content(
     assert inputs.code_hash(config.model.target) != inputs.code_hash(other.model.target)
 
 
-def test_the_last_value_is_kept_and_let_go_of_before_the_next_is_made() -> None:
-    last: Last[str] = Last()
-    assert last.get("a", lambda: "first") == "first"
-    assert last.get("a", lambda: "second") == "first"
-    assert last.get("b", lambda: f"third instead of {last._value}") == "third instead of None"
-    assert last.get("a", lambda: "fourth") == "fourth"
+def test_images_are_kept_until_others_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, load, kept = [], data.load, {}
+
+    def noted(*words: Any, **more: Any) -> data.ImageData:
+        held.append(len(kept))
+        return load(*words, **more)
+
+    monkeypatch.setattr(data, "load", noted)
+    for limit in (100, 100, 50, 100):
+        config = compose_run([*QUICK, f"output_dir={tmp_path}", f"dataset.limit_test={limit}"])
+        assert len(inputs.load(config, Screen(), kept).images.test) == limit
+    # Two large datasets may not fit into memory together.
+    assert held == [0, 0, 0]
 
 
 def test_runs_of_a_sweep_load_the_same_images_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

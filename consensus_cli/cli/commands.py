@@ -1,4 +1,4 @@
-"""What stands behind `consensus`: each command's options, from which its --help is made, and what it does.
+"""The commands behind `consensus`: what each takes, and what it does.
 
 PyTorch and Hydra are imported only by the commands that need them.
 """
@@ -6,121 +6,32 @@ PyTorch and Hydra are imported only by the commands that need them.
 from __future__ import annotations
 
 import argparse
-import inspect
 import shlex
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from consensus_cli.cli.fast_imports import lasting_imports
-from consensus_cli.errors import NEEDS_LESS_MEMORY, UserError, did_you_mean, memory_told, nearest
+from consensus_cli.cli.parser import Answer, Argument, Command, agreed
+from consensus_cli.errors import NEEDS_LESS_MEMORY, UserError, memory_told
 from consensus_cli.models.paths import expanded
 
 if TYPE_CHECKING:
-    from consensus_cli.data.share import Share
     from consensus_cli.screen import Screen
 
-_Made = TypeVar("_Made")
-_Answer = Callable[[Namespace], int]
-#: names and settings of an argument of argparse
-_Argument = tuple[tuple[str, ...], dict[str, Any]]
-
 _RUN = "outputs/runs/20250131T120000Z-0123abcd"
-
-
-@dataclass(frozen=True)
-class Call:
-    """The words behind a command's name, without `--debug`, and whether that was among them."""
-
-    words: list[str]
-    debug: bool
-
-
-@dataclass(frozen=True)
-class Command:
-    """A word behind `consensus`; its help is made of the fields.
-
-    Attributes:
-        name: the word.
-        answer: does what was asked for, and returns the exit code; its docstring is the description.
-        arguments: what it takes; those of a list exclude each other.
-        examples: words behind its name.
-    """
-
-    name: str
-    answer: _Answer
-    arguments: Sequence[_Argument | list[_Argument]]
-    examples: Sequence[str]
-
-    def __call__(self, call: Call, share: Share | None = None) -> int:
-        """Does what was asked for, as one of several processes where `share` says so, and returns the exit code."""
-        asked = _agreed(share, lambda: self.parser().read(call.words))
-        asked.debug, asked.share = call.debug, share
-        if share is not None and not share.leads:
-            asked.screen = "none"
-        return self.answer(asked)
-
-    def parser(self) -> Parser:
-        """Returns the parser of what stands behind the command."""
-        examples = "".join(f"\n  consensus {self.name} {words}" for words in self.examples)
-        parser = Parser(f"consensus {self.name}", inspect.getdoc(self.answer) or "", f"examples:{examples}")
-        for argument in self.arguments:
-            group = parser.add_mutually_exclusive_group() if isinstance(argument, list) else parser
-            for names, settings in argument if isinstance(argument, list) else [argument]:
-                group.add_argument(*names, **settings)
-        parser.add_argument("--debug", action="store_true", help="the traceback behind an error, too")
-        return parser
-
-
-class Parser(ArgumentParser):
-    """Raises a mistake as everything else here does."""
-
-    def __init__(self, prog: str, description: str, epilog: str) -> None:
-        form = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=description, epilog=epilog, formatter_class=form, allow_abbrev=False)
-
-    def read(self, words: Sequence[str]) -> Namespace:
-        """Returns what the words ask for; settings and options may stand in any order.
-
-        Raises:
-            UserError: an unknown option, one without its value, or options that exclude each other.
-        """
-        # argparse keeps its options in private fields alone; tests of unknown options notice when these change.
-        settings = any(action.dest == "settings" for action in self._actions)
-        for word in words if settings else ():
-            self._check_dashes(word)
-        asked, unknown = self.parse_known_intermixed_args(list(words))
-        if unknown:
-            close = did_you_mean(nearest(unknown[0], self._option_string_actions, cutoff=0.7)[:1])
-            plain = "; settings are written without dashes: key=value" if settings else ""
-            hint = f"{close}{self.prog} --help shows what it takes{plain}"
-            raise UserError(f"{self.prog}: unknown option '{unknown[0]}'", hint)
-        return asked
-
-    def _check_dashes(self, word: str) -> None:
-        from consensus_cli.config.options import find
-
-        key, _, value = word.lstrip("-").replace("-", "_", 1).partition("=")
-        if word.startswith("-") and find(key) is not None:
-            setting = f"{key}={shlex.quote(value) if value else '…'}"
-            raise UserError(f"{self.prog}: unknown option '{word}'", f"settings are written without dashes: {setting}")
-
-    def error(self, message: str) -> NoReturn:
-        """Raises a `UserError` in place of printing the usage."""
-        raise UserError(f"{self.prog}: {message}", f"{self.prog} --help shows what it takes")
 
 
 COMMANDS: dict[str, Command] = {}
 
 
-def _command(*examples: str, arguments: Sequence[_Argument | list[_Argument]]) -> Callable[[_Answer], _Answer]:
+def _command(*examples: str, arguments: Sequence[Argument | list[Argument]]) -> Callable[[Answer], Answer]:
     """Makes the decorated function the command of its name."""
 
-    def add(answer: _Answer) -> _Answer:
+    def add(answer: Answer) -> Answer:
         name = answer.__name__.removesuffix("_")
         COMMANDS[name] = Command(name, answer, arguments, examples)
         return answer
@@ -128,7 +39,7 @@ def _command(*examples: str, arguments: Sequence[_Argument | list[_Argument]]) -
     return add
 
 
-def _argument(*names: str, **settings: Any) -> _Argument:
+def _argument(*names: str, **settings: Any) -> Argument:
     return names, settings
 
 
@@ -136,11 +47,6 @@ def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty name")
     return expanded(text)
-
-
-def _agreed(share: Share | None, make: Callable[[], _Made]) -> _Made:
-    """Returns what `make` does; in a job a mistake in it is one of all processes, and one message."""
-    return make() if share is None else share.agree(make)
 
 
 @contextmanager
@@ -234,7 +140,7 @@ def score(asked: Namespace) -> int:
     """
     from consensus_cli.config.composition import compose_run
 
-    config = _agreed(asked.share, lambda: compose_run(asked.settings))
+    config = agreed(asked.share, lambda: compose_run(asked.settings))
     with _screen(asked.screen) as screen:
         from consensus_cli.experiment import looking
 

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from consensus_cli import __version__
-from consensus_cli.cli.commands import COMMANDS, Call, Command, Parser
+from consensus_cli.cli.commands import COMMANDS
 from consensus_cli.cli.fast_imports import fit_environment
+from consensus_cli.cli.parser import Command, Parser
 from consensus_cli.errors import InterruptedRunError, ToldError, UserError, tell, unknown_name
 
 #: what all processes of a job do together
@@ -80,7 +81,7 @@ def _answer(words: list[str], debug: bool) -> int:
         raise unknown
     if {"-h", "--help"} & set(words):
         return _show(COMMANDS[name].parser().format_help())
-    return _start(COMMANDS[name], Call(words[1:], debug))
+    return _start(COMMANDS[name], words[1:], debug)
 
 
 def _show(text: str) -> int:
@@ -108,20 +109,20 @@ def _unknown_command(word: str) -> UserError:
     return unknown_name("command", word, COMMANDS)
 
 
-def _start(command: Command, call: Call) -> int:
+def _start(command: Command, words: list[str], debug: bool) -> int:
     """Runs a command, in a job of several processes in all of them if it runs something, else in the first."""
     world = os.environ.get("WORLD_SIZE", "1")
     if not world.isascii() or not world.isdigit():
         raise UserError(f"WORLD_SIZE={world} in the environment is not a number", "unset it: torchrun sets it itself")
     if not _in_a_job():
-        return command(call)
+        return command(words, debug=debug)
     if command.name not in _JOINT:
-        return 0 if _follows() else command(call)
+        return 0 if _follows() else command(words, debug=debug)
     from torch import distributed
 
     from consensus_cli.experiment.distributed import join
 
-    code = command(call, join())
+    code = command(words, join(), debug=debug)
     distributed.destroy_process_group()
     return code
 

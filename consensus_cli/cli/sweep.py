@@ -6,7 +6,7 @@ import shlex
 import sys
 import traceback
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,10 +22,10 @@ from consensus_cli.config.mistakes import COMPOSING, explain, quoted
 from consensus_cli.config.overrides import check_overrides, opened
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import NEEDS_LESS_MEMORY, ToldError, UserError, described, memory_told, one_line, tell
-from consensus_cli.experiment.last import Last
 
 if TYPE_CHECKING:
     from consensus_cli.data.share import Share
+    from consensus_cli.experiment.inputs import KeptImages
 
 #: packages whose exceptions, in a sweep, say that they lost a run's process
 _LAUNCHING = ("joblib", "submitit", "ray")
@@ -67,7 +67,7 @@ def _follow(runs: list[RunConfig], *, sweeping: bool) -> int:
     from consensus_cli.experiment import pipeline
     from consensus_cli.screen import open_screen
 
-    kept: Last[Any] = Last()
+    kept: KeptImages = {}
     for config in runs:
         config.if_done = config.if_done or ("skip" if sweeping else "rerun")
         try:
@@ -168,7 +168,7 @@ class _Job:
         self._screen_kind = screen_kind
         self._debug = debug
         # Runs of a sweep in one process that read the same images load them once.
-        self._kept: Last[Any] = Last()
+        self._kept: KeptImages = {}
 
     def __call__(self, composed: DictConfig) -> str | None:
         try:
@@ -179,7 +179,7 @@ class _Job:
 
 
 def run_job(
-    composed: DictConfig, screen_kind: str, kept: Last[Any] | None = None, *, debug: bool = False
+    composed: DictConfig, screen_kind: str, kept: KeptImages | None = None, *, debug: bool = False
 ) -> str | None:
     """One run, in whatever process a launcher starts it; returns why it failed, None if it did not.
 

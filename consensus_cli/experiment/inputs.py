@@ -18,7 +18,6 @@ from consensus_cli.config.schema import RunConfig
 from consensus_cli.data import ImageData
 from consensus_cli.errors import UserError
 from consensus_cli.experiment import checks
-from consensus_cli.experiment.last import Last
 from consensus_cli.models import pretrained
 from consensus_cli.models.paths import expanded
 from consensus_cli.models.spec import ModelSpec
@@ -26,8 +25,8 @@ from consensus_cli.models.targets import find_target
 from consensus_cli.models.weight_files import weight_files
 from consensus_cli.screen import Screen
 
-#: images, and their fingerprint
-KeptImages = Last[tuple[ImageData, str]]
+#: the request for the images that were read last -> images, and their fingerprint
+KeptImages = dict[str, tuple[ImageData, str]]
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,14 @@ def load(config: RunConfig, screen: Screen, kept: KeptImages | None = None) -> I
 
     Runs on the same images find them in `kept`. Raises UserError: files or values that are wrong.
     """
-
-    def read() -> tuple[ImageData, str]:
+    kept = {} if kept is None else kept
+    request = repr((replace(_request(config), cue=data.Cue()), config.output_dir, config.seed))
+    if request not in kept:
+        # Let go of first: two large datasets may not fit into memory together.
+        kept.clear()
         images = load_images(config, screen)
-        return images, images.fingerprint()
-
-    request = (replace(_request(config), cue=data.Cue()), config.output_dir, config.seed)
-    images, fingerprint = read() if kept is None else kept.get(request, read)
+        kept[request] = images, images.fingerprint()
+    images, fingerprint = kept[request]
     hashes = {"dataset": fingerprint}
     if config.model.target is not None:
         hashes["model.target"] = code_hash(config.model.target)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
+from consensus_cli.models.modes import evaluating
 from consensus_cli.pruning.additions import Shortcut
 from consensus_cli.pruning.trace import Trace
 
@@ -82,16 +83,9 @@ def changes_in_training(module: nn.Module, shape: tuple[int, ...]) -> bool:
 
     Dropout and other noise of training does not count: it belongs to its block and goes with it.
     """
-    modes = {part: part.training for part in module.modules()}
     ones = torch.ones(shape)
-    module.train()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            before = torch.get_rng_state()
-            return not torch.equal(module(ones), ones) and torch.equal(torch.get_rng_state(), before)
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    with evaluating(module), torch.random.fork_rng(devices=[]):
+        return not torch.equal(module.train()(ones), ones)
 
 
 def parameters_outside(network: nn.Module, modules: Sequence[nn.Module]) -> set[int]:

@@ -75,7 +75,8 @@ def test_weight_norm_of_blocks_without_filters_is_refused():
     with pytest.raises(UserError) as raised:
         check_criterion("weight_norm", network, blocks)
     assert raised.value.message == (
-        "criterion=weight_norm compares weights; 8 of 9 candidates have none: relu0, relu1, relu2, relu3, relu4 and 3 more"
+        "criterion=weight_norm compares weights; 8 of 9 candidates have none: "
+        "relu0, relu1, relu2, relu3, relu4 and 3 more"
     )
     with pytest.raises(UserError, match=r"1 of 1 candidates have none: norm$"):
         check_criterion("weight_norm", network, [Block("norm", 0, (), removable=True)])
