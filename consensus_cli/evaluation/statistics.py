@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import bootstrap
 from torch import Tensor
 
-_MAX_DRAWN = 10_000_000
+_RESAMPLES, _MAX_DRAWN = 2000, 10_000_000
 
 
 class Change(NamedTuple):
@@ -20,7 +20,7 @@ class Change(NamedTuple):
     ci95_high_pp: float
 
 
-def paired_change(first: Tensor, second: Tensor, seed: int, resamples: int = 2000) -> Change:
+def paired_change(first: Tensor, second: Tensor, seed: int) -> Change:
     """Returns by how much more often the second answers, (n,), are right than the first, about the same images.
 
     Percentile bootstrap over images (Efron & Tibshirani 1993, chapter 13): each resample draws images, not
@@ -38,7 +38,7 @@ def paired_change(first: Tensor, second: Tensor, seed: int, resamples: int = 200
     interval = bootstrap(
         (delta,),
         np.mean,
-        n_resamples=resamples,
+        n_resamples=_RESAMPLES,
         batch=max(1, _MAX_DRAWN // len(delta)),
         method="percentile",
         rng=np.random.default_rng(seed),

@@ -18,7 +18,7 @@ from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.evaluation.cost.energy import check_country
 from consensus_cli.evaluation.robustness.attacks import ATTACKS, check_attacks
-from consensus_cli.evaluation.robustness.corruption import SEVERITIES, check_corruptions
+from consensus_cli.evaluation.robustness.corruption import check_corruptions
 from consensus_cli.evaluation.robustness.shift import Archive, open_archive
 from consensus_cli.experiment import distributed
 from consensus_cli.experiment.tracking import check_tracker
@@ -53,7 +53,7 @@ def check(config: RunConfig) -> None:
         partial(_check_device, config),
         partial(pretrained.check_model, config.model),
         partial(check_tracker, config.tracker),
-        partial(check_corruptions, config.evaluate.corruptions, SEVERITIES),
+        partial(check_corruptions, config.evaluate.corruptions),
         *(partial(shift_archives, {name: path}) for name, path in config.evaluate.shift.items()),
     ]
     raise_together([*problems, *attempts])

@@ -19,11 +19,11 @@ def fixed(value: float, digits: int = 2, unit: str = "", sign: bool = False) -> 
     return f"{text} {unit}".strip().replace("-", "−")
 
 
-def significant(value: float, digits: int = 3) -> str:
-    """Returns a number with so many significant digits, `–` for NaN."""
+def significant(value: float) -> str:
+    """Returns a number with three significant digits, `–` for NaN."""
     if not math.isfinite(value):
         return NONE
-    return np.format_float_positional(value, precision=digits, fractional=False, trim="-").replace("-", "−")
+    return np.format_float_positional(value, precision=3, fractional=False, trim="-").replace("-", "−")
 
 
 def interval(mean: float, half: float, digits: int = 2, unit: str = "", sign: bool = False) -> str:

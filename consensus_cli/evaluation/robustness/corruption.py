@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from consensus_cli.data.split import Split
-from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.errors import unknown_name
 from consensus_cli.evaluation.pair import Columns, Pair, gather
 from consensus_cli.evaluation.robustness.distortions import DISTORTIONS, SEVERITIES, distort
 
@@ -57,9 +57,9 @@ def corruption_accuracy(
         batch_size: images at once.
 
     Raises:
-        UserError: for an unknown corruption or severity.
+        UserError: for an unknown corruption.
     """
-    check_corruptions(corruptions, severities)
+    check_corruptions(corruptions)
     sample, planned = pair.sample(images), list(itertools.product(corruptions, severities))
     mine = [planned[i] for i in pair.share.part(len(planned))]
 
@@ -79,18 +79,11 @@ def mean_accuracy_pct(accuracies: Accuracies) -> tuple[float, float]:
     return base, pruned
 
 
-def check_corruptions(corruptions: Iterable[str], severities: Iterable[int] = ()) -> None:
-    """Checks names and severities before anything is computed.
-
-    Raises:
-        UserError: for the first that does not exist.
-    """
+def check_corruptions(corruptions: Iterable[str]) -> None:
+    """Checks names before anything is computed. Raises UserError for the first that does not exist."""
     for name in corruptions:
         if name not in DISTORTIONS:
             raise unknown_name("corruption", name, DISTORTIONS)
-    for severity in severities:
-        if severity not in SEVERITIES:
-            raise UserError(f"unknown corruption severity {severity}", "severities are 1, 2, 3, 4 and 5")
 
 
 def _accuracies_pct(pair: Pair, split: Split, name: str, severity: int, batch_size: int) -> tuple[float, float]:
