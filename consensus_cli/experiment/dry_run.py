@@ -295,7 +295,7 @@ class _Trial:
         weights = [p for path in head.modules for p in trained.network.get_submodule(path).parameters()]
         if weights and all(parameter.requires_grad and parameter.grad is None for parameter in weights):
             raise UserError(
-                f"in training mode, {self.name} answers with other logits than those of {enumerated(list(head.modules))}",
+                f"in training mode, {self.name} answers with other logits than those of {enumerated(head.modules)}",
                 "return the same logits first in both modes, and those of auxiliary heads after them",
             )
 

@@ -13,7 +13,7 @@ from helpers.odd_networks import WIDTH, Block, Plain, WritesImages
 from torch import Tensor, nn
 from torch.nn import functional
 
-from consensus_cli.pruning import trials
+from consensus_cli.models.modes import SAME
 from consensus_cli.pruning.blocks import candidates, find_blocks
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
