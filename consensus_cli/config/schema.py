@@ -17,7 +17,7 @@ from consensus_cli.config.conf_files import offered
 from consensus_cli.data.request import Request
 from consensus_cli.evaluation.robustness.attacks import AttackSettings
 from consensus_cli.models.spec import ModelSpec
-from consensus_cli.training.recipe import Hyperparameters
+from consensus_cli.training.recipe import Hyperparameters, RecoveryHyperparameters
 
 #: config groups, in the order in which `conf/config.yaml` lists them
 GROUPS = (
@@ -49,16 +49,13 @@ class BaselineConfig(Hyperparameters):
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(Hyperparameters):
+class FinetuneConfig(RecoveryHyperparameters):
     """How the network recovers: after every step, and once more at the end.
 
     Attributes:
         epochs_per_step, final_epochs: passes over the training images; fractions are allowed.
         recalibration_images: training images on which the statistics of batch norm are measured anew right after
             each removal; 0: they are not.
-        distill: share of the loss that compares with the original network (answers and classifier's input) instead of
-            with the labels.
-        ema_decay: decay of an exponential moving average of the weights, with which each fine-tuning ends; 0: none.
         span: `step`: every fine-tuning walks through the whole schedule; `run`: all of them together walk through it
             once.
     """
@@ -66,8 +63,6 @@ class FinetuneConfig(Hyperparameters):
     epochs_per_step: float = field(metadata={"range": (0, MOST_EPOCHS)})
     final_epochs: float = field(metadata={"range": (0, MOST_EPOCHS)})
     recalibration_images: int = field(default=0, metadata={"range": (0, math.inf), "but": 1})
-    distill: float = field(default=0.0, metadata={"range": (0, 1)})
-    ema_decay: float = field(default=0.0, metadata={"range": (0, 1), "below": 1})
     span: str = field(default="step", metadata={"choices": ("step", "run")})
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import fields, replace
 
 from consensus_cli.config.schema import RunConfig
-from consensus_cli.training.recipe import Hyperparameters, Recipe
+from consensus_cli.training.recipe import Hyperparameters, Recipe, RecoveryHyperparameters
 
 
 def training_baseline(config: RunConfig) -> Recipe:
@@ -51,8 +51,7 @@ def from_scratch(config: RunConfig, rounds: int, *, with_original: bool) -> Reci
 
 
 def _recovery(config: RunConfig, epochs: float) -> Recipe:
-    settings = config.finetune
-    return replace(_recipe(settings, epochs), distill=settings.distill, ema_decay=settings.ema_decay)
+    return _recipe(config.finetune, epochs, RecoveryHyperparameters)
 
 
 def _in_the_run(config: RunConfig, epochs: float, epochs_before: float, target_blocks: int) -> Recipe:
@@ -64,5 +63,5 @@ def _in_the_run(config: RunConfig, epochs: float, epochs_before: float, target_b
     return replace(recipe, span=(epochs_before / epochs_in_all, (epochs_before + epochs) / epochs_in_all))
 
 
-def _recipe(settings: Hyperparameters, epochs: float) -> Recipe:
-    return Recipe(epochs=epochs, **{item.name: getattr(settings, item.name) for item in fields(Hyperparameters)})
+def _recipe(settings: Hyperparameters, epochs: float, kind: type[Hyperparameters] = Hyperparameters) -> Recipe:
+    return Recipe(epochs=epochs, **{item.name: getattr(settings, item.name) for item in fields(kind)})

@@ -55,14 +55,26 @@ class Hyperparameters:
 
 
 @dataclass(kw_only=True)
-class Recipe(Hyperparameters):
+class RecoveryHyperparameters(Hyperparameters):
+    """The same for a network that learns again what it has known.
+
+    Attributes:
+        distill: share of the loss that compares with a teacher, the original network (its answers and what its
+            classifier gets), instead of with the labels.
+        ema_decay: decay of the exponential moving average of the weights, which is what a training ends with; 0: the
+            last weights.
+    """
+
+    distill: float = field(default=0.0, metadata={"range": (0, 1)})
+    ema_decay: float = field(default=0.0, metadata={"range": (0, 1), "below": 1})
+
+
+@dataclass(kw_only=True)
+class Recipe(RecoveryHyperparameters):
     """One training.
 
     Attributes:
         epochs: passes over the training images; a fraction trains on that share of one pass.
-        distill: share of the loss that compares with a teacher instead of with the labels.
-        ema_decay: decay of the exponential moving average of the weights, which is what a training ends with; 0: the
-            last weights.
         span: the part of the schedule that this training walks through, within [0, 1].
 
     Raises:
@@ -70,8 +82,6 @@ class Recipe(Hyperparameters):
     """
 
     epochs: float = field(metadata={"range": (0, math.inf)})
-    distill: float = field(default=0.0, metadata={"range": (0, 1)})
-    ema_decay: float = field(default=0.0, metadata={"range": (0, 1), "below": 1})
     span: tuple[float, float] = field(default=(0.0, 1.0), metadata={"range": (0, 1)})
 
     def __post_init__(self) -> None:
