@@ -150,6 +150,8 @@ images = torch.randint(0, 256, (64, 1, 4, 4), generator=generator).to(torch.uint
 split = ImageTensors(images, torch.arange(64) % 3)
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+# Never runs, as an auxiliary head of which the loss knows nothing.
+model[2].auxiliary = nn.Linear(8, 3)
 recipe = training.Recipe(epochs=3, learning_rate=0.1, schedule="cosine", milestones=(), momentum=0.9,
                          weight_decay=1e-3, batch_size=16, accumulate_batches=1, label_smoothing=0.0)
 training.train(model, split, recipe, device=torch.device("cpu"), augmentation=Augmentation(), seed=1, precision="fp32",

@@ -19,7 +19,7 @@ from consensus_cli.data.split import Augmentation, Split
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.training.averaging import WeightAverage
 from consensus_cli.training.distillation import Distillation, distilling
-from consensus_cli.training.machine import accelerated, prepared
+from consensus_cli.training.machine import accelerated, expect_idle_parameters, prepared
 from consensus_cli.training.recipe import Recipe, build_optimizer
 
 PRECISIONS = ("fp32", "bf16")
@@ -164,6 +164,8 @@ def train(
             answering = stack.enter_context(prepared(accelerator, teacher, joint=False, compiled=False))
             example = next(iter(split.batches(2, device)))[0]
             distillation = stack.enter_context(distilling(model, answering, example))
+        if share.world > 1:
+            expect_idle_parameters(accelerator, model, next(iter(split.batches(2, device)))[0])
         network = stack.enter_context(prepared(accelerator, model, joint=share.world > 1, compiled=compiled))
         stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
         for batch, labels in plan.batches(split, device, augmentation, seed):

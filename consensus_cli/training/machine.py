@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from consensus_cli.models.classifier import logits_of
+from consensus_cli.models.modes import evaluating
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,6 +65,21 @@ def accelerated(device: torch.device, precision: str, accumulate_batches: int) -
         for state, earlier in zip(states, before, strict=True):
             state.clear()
             state.update(earlier)
+
+
+def expect_idle_parameters(accelerator: Accelerator, model: nn.Module, images: Tensor) -> None:
+    """Lets a joint training go on where some parameters get no gradient, in every process alike.
+
+    Auxiliary heads whose answers are not trained on get none, nor does what served blocks that are gone. Looking for
+    them takes time in every update, so it is done where one backward pass, in eval mode, misses some.
+    """
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluating(model), torch.enable_grad():
+        reached = torch.autograd.grad(logits_of(model(images)).sum(), trained, allow_unused=True)
+    if any(gradient is None for gradient in reached):
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
 
 
 @contextmanager
