@@ -85,7 +85,8 @@ def changes_in_training(module: nn.Module, shape: tuple[int, ...]) -> bool:
     """
     ones = torch.ones(shape)
     with evaluating(module), torch.random.fork_rng(devices=[]):
-        return not torch.equal(module.train()(ones), ones)
+        before = torch.get_rng_state()
+        return not torch.equal(module.train()(ones), ones) and torch.equal(torch.get_rng_state(), before)
 
 
 def parameters_outside(network: nn.Module, modules: Sequence[nn.Module]) -> set[int]:
