@@ -14,6 +14,7 @@ from consensus_cli.config.composition import compose_run
 from consensus_cli.data import Request
 from consensus_cli.pruning.schedule import blocks_to_remove
 
+TRANSFER = "paper/transfer_cifar100_to_cifar10"
 PRESETS = [name for name in conf_files.choices("experiment") if name.startswith("paper/")]
 
 
@@ -24,7 +25,8 @@ def test_smoke_runs_every_preset(
     monkeypatch.chdir(tmp_path)
     assert main(["run", "--quiet", f"experiment={preset}", "budget=smoke", "threads=1"]) == 0
     shown = capsys.readouterr()
-    assert "synthetic images stand in for it, as dataset.if_missing=synthetic says" in shown.out + shown.err
+    said = (shown.out + shown.err).count("synthetic images stand in for it, as dataset.if_missing=synthetic says")
+    assert said == 1 + (preset == TRANSFER)
     row = pd.read_csv("outputs/results.csv").iloc[0]
     assert (row["status"], row["dataset"]) == ("done", "synthetic")
     assert row["blocks_removed"] == blocks_to_remove(0.3, row["blocks_candidates"])

@@ -178,6 +178,21 @@ class EvaluateConfig:
 
 
 @dataclass
+class TransferConfig:
+    """On which other images the networks are fine-tuned at the end, and measured.
+
+    Attributes:
+        source: registry name of the loader; null: on those of `dataset`. All else is as `dataset` says.
+        name: what the results call it.
+        root: folder of the data.
+    """
+
+    source: str | None = None
+    name: str | None = field(default=None, metadata={"own": True})
+    root: str | None = field(default=None, metadata={"own": True})
+
+
+@dataclass
 class RunConfig:
     """Everything that determines a run.
 
@@ -222,6 +237,7 @@ class RunConfig:
     controls: list[str] = field(default_factory=list, metadata={"choices": ("more_training", "scratch")})
     model: ModelSpec = field(default_factory=ModelSpec)
     dataset: Request = field(default_factory=Request)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     baseline: BaselineConfig = MISSING
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     criterion: CriterionConfig = field(default_factory=CriterionConfig)

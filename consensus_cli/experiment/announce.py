@@ -89,7 +89,8 @@ def _planned(prepared: Prepared, removed: Sequence[str], *, resumed: bool) -> di
     steps = math.ceil((prepared.target_blocks - len(removed)) / config.prune.step)
     per_step = config.finetune.recalibration_images > 0 or config.finetune.epochs_per_step > 0
     rows, made = len(config.ratios), len(config.ratios) * len(asked(config.controls))
-    finetunings = steps * per_step + rows * (config.finetune.final_epochs > 0) + made
+    transferred = config.transfer.source is not None
+    finetunings = transferred + steps * per_step + rows * (config.finetune.final_epochs > 0) + made
     # A resumed run has its original network.
     baseline = {} if resumed else _baseline_phase(prepared)
     heal = {} if config.prune.replace == "nothing" else {"heal": steps}

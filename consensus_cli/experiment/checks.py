@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +44,11 @@ def check(config: RunConfig) -> None:
         raise ConfigError(problems)
     problems += _name_problems(config)
     problems += data.check(config.dataset, cache_dir(config))
+    if config.transfer.source is not None:
+        target = replace(
+            config.dataset, source=config.transfer.source, name=config.transfer.name or "", root=config.transfer.root
+        )
+        problems += data.check(target, cache_dir(config))
     if config.output_dir.startswith("~"):
         problems.append(UserError(f"there is no home folder for '{config.output_dir}'", "write out the path"))
     problems += check_writable(Path(config.output_dir) / RESULTS_NAME)
@@ -91,6 +97,13 @@ def value_problems(config: RunConfig) -> list[UserError]:
             UserError(
                 "controls are trained as much as the pruned network, and that is not at all",
                 "choose a finetune that trains, such as finetune=short, or leave controls out",
+            )
+        )
+    if config.transfer.source is not None and (config.controls or not config.finetune.final_epochs):
+        found.append(
+            UserError(
+                "transfer trains on other images at the end: it needs finetune.final_epochs and takes no controls",
+                "choose a finetune that trains at the end, such as finetune=short, and leave controls out",
             )
         )
     for node, recipe in (("baseline", config.baseline), ("finetune", config.finetune)):

@@ -18,6 +18,8 @@ MORE_TRAINING = "more_training"
 SCRATCH = "scratch"
 #: the same for the epochs of the original's training besides
 SCRATCH_LONG = "scratch_long"
+#: the original, fine-tuned on the images of `transfer`; no row is of it: it is what the pruned network is compared with
+TRANSFERRED = "transferred"
 
 
 def asked(controls: Sequence[str]) -> list[str]:
@@ -27,7 +29,7 @@ def asked(controls: Sequence[str]) -> list[str]:
 
 def shape(control: str, state: RunState) -> RunState:
     """Returns the state that a control's network has the shape of: none of the original's blocks is gone."""
-    return RunState() if control == MORE_TRAINING else state
+    return RunState() if control in (MORE_TRAINING, TRANSFERRED) else state
 
 
 def fresh(prepared: Prepared, state: RunState) -> Classifier:

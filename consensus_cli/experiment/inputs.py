@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consensus_cli import data
-from consensus_cli.config.schema import RunConfig
+from consensus_cli.config.schema import RunConfig, TransferConfig
 from consensus_cli.data import ImageData
 from consensus_cli.errors import UserError
 from consensus_cli.experiment import checks
@@ -34,20 +34,40 @@ class Inputs:
     """What a run reads, besides weights, which are part of the hash of the configuration."""
 
     images: ImageData
-    #: the key that names it (`dataset`, `model.target`, `evaluate.shift.NAME`) -> hash of its content
+    #: those that networks are fine-tuned on at the end, where they are others
+    target: ImageData | None
+    #: the key that names it (`dataset`, `transfer`, `model.target`, `evaluate.shift.NAME`) -> hash of its content
     hashes: dict[str, str]
 
 
 def with_images_there_are(config: RunConfig, screen: Screen) -> RunConfig:
     """Returns the configuration with synthetic images where `dataset.if_missing` puts them, and says so on screen."""
-    request = config.dataset
-    if request.source not in data.DATASETS or data.available(request, checks.cache_dir(config)) is request:
-        return config
-    screen.warning(
-        f"dataset '{request.source}' is not in {request.root or checks.cache_dir(config)}: synthetic images stand in "
-        "for it, as dataset.if_missing=synthetic says"
-    )
-    return replace(config, dataset=data.available(request, checks.cache_dir(config)))
+    own, target = config.dataset, transfer_request(config)
+    found = [_there(request, config, screen) for request in (own, target) if request is not None]
+    config = replace(config, dataset=found[0])
+    if target is not None and found[1] is not target:
+        config = replace(config, transfer=TransferConfig(found[1].source, found[1].name))
+    return config
+
+
+def _there(request: data.Request, config: RunConfig, screen: Screen) -> data.Request:
+    if request.source not in data.DATASETS:
+        return request
+    found = data.available(request, checks.cache_dir(config))
+    if found is not request:
+        screen.warning(
+            f"dataset '{request.source}' is not in {request.root or checks.cache_dir(config)}: synthetic images stand "
+            "in for it, as dataset.if_missing=synthetic says"
+        )
+    return found
+
+
+def transfer_request(config: RunConfig) -> data.Request | None:
+    """Returns what is asked of the images that networks are fine-tuned on at the end; None where they are the run's."""
+    given = config.transfer
+    if given.source is None:
+        return None
+    return replace(config.dataset, source=given.source, name=given.name or given.source, root=given.root)
 
 
 def load_images(config: RunConfig, screen: Screen) -> ImageData:
@@ -90,7 +110,11 @@ def load(config: RunConfig, screen: Screen, kept: KeptImages | None = None) -> I
         hashes["model.name"] = _network_hash(folder, weights=config.model.weights is not None)
     for name, path in config.evaluate.shift.items():
         hashes[f"evaluate.shift.{name}"] = _images_hash(expanded(path))
-    return Inputs(images, hashes)
+    target = None
+    if (other := transfer_request(config)) is not None:
+        target = read_images(replace(config, dataset=other))
+        hashes["transfer"] = target.fingerprint()
+    return Inputs(images, target, hashes)
 
 
 def file_hash(path: Path) -> str:
@@ -192,6 +216,9 @@ def located(config: RunConfig, folder: str | None) -> RunConfig:
     find = functools.partial(_located, folder=folder)
     if dataset.root is not None:
         dataset = replace(dataset, root=find("dataset.root", dataset.root, made=dataset.download))
+    transfer = config.transfer
+    if transfer.root is not None:
+        transfer = replace(transfer, root=find("transfer.root", transfer.root, made=dataset.download))
     if model.weights is not None and not pretrained.is_named(model):
         model = replace(model, weights=find("model.weights", model.weights))
     if model.source == "hf" and (model_folder(model) or Path(folder or ".", model.name).is_dir()):
@@ -202,7 +229,9 @@ def located(config: RunConfig, folder: str | None) -> RunConfig:
     shift = {name: find(f"evaluate.shift.{name}", path) for name, path in config.evaluate.shift.items()}
     if folder is not None:
         _check_names(config, Path(folder))
-    return replace(config, dataset=dataset, model=model, evaluate=replace(config.evaluate, shift=shift))
+    return replace(
+        config, dataset=dataset, transfer=transfer, model=model, evaluate=replace(config.evaluate, shift=shift)
+    )
 
 
 def _located(key: str, path: str, *, folder: str | None, made: bool = False) -> str:

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.experiment import announce, distributed, inputs
-from consensus_cli.experiment.controls import asked
-from consensus_cli.experiment.prepare import prepare
+from consensus_cli.experiment.controls import TRANSFERRED, asked
+from consensus_cli.experiment.prepare import Prepared, prepare
 from consensus_cli.experiment.row import Row, settle
 from consensus_cli.experiment.session import Session, find_earlier, open_session, reopen
 from consensus_cli.experiment.steps import Steps
 from consensus_cli.experiment.threads import restored
+from consensus_cli.experiment.transfer import carried_over, with_head
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.screen import Screen
 from consensus_cli.storage.identity import Identity, is_done
 from consensus_cli.storage.rundir import RunDir, output_dir_of
+from consensus_cli.storage.state import RunState
 
 
 def run(config: RunConfig, overrides: Sequence[str], screen: Screen, kept: inputs.KeptImages | None = None) -> Row:
@@ -66,6 +68,7 @@ def _line(
     prepared = share.agree(lambda: prepare(config, screen, read.images))
     with open_session(config, read.hashes, overrides, earlier, share) as session:
         steps = Steps(prepared, session.state, share, screen)
+        goal = share.agree(lambda: carried_over(prepared, read.target))
         with steps.tracking(session.files.path):
             announce.show_header(screen, prepared, session)
             original = session.saved_original(prepared) or steps.original()
@@ -76,22 +79,30 @@ def _line(
                     steps.prune(network, original, ranking, ratio)
                     steps.fine_tune(network, original)
                     session.save(network)
-                row = session.recorded(ratio, screen) or _finish(session, steps, ratio, original, network)
+                row = session.recorded(ratio, screen) or _finish(session, steps, ratio, original, network, goal=goal)
                 announce.show_comparison(screen, row)
     return row
 
 
-def _finish(session: Session, steps: Steps, ratio: float, original: Classifier, network: Classifier) -> Row:
-    """Fine-tunes a copy of the network for the last time, measures it, and returns the row it recorded."""
-    prepared = steps.prepared
+def _finish(
+    session: Session, steps: Steps, ratio: float, original: Classifier, network: Classifier, *, goal: Prepared
+) -> Row:
+    """Fine-tunes a copy of the network for the last time, measures it, and returns the row it recorded.
+
+    `goal` is what the run works on, or with `transfer` what both networks are fine-tuned and measured on.
+    """
     steps.share.lead(lambda: steps.check_not_passed(ratio))
+    going, prepared = network, goal
+    if goal is not steps.prepared:
+        steps = steps.on(goal)
+        original, network = _transferred(session, steps, original, going), with_head(goal, going, session.state)
     pruned = session.saved_pruned(prepared, ratio)
     if pruned is None:
         pruned = steps.fine_tune_finally(network, original, ratio)
-        session.save_pruned(prepared, ratio, original, network, pruned)
+        session.save_pruned(prepared, ratio, original, going, pruned)
     for control in asked(prepared.config.controls):
         row = session.recorded(ratio, steps.screen, control)
-        row = row or _control(session, steps, ratio, original, network, control=control)
+        row = row or _control(session, steps, ratio, original, going, control=control)
         announce.show_comparison(steps.screen, row)
     row = session.record(ratio, *steps.evaluate(original, pruned, ratio), steps.screen)
     steps.track_row(row)
@@ -107,6 +118,16 @@ def _control(
         trained = steps.train_control(control, original, ratio)
         session.save_pruned(steps.prepared, ratio, original, network, trained, control=control)
     return session.record(ratio, *steps.evaluate(original, trained, ratio, control), steps.screen, control)
+
+
+def _transferred(session: Session, steps: Steps, original: Classifier, network: Classifier) -> Classifier:
+    """Returns the original network fine-tuned on the other images, trained once for all ratios."""
+    prepared, ratio = steps.prepared, steps.config.ratios[-1]
+    trained = session.saved_pruned(prepared, ratio, TRANSFERRED)
+    if trained is None:
+        trained = steps.train_control(TRANSFERRED, with_head(prepared, original, RunState()), ratio)
+        session.save_pruned(prepared, ratio, original, network, trained, control=TRANSFERRED)
+    return trained
 
 
 def _with_state(files: RunDir | None) -> tuple[RunDir | None, bool]:

@@ -47,13 +47,14 @@ def identity_columns(config: RunConfig, identity: Identity, files: RunDir, durat
         "seed": config.seed,
         "torch_version": torch.__version__,
         "model": config.model.name,
-        "dataset": config.dataset.name,
+        "dataset": config.transfer.name or config.transfer.source or config.dataset.name,
         "images_hash": identity.images_hash,
         "criterion": config.criterion.name,
         "samples_per_class": config.metrics.samples_per_class,
         "ratio": config.ratios[-1],
         "ratio_unit": config.prune.unit,
         "run_dir": str(files.path),
+        **({} if config.transfer.source is None else {"pruned_on": config.dataset.name}),
     }
 
 

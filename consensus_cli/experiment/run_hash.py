@@ -28,7 +28,13 @@ _NOT_IN_HASH = (
 )
 
 #: settings of later versions -> value with which a run is as it was before, so that earlier runs are still known
-_LATER = {"controls": [], "model.reset_head": False, "prune.replace": "nothing", "scoring.repair": False}
+_LATER = {
+    "controls": [],
+    "transfer": {"source": None, "name": None},
+    "model.reset_head": False,
+    "prune.replace": "nothing",
+    "scoring.repair": False,
+}
 
 
 def run_hash(config: RunConfig) -> str:
@@ -48,6 +54,7 @@ def run_hash(config: RunConfig) -> str:
         plain["model"]["name"] = None
     if config.dataset.source == "hf" and Path(config.dataset.name).is_dir():
         plain["dataset"]["name"] = None
+    del plain["transfer"]["root"]
     as_before = [key for key, value in _LATER.items() if _value(plain, key) == value]
     return config_hash(plain, exclude=[*_NOT_IN_HASH, *as_before])
 

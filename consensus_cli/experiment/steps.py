@@ -88,6 +88,12 @@ class Steps:
         self._show_accuracy(model)
         return model
 
+    def on(self, prepared: Prepared) -> Steps:
+        """Returns the same steps, with the same state, of what is prepared for the end of a run."""
+        steps = copy.copy(self)
+        steps.prepared = prepared
+        return steps
+
     def reached(self, ratio: float) -> bool:
         """Returns whether enough blocks are gone for a ratio."""
         return self.prepared.schedule(ratio).reached(self.state.removed)
@@ -221,9 +227,10 @@ class Steps:
         self.state.tuned[tuned_key(ratio, control)] = phases
         state, description = self.state, f"control {control}"
         with self._phase("finetune", phases):
-            if control == controls.MORE_TRAINING:
+            if control in (controls.MORE_TRAINING, controls.TRANSFERRED):
                 network = as_saved(self.prepared, original, RunState())
-                for removed in controls.removals_so_far(self.prepared, state):
+                rounds = controls.removals_so_far(self.prepared, state) if control == controls.MORE_TRAINING else []
+                for removed in rounds:
                     self._tune_between(network, original, removed, description)
                 recipe = recipes.at_the_end(self.config, len(state.removed), self.prepared.target_blocks)
             else:

@@ -68,7 +68,7 @@ class Identity:
     @property
     def images_hash(self) -> str | None:
         """What distinguishes rows about different images, 16 hex digits; None where it is not known."""
-        return None if self.inputs is None else self.inputs["dataset"][:16]
+        return None if self.inputs is None else self.inputs.get("transfer", self.inputs["dataset"])[:16]
 
     def check_inputs(self, hashes: Mapping[str, str], run_dir: RunDir) -> None:
         """Checks that a run which goes on reads what it has read so far; an earlier version's cannot be checked.

@@ -49,7 +49,7 @@ _TEXT_COLUMNS = frozenset({
     "run_id", "status", "started_at", "version", "git_commit", "overrides", "device",
     "torch_version", "model", "dataset", "images_hash", "criterion", "metrics",
     "ratio_unit", "removed_blocks", "macs_uncounted", "energy_source", "country", "run_dir", "error",
-    "control", "control_of",
+    "control", "control_of", "pruned_on",
 })
 # fmt: on
 _IDENTITY = ("run_id", "status", "started_at")

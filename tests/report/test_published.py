@@ -39,7 +39,7 @@ def test_a_preset_has_a_row_at_each_published_point(preset: str, candidates: int
 
 def test_every_published_preset_exists() -> None:
     options = {name.removeprefix("paper/") for name in conf_files.choices("experiment") if name.startswith("paper/")}
-    assert set(tables()["preset"]) == set(CANDIDATES) <= options
+    assert set(tables()["preset"]) == set(CANDIDATES) == options - {"transfer_cifar100_to_cifar10"}
 
 
 def test_marks_are_changes_of_the_runs_own_baseline(tmp_path: Path) -> None:
