@@ -240,5 +240,12 @@ def test_answers_come_back_and_damage_is_no_answer(tmp_path: Path) -> None:
         assert read_answers(files) == {}
 
 
+def test_no_change_is_said_as_well() -> None:
+    row = {f"owed_to_training_{end}": 0.0 for end in ("pp", "ci95_low", "ci95_high")}
+    assert (
+        "+0.00 pp [+0.00, +0.00] to training" in sentences({"accuracy_delta_pp": 0.0, "random_draws": None, **row})[0]
+    )
+
+
 def test_a_row_without_controls_has_nothing_to_say() -> None:
     assert sentences({"accuracy_delta_pp": 1.0}) == []

@@ -72,15 +72,15 @@ def sentences(row: Mapping[Any, Any]) -> list[str]:
     """Returns what the columns of `attribution_columns` say; nothing where the run has no controls."""
     found = []
     for part, said in _SAID.items():
-        delta, low, high = (float(str(row.get(name) or "nan")) for name in _columns_of(part))
+        delta, low, high = (_number(row.get(name)) for name in _columns_of(part))
         if math.isfinite(delta):
-            count = int(float(str(row.get("random_draws") or 1)))
+            count = int(_number(row.get("random_draws"))) if part == "choice_random" else 1
             draws = "1 draw" if count == 1 else f"{count} draws"
             ends = f"[{fixed(low, 2, sign=True)}, {fixed(high, 2, sign=True)}]"
             found.append(f"{fixed(delta, 2, 'pp', sign=True)} {ends} {said.format(draws=draws)}")
     if not found:
         return []
-    change = fixed(float(str(row["accuracy_delta_pp"])), 2, "pp", sign=True)
+    change = fixed(_number(row["accuracy_delta_pp"]), 2, "pp", sign=True)
     return [f"Of the change in accuracy, {change}, is owed (95 % intervals over test images): {'; '.join(found)}."]
 
 
@@ -92,6 +92,10 @@ def attributions(runs: Runs) -> Iterator[tuple[pd.Series, str]]:
         now = attribution_columns(runs, row.to_dict(), read_answers(RunDir(folder))) if folder else {}
         for sentence in sentences({**row.to_dict(), **now}):
             yield row, sentence
+
+
+def _number(value: object) -> float:
+    return math.nan if value in (None, "") else float(str(value))
 
 
 def _columns_of(part: str) -> tuple[str, str, str]:
