@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from consensus_cli.models.modes import evaluating, tensors_in
 from consensus_cli.pruning.additions import find_additions
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.branches import branch_calls, branch_name
+from consensus_cli.pruning.least_squares import HeldOut
 from consensus_cli.pruning.replacement import ChannelMap, MapForm
 from consensus_cli.pruning.surgery import parts_of, put_in_place
 from consensus_cli.pruning.trace import trace
@@ -39,70 +41,6 @@ IMAGES_AT_ONCE = 64
 
 #: returns the images anew: (b, ...) as the networks take them
 Batches = Callable[[], Iterable[Tensor]]
-
-
-@dataclass
-class MapMoments:
-    """Sums over positions (pixels, tokens) of features x and of what they lack, d = t − x.
-
-    Attributes:
-        channels: number of channels c.
-        count: positions.
-        x, d: sums, (c,) float64.
-        xx, xd: sums of the outer products x xᵀ and x dᵀ, (c, c).
-        dd: sums of squares of d, (c,).
-    """
-
-    channels: int
-    count: int = 0
-    x: Tensor = field(init=False)
-    d: Tensor = field(init=False)
-    xx: Tensor = field(init=False)
-    xd: Tensor = field(init=False)
-    dd: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        c = self.channels
-        self.x, self.d, self.dd = (torch.zeros(c, dtype=torch.float64) for _ in range(3))
-        self.xx, self.xd = (torch.zeros(c, c, dtype=torch.float64) for _ in range(2))
-
-    def update(self, x: Tensor, t: Tensor) -> None:
-        """Adds positions.
-
-        Args:
-            x: (m, c) features.
-            t: (m, c) what they should become.
-        """
-        x = x.double()
-        d = t.double() - x
-        self.count += len(x)
-        for name, more in (("x", x.sum(0)), ("d", d.sum(0)), ("dd", (d * d).sum(0)), ("xx", x.T @ x), ("xd", x.T @ d)):
-            setattr(self, name, getattr(self, name) + more.cpu())
-
-    def __add__(self, other: MapMoments) -> MapMoments:
-        total = MapMoments(self.channels, self.count + other.count)
-        for name in ("x", "d", "dd", "xx", "xd"):
-            setattr(total, name, getattr(self, name) + getattr(other, name))
-        return total
-
-    def fit(self, kind: str) -> tuple[Tensor, Tensor]:
-        """Returns the change that fits best: W and b of d ≈ W x + b; W is (c, c), or (c,) for `scale`."""
-        mean_x, mean_d = self.x / self.count, self.d / self.count
-        xx = self.xx / self.count - torch.outer(mean_x, mean_x)
-        xd = self.xd / self.count - torch.outer(mean_x, mean_d)
-        penalty = (RIDGE * xx.diagonal().mean()).clamp_min(1e-12)
-        if kind == "scale":
-            weight = xd.diagonal() / (xx.diagonal() + penalty)
-            return weight, mean_d - weight * mean_x
-        weight = torch.linalg.solve(xx + penalty * torch.eye(self.channels, dtype=torch.float64), xd).T
-        return weight, mean_d - weight @ mean_x
-
-    def error(self, weight: Tensor, bias: Tensor) -> float:
-        """Returns the mean over positions of |d − W x − b|²; W = 0 and b = 0 is the error of the shortcut."""
-        w = torch.diag(weight) if weight.ndim == 1 else weight
-        squares = self.dd.sum() - 2 * (w * self.xd.T).sum() + (w * (w @ self.xx)).sum()
-        linear = 2 * torch.dot(bias, w @ self.x - self.d) + self.count * torch.dot(bias, bias)
-        return float((squares + linear) / self.count)
 
 
 @dataclass(frozen=True)
@@ -226,16 +164,11 @@ def _fit_maps(
     precision: torch.dtype,
 ) -> dict[str, Fit]:
     wanted: dict[str, _Target] = {}
-    seen = 0
-    parts = (part for images in batches() for part in images.split(IMAGES_AT_ONCE))
     with evaluating(network), evaluating(original):
-        for images in parts:
-            numbers = torch.arange(seen, seen + len(images), device=images.device)
-            held_out = numbers % HELD_OUT_EVERY == 1
-            seen += len(images)
+        for images, held_out in in_parts(batches):
             with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
-                outputs = _seen(original, names, images, _watch_output)
-                inputs = _seen(network, names, images, _watch_input)
+                outputs = watched(original, names, images, watch_output)
+                inputs = watched(network, names, images, watch_input)
             for name in names:
                 if name not in wanted:
                     wanted[name] = _Target.of(original, name, outputs[name])
@@ -250,50 +183,62 @@ class _Target:
     axis: int | None
     low: float | None
     high: float | None
-    fitting: MapMoments
-    held_out: MapMoments
+    moments: HeldOut
 
     @classmethod
-    def of(cls, original: nn.Module, name: str, output: _Output) -> _Target:
+    def of(cls, original: nn.Module, name: str, output: Output) -> _Target:
         axis = _channel_axis(original, name, output.before.shape)
         channels = output.before.shape[1 if axis is None else axis]
-        return cls(axis, output.low, output.high, MapMoments(channels), MapMoments(channels))
+        return cls(axis, output.low, output.high, HeldOut.of(channels, channels))
 
     def update(self, x: Tensor, t: Tensor, held_out: Tensor) -> None:
         if self.axis is None or x.shape != t.shape or len(x) != len(held_out):
             self.axis = None
             return
-        rows = [features.movedim(self.axis, -1) for features in (x, t)]
-        for moments, chosen in ((self.fitting, ~held_out), (self.held_out, held_out)):
-            if chosen.any():
-                moments.update(*(features[chosen].reshape(-1, features.shape[-1]) for features in rows))
+        x, t = (features.double().movedim(self.axis, -1) for features in (x, t))
+        x, d = (features.reshape(len(x), -1, x.shape[-1]) for features in (x, t - x))
+        self.moments.update(x, d, held_out)
 
     def fit(self, kind: str) -> Fit:
         assert self.axis is not None
-        form = MapForm(kind, self.fitting.channels, self.axis, self.low, self.high)
-        # Without images to hold out nobody knows whether a map helps.
-        left = 1.0
-        if self.held_out.count and self.fitting.count:
-            none = torch.zeros(form.channels, dtype=torch.float64)
-            without = self.held_out.error(none, none)
-            left = self.held_out.error(*self.fitting.fit(kind)) / without if without else 1.0
-        return Fit(form, *(self.fitting + self.held_out).fit(kind), left)
+        form = MapForm(kind, self.moments.fitting.outputs, self.axis, self.low, self.high)
+        return Fit(form, *self.moments.fit(RIDGE, per_channel=kind == "scale"))
 
 
 @dataclass
-class _Output:
-    """What a block adds up to: before its last activation, and what that clamps to."""
+class Output:
+    """What a block adds up to, before its last activation.
+
+    Attributes:
+        before: it.
+        low, high: what the activation clamps to, if it does.
+        edge: where gradients of `before` go in; None without any.
+    """
 
     before: Tensor
     low: float | None = None
     high: float | None = None
+    edge: GradientEdge | None = None
+
+    @classmethod
+    def of(cls, before: Tensor, low: float | None = None, high: float | None = None) -> Output:
+        return cls(before, low, high, get_gradient_edge(before) if before.requires_grad else None)
+
+
+def in_parts(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the images in parts (b, ...), and which of them are held out of a first fit, (b,) bool."""
+    seen = 0
+    for images in (part for batch in batches() for part in batch.split(IMAGES_AT_ONCE)):
+        numbers = torch.arange(seen, seen + len(images), device=images.device)
+        seen += len(images)
+        yield images, numbers % HELD_OUT_EVERY == 1
 
 
 class _Everything(Exception):  # noqa: N818 (not an error: the rest of the network need not run)
     """All blocks that are watched have run."""
 
 
-def _seen(network: nn.Module, names: Sequence[str], images: Tensor, watch: Callable[..., None]) -> dict[str, Any]:
+def watched(network: nn.Module, names: Sequence[str], images: Tensor, watch: Callable[..., None]) -> dict[str, Any]:
     """Returns what is watched of some blocks in a forward pass that ends with the last of them."""
     found: dict[str, Any] = {}
 
@@ -311,36 +256,36 @@ def _seen(network: nn.Module, names: Sequence[str], images: Tensor, watch: Calla
     return found
 
 
-def _watch_input(
+def watch_input(
     stack: ExitStack, note: Callable[[Tensor], None], first: nn.Module, _last: nn.Module, *, branch: bool
 ) -> None:
     stack.enter_context(
-        first.register_forward_pre_hook(lambda _, args, kwargs: note(_first([args, kwargs])), with_kwargs=True)
+        first.register_forward_pre_hook(lambda _, args, kwargs: note(first_tensor([args, kwargs])), with_kwargs=True)
     )
 
 
-def _watch_output(
-    stack: ExitStack, note: Callable[[_Output], None], first: nn.Module, last: nn.Module, *, branch: bool
+def watch_output(
+    stack: ExitStack, note: Callable[[Output], None], first: nn.Module, last: nn.Module, *, branch: bool
 ) -> None:
     mode = _Clamps()
     given: list[Tensor] = []
 
     def start(_: nn.Module, args: Any, kwargs: Any) -> None:
-        given[:] = [_first([args, kwargs])]
+        given[:] = [first_tensor([args, kwargs])]
         if not branch:
             mode.__enter__()
 
     def end(_: nn.Module, __: Any, output: Any) -> None:
-        result = _first([output])
+        result = first_tensor([output])
         if not branch:
             mode.__exit__(None, None, None)
-        note(_Output(given[0] + result) if branch else mode.before(result))
+        note(Output.of(given[0] + result) if branch else mode.before(result))
 
     stack.enter_context(first.register_forward_pre_hook(start, with_kwargs=True))
     stack.enter_context(last.register_forward_hook(end))
 
 
-def _first(values: Any) -> Tensor:
+def first_tensor(values: Any) -> Tensor:
     return next(tensors_in(values))
 
 
@@ -349,7 +294,7 @@ class _Clamps(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: tuple[Tensor, _Output] | None = None
+        self._last: tuple[Tensor, Output] | None = None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -357,17 +302,19 @@ class _Clamps(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name.rstrip("_") not in ("relu", "hardtanh"):
             return func(*args, **(kwargs or {}))
-        # In place it overwrites what it was given.
-        before = args[0].clone() if name.endswith("_") else args[0]
-        result = func(*args, **(kwargs or {}))
         low, high = (0.0, None) if name.startswith("relu") else (*map(float, args[1:3]), -1.0, 1.0)[:2]
-        self._last = result, _Output(before, low, high)
+        output = Output.of(args[0], low, high)
+        if name.endswith("_"):
+            # In place it overwrites what it was given.
+            output.before = args[0].clone()
+        result = func(*args, **(kwargs or {}))
+        self._last = result, output
         return result
 
-    def before(self, output: Tensor) -> _Output:
+    def before(self, output: Tensor) -> Output:
         """Returns what a block that returned `output` had before its last activation."""
         if self._last is None or self._last[0] is not output:
-            return _Output(output)
+            return Output.of(output)
         return self._last[1]
 
 
