@@ -126,6 +126,8 @@ class PruneConfig:
         replace: what stands where a block stood: `nothing`, or the map that fits best on the scoring's images, without
             training: `scale` (a factor and a shift per channel) or `linear` (a 1×1 convolution, on tokens a linear
             layer).
+        refit: fit the layers that are left behind the first removed block anew, on the scoring's images, without
+            training; once per ratio, before the final fine-tuning.
     """
 
     unit: str = field(default="blocks", metadata={"choices": ("blocks", "macs")})
@@ -133,6 +135,7 @@ class PruneConfig:
     min_blocks_per_stage: int = field(default=1, metadata={"range": (1, math.inf)})
     granularity: str = field(default="block", metadata={"choices": ("block", "branch")})
     replace: str = field(default="nothing", metadata={"choices": ("nothing", "scale", "linear")})
+    refit: bool = False
 
 
 @dataclass

@@ -93,7 +93,8 @@ def _planned(prepared: Prepared, removed: Sequence[str], *, resumed: bool) -> di
     finetunings = transferred + steps * per_step + rows * (config.finetune.final_epochs > 0) + made
     # A resumed run has its original network.
     baseline = {} if resumed else _baseline_phase(prepared)
-    heal = {} if config.prune.replace == "nothing" else {"heal": steps}
+    healings = steps * (config.prune.replace != "nothing") + rows * config.prune.refit
+    heal = {"heal": healings} if healings else {}
     return baseline | {"score": steps} | heal | {"finetune": finetunings, "evaluate": rows + made}
 
 

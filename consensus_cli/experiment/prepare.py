@@ -136,12 +136,12 @@ def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, 
     attacked = finetunes and bool(config.attacks.suite)
     tried, blocks = try_out(config, images, built, device, screen, training_is=needed, attacked=attacked)
     votes = metrics_needed(config.criterion.name, config.metrics.weights)
-    replaces = config.prune.replace != "nothing"
+    heals = config.prune.replace != "nothing" or config.prune.refit
     prepared = Prepared(
         config=config,
         device=device,
         precision=tried.precision,
-        scoring_precision=tried.scoring_precision if votes or config.criterion.name == KL or replaces else None,
+        scoring_precision=tried.scoring_precision if votes or config.criterion.name == KL or heals else None,
         compiled=training.resolve_compile(config.compile, device),
         images=images,
         spec=spec,

@@ -90,7 +90,8 @@ def result_columns(prepared: Prepared, state: RunState, phases: Phases, batch_si
         columns |= {f"{name}_s": used.duration_s, f"energy_{name}_kwh": used.kwh}
     if "heal" in phases:
         columns |= {"heal_s": phases["heal"].duration_s, "energy_heal_kwh": phases["heal"].kwh}
-        columns |= {"replace": prepared.config.prune.replace, "maps": len(state.maps)}
+        prune = prepared.config.prune
+        columns |= {"replace": prune.replace, "maps": len(state.maps), "refit": prune.refit}
     return dict.fromkeys(COLUMNS) | columns
 
 

@@ -33,6 +33,7 @@ _LATER = {
     "transfer": {"source": None, "name": None},
     "model.reset_head": False,
     "prune.replace": "nothing",
+    "prune.refit": False,
     "scoring.repair": False,
 }
 

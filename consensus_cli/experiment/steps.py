@@ -33,6 +33,7 @@ from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.weights import serialize
 from consensus_cli.pruning.healing import Fit, heal, put_fits_in_place
+from consensus_cli.pruning.refit import Refitted, refit
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.scoring.ranking.criteria import of_schedule
@@ -171,17 +172,10 @@ class Steps:
         gone = [block.name for block in self.prepared.blocks if block.name in self.state.removed]
         first = min(map(gone.index, going))
         names = [name for name in gone[first:] if name in going or self.config.finetune.epochs_per_step == 0]
-        samples, device = self.prepared.samples, self.prepared.device
-
-        def batches() -> Iterator[Tensor]:
-            for images, _ in samples.batches(SCORING_BATCH_SIZE, device):
-                yield network.inputs(images)
-                self.prepared.threads.tick()
 
         def fit() -> dict[str, Fit]:
-            precision = PRECISIONS[self.prepared.scoring_precision or "fp32"]
             kind = self.config.prune.replace
-            return heal(network.network, original.network, names, batches, kind, precision=precision)
+            return heal(network.network, original.network, names, self._inputs, kind, precision=self._healing_precision)
 
         with self._phase("heal", self.state.phases):
             fits = self.share.lead(fit)
@@ -193,6 +187,30 @@ class Steps:
         without = " ".join(name for name in names if name not in self.state.maps)
         text = f"{fitted} map{'' if fitted == 1 else 's'} fitted"
         self.screen.line(f"{text}; none helps in place of {without}" if without else text)
+
+    def _refit(self, pruned: Classifier, original: Classifier) -> None:
+        """Fits the layers behind the first removed block anew."""
+        maps, precision = list(self.state.maps), self._healing_precision
+        network = pruned.network
+
+        def fit() -> tuple[list[Refitted], dict[str, Tensor]]:
+            done = refit(network, original.network, self._inputs, maps=maps, precision=precision)
+            return done, network.state_dict()
+
+        done, weights = self.share.lead(fit)
+        network.load_state_dict(weights)
+        helped = sum(each.helps for each in done)
+        self.screen.line(f"{helped} of {len(done)} layers behind the first removed block fitted anew")
+
+    def _inputs(self) -> Iterator[Tensor]:
+        """Yields the scoring's images as networks take them."""
+        for images, _ in self.prepared.samples.batches(SCORING_BATCH_SIZE, self.prepared.device):
+            yield self.prepared.original.inputs(images)
+            self.prepared.threads.tick()
+
+    @property
+    def _healing_precision(self) -> torch.dtype:
+        return PRECISIONS[self.prepared.scoring_precision or "fp32"]
 
     def fine_tune(self, network: Classifier, original: Classifier) -> None:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
@@ -211,9 +229,13 @@ class Steps:
         self._train(network, original, recipe, removed, f"{description} after {removed} removals")
 
     def fine_tune_finally(self, network: Classifier, original: Classifier, ratio: float) -> Classifier:
-        """Returns a copy of the network that was trained for `finetune.final_epochs`."""
+        """Returns a copy of the network that was refitted if asked for, and trained for `finetune.final_epochs`."""
         phases = self.state.tuned[str(ratio)] = copy.deepcopy(self.state.phases)
         pruned = as_saved(self.prepared, network, self.state)
+        if self.config.prune.refit:
+            with self._phase("heal", phases):
+                self._refit(pruned, original)
+            self._show_accuracy(pruned)
         recipe = recipes.at_the_end(self.config, len(self.state.removed), self.prepared.target_blocks)
         if recipe.epochs > 0:
             with self._phase("finetune", phases):

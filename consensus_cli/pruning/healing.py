@@ -222,6 +222,7 @@ class Output:
 
     @classmethod
     def of(cls, before: Tensor, low: float | None = None, high: float | None = None) -> Output:
+        """Returns it with the edge of its gradients."""
         return cls(before, low, high, get_gradient_edge(before) if before.requires_grad else None)
 
 
@@ -239,7 +240,7 @@ class _Everything(Exception):  # noqa: N818 (not an error: the rest of the netwo
 
 
 def watched(network: nn.Module, names: Sequence[str], images: Tensor, watch: Callable[..., None]) -> dict[str, Any]:
-    """Returns what is watched of some blocks in a forward pass that ends with the last of them."""
+    """Returns what `watch` notes of some blocks in a forward pass that ends with the last of them."""
     found: dict[str, Any] = {}
 
     def note(name: str, value: Any) -> None:
@@ -259,6 +260,7 @@ def watched(network: nn.Module, names: Sequence[str], images: Tensor, watch: Cal
 def watch_input(
     stack: ExitStack, note: Callable[[Tensor], None], first: nn.Module, _last: nn.Module, *, branch: bool
 ) -> None:
+    """Notes what comes into a block."""
     stack.enter_context(
         first.register_forward_pre_hook(lambda _, args, kwargs: note(first_tensor([args, kwargs])), with_kwargs=True)
     )
@@ -267,6 +269,7 @@ def watch_input(
 def watch_output(
     stack: ExitStack, note: Callable[[Output], None], first: nn.Module, last: nn.Module, *, branch: bool
 ) -> None:
+    """Notes what a block adds up to, an `Output`."""
     mode = _Clamps()
     given: list[Tensor] = []
 
@@ -286,6 +289,7 @@ def watch_output(
 
 
 def first_tensor(values: Any) -> Tensor:
+    """Returns the first tensor in what a module is given or returns."""
     return next(tensors_in(values))
 
 

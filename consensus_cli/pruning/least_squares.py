@@ -81,6 +81,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, inputs: int, outputs: int) -> HeldOut:
+        """Returns empty moments."""
         return cls(Moments(inputs, outputs), Moments(inputs, outputs))
 
     def update(self, x: Tensor, d: Tensor, held_out: Tensor) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # there is no public name for all dimensions
 
 from consensus_cli.models.modes import evaluating
 from consensus_cli.pruning.blocks import find_blocks
@@ -128,7 +129,7 @@ class _Layer:
 
     path: str
     module: nn.Conv2d | nn.Linear
-    norm: nn.Module | None
+    norm: BatchNorm | None
     ends: str | None = None
     gain: Tensor | None = None
 
@@ -163,12 +164,14 @@ class _Layer:
         old ones: training, which goes by a batch's own statistics, then begins where the network stands.
         """
         layer, norm = self.module, self.norm
-        layer.weight.add_(change.reshape(layer.weight.shape))
+        layer.weight.add_(change.reshape(layer.weight.shape).to(layer.weight))
         if layer.bias is not None:
-            layer.bias.add_(shift)
+            layer.bias.add_(shift.to(layer.bias))
             shift = torch.zeros_like(shift)
         if norm is None:
             return
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         weight = self.matrix.double().cpu()
         mean_x = total.x / total.count
         mean = weight @ mean_x + (0 if layer.bias is None else layer.bias.double().cpu())
@@ -192,7 +195,7 @@ def _layers(
     for number, call in enumerate(seen.calls[begin:], begin):
         module = network.get_submodule(call.path)
         alone = times[call.path] == 1 and all(held[id(parameter)] == 1 for parameter in module.parameters())
-        if alone and _is_plain(module):
+        if alone and isinstance(module, nn.Conv2d | nn.Linear) and _is_plain(module):
             layer = _Layer(call.path, module, _norm_behind(network, seen, number, times))
             if _is_what_it_seems(layer, network, example):
                 found[number] = layer
@@ -209,26 +212,22 @@ def _layers(
     return dict(found)
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is one whose output is a product with its weights, of a size that can be fitted."""
-    if isinstance(module, nn.Conv2d):
-        plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return plain and module.weight[0].numel() <= MAX_INPUTS
-    return isinstance(module, nn.Linear) and module.in_features <= MAX_INPUTS
+def _is_plain(module: nn.Conv2d | nn.Linear) -> bool:
+    """Whether the output of a layer is one product with all of its weights, of a size that can be fitted."""
+    if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
+        return False
+    return not isinstance(getattr(module, "padding", 0), str) and module.weight[0].numel() <= MAX_INPUTS
 
 
-def _norm_behind(network: nn.Module, seen: Trace, number: int, times: Counter[str]) -> nn.Module | None:
-    """Returns the batch norm that the output of a call goes through, if it has weights and statistics to adapt."""
+def _norm_behind(network: nn.Module, seen: Trace, number: int, times: Counter[str]) -> BatchNorm | None:
+    """Returns the batch norm that alone reads the output of a call, if it has weights and statistics to adapt."""
     given = set(seen.calls[number].outputs)
+    readers = [op for value in given if value is not None for op in seen.readers[value]]
     for call in seen.calls[number + 1 :]:
-        if call.inputs and given.intersection(call.inputs):
-            module = network.get_submodule(call.path)
-            adapts = getattr(module, "running_mean", None) is not None and getattr(module, "bias", None) is not None
-            return (
-                module
-                if adapts and times[call.path] == 1 and isinstance(module, nn.modules.batchnorm._NormBase)
-                else None
-            )
+        module = network.get_submodule(call.path)
+        if isinstance(module, BatchNorm) and given.intersection(call.inputs):
+            adapts = module.affine and module.running_mean is not None and times[call.path] == 1
+            return module if adapts and all(call.start <= op < call.end for op in readers) else None
     return None
 
 
@@ -325,7 +324,7 @@ def _lacking(layer: _Layer, network: nn.Module, original: nn.Module, images: Ten
 def _to_the_sum(
     layer: _Layer, network: nn.Module, block: str, images: Tensor, change: Tensor | None = None
 ) -> tuple[Tensor, Output]:
-    """Returns the output of a layer, changed where asked for, as the leaf that the sum behind a branch is computed from."""
+    """Returns the output of a layer, changed where asked for, as the leaf that the sum of a block is computed from."""
     leaves: list[Tensor] = []
 
     def take(_: nn.Module, __: Any, output: Tensor) -> Tensor:
@@ -341,7 +340,7 @@ def _to_the_sum(
 
 
 def _back(output: Output, leaf: Tensor, values: Tensor) -> Tensor | None:
-    """Returns values of the shape of a sum, brought to where they come from in the leaf, times the factors on the way."""
+    """Returns values of the shape of a sum, brought to their places in the leaf, times the factors on the way."""
     if output.edge is None:
         return None
     (found,) = torch.autograd.grad([output.edge], [leaf], [values.to(output.before)], allow_unused=True)

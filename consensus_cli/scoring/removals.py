@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.models.classifier import network_of
@@ -15,6 +15,7 @@ from consensus_cli.models.copying import clone
 from consensus_cli.models.macs import count_macs
 from consensus_cli.pruning.blocks import find_blocks
 from consensus_cli.pruning.healing import heal
+from consensus_cli.pruning.refit import refit
 from consensus_cli.pruning.schedule import Schedule
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking
@@ -51,6 +52,7 @@ def prune(
     min_blocks_per_stage: int = 1,
     granularity: str = "block",
     replace: str = "nothing",
+    refit: bool = False,
     criterion: str | Criterion = CONSENSUS,
     seed: int = 0,
     **ranking: Any,
@@ -72,6 +74,8 @@ def prune(
         replace: what stands where a block stood: `nothing`, or the map that fits best on the samples, `scale` or
             `linear` (docs/healing.md). With `repair` of the same kind, blocks are judged with it. Give the network
             between removals no training then: the maps behind a removal are fitted anew.
+        refit: fit the layers behind the first removed block anew, on the samples, after the last removal; for networks
+            that are not trained between removals either.
         criterion: as for `rank_blocks`.
         seed: likewise.
         ranking: further arguments of `rank_blocks`, such as `metrics` or `against`.
@@ -102,14 +106,17 @@ def prune(
     schedule = Schedule(blocks, share, step, min_blocks_per_stage, macs)
     schedule.check(type(model).__name__)
     how = {"criterion": of_schedule(criterion, schedule), "seed": seed, **ranking}
-    if replace != "nothing":
+    if refit or replace != "nothing":
         how.setdefault("original", clone(model))
-    return _removals(model, labelled, schedule, replace, how)
+    return _removals(model, labelled, schedule, replace, refits=refit, how=how)
 
 
 def _removals(
-    model: nn.Module, samples: Samples, schedule: Schedule, replace: str, how: dict[str, Any]
+    model: nn.Module, samples: Samples, schedule: Schedule, replace: str, *, refits: bool, how: dict[str, Any]
 ) -> Iterator[Removal]:
+    def batches() -> Iterator[Tensor]:
+        return inputs_of(model, samples)
+
     removed: list[str] = []
     while not schedule.reached(removed):
         ranking = rank_blocks(model, samples, blocks=schedule.allowed(removed), removed=len(removed), **how)
@@ -119,6 +126,7 @@ def _removals(
         if replace != "nothing":
             gone = [block.name for block in schedule.blocks if block.name in removed]
             first = min(map(gone.index, going))
-            original = how["original"]
-            heal(network_of(model), network_of(original), gone[first:], lambda: inputs_of(model, samples), replace)
+            heal(network_of(model), network_of(how["original"]), gone[first:], batches, replace)
+        if refits and schedule.reached(removed):
+            refit(network_of(model), network_of(how["original"]), batches, maps=removed)
         yield Removal(model, tuple(going), ranking)
