@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 import consensus_cli as cc
 from consensus_cli.cli.main import main
+from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning.replacement import ChannelMap
 from consensus_cli.storage.rundir import RunDir
 
@@ -85,6 +87,37 @@ def test_maps_are_trained_on_where_there_is_training(tmp_path: Path) -> None:
     maps = [module for module in model.modules() if isinstance(module, ChannelMap)]
     assert len(maps) == row["maps"] > 0
     assert model(torch.rand(2, 1, 16, 16)).isfinite().all()
+
+
+def test_refitted_layers_are_in_the_checkpoint_and_cost_nothing(tmp_path: Path) -> None:
+    words = (*WORDS, "ratio=[0.34,0.5]", "prune.refit=true")
+    assert main(["run", *words, f"output_dir={tmp_path}"]) == 0
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert rows["refit"].all()
+    assert (rows["replace"] == "nothing").all()
+    assert (rows["heal_s"] > 0).all()
+    plain = tmp_path / "plain"
+    assert main(["run", *WORDS, "ratio=0.5", f"output_dir={plain}"]) == 0
+    expected, without = run_of(plain)
+    row, folder = run_of(tmp_path)
+    assert (row["removed_blocks"], row["macs_pruned"]) == (expected["removed_blocks"], expected["macs_pruned"])
+    saved, before = (load_file(RunDir(path).pruned_checkpoint) for path in (folder, without))
+    assert saved.keys() == before.keys()
+    assert not torch.equal(saved["fc.weight"], before["fc.weight"])
+
+
+def test_the_library_refits_as_the_command_does() -> None:
+    torch.manual_seed(0)
+    network = resnet(20).eval()
+    images, labels = torch.rand(64, 3, 16, 16), torch.arange(64) % 10
+    plain, fitted = copy.deepcopy(network), copy.deepcopy(network)
+    samples = [(images, labels)]
+    for pruned, refits in ((plain, False), (fitted, True)):
+        for _ in cc.prune(pruned, samples, ratio=0.5, criterion="first", refit=refits):
+            pass
+    with torch.no_grad():
+        wanted = network(images)
+        assert (fitted.eval()(images) - wanted).norm() < 0.7 * (plain.eval()(images) - wanted).norm()
 
 
 def test_repair_without_a_replacement_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

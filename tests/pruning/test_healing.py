@@ -15,7 +15,8 @@ from torch.nn import functional
 from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning import bypassed, find_blocks, remove_blocks
-from consensus_cli.pruning.healing import RIDGE, MapMoments, fit_maps, heal, map_macs
+from consensus_cli.pruning.healing import RIDGE, fit_maps, heal, map_macs
+from consensus_cli.pruning.least_squares import Moments
 from consensus_cli.pruning.replacement import ChannelMap, MapForm, install_forms
 from consensus_cli.pruning.surgery import put_in_place
 
@@ -114,17 +115,17 @@ def test_a_branch_that_is_scaled_outside_of_its_modules_gets_no_map() -> None:
 def test_moments_add_up_to_ridge_regression() -> None:
     generator = np.random.default_rng(0)
     x, t = generator.normal(2, 3, (500, 4)), generator.normal(size=(500, 4))
-    parts = [MapMoments(4), MapMoments(4)]
+    parts = [Moments(4, 4), Moments(4, 4)]
     for part, rows in zip(parts, np.array_split(np.arange(500), 2), strict=True):
-        part.update(torch.tensor(x[rows]), torch.tensor(t[rows]))
-    weight, bias = (parts[0] + parts[1]).fit("linear")
+        part.update(torch.tensor(x[rows]), torch.tensor(t[rows] - x[rows]))
+    weight, bias = (parts[0] + parts[1]).fit(RIDGE)
     centred, d = x - x.mean(0), (t - x) - (t - x).mean(0)
     penalty = RIDGE * centred.var(0).mean() * 500
     expected = np.linalg.solve(centred.T @ centred + penalty * np.eye(4), centred.T @ d).T
     np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-9)
     left = ((t - x) - x @ expected.T - bias.numpy()) ** 2
     assert (parts[0] + parts[1]).error(weight, bias) == pytest.approx(left.sum(1).mean())
-    factor, shift = (parts[0] + parts[1]).fit("scale")
+    factor, shift = (parts[0] + parts[1]).fit(RIDGE, per_channel=True)
     assert (parts[0] + parts[1]).error(factor, shift) == pytest.approx(
         (((t - x) - x * factor.numpy() - shift.numpy()) ** 2).sum(1).mean()
     )
