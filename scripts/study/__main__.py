@@ -11,7 +11,8 @@ from consensus_cli.errors import UserError, tell
 from consensus_cli.screen import Screen
 
 ROOT = Path(__file__).resolve().parents[2]
-MEASUREMENTS = ("one-shot", "tuned", "stepwise", "robustness", "costs", "healing")
+HEALING = ("healing", "healing-tuned", "healing-robustness")
+MEASUREMENTS = ("one-shot", "tuned", "stepwise", "robustness", "costs", *HEALING)
 
 
 def main(words: list[str]) -> int:
@@ -24,6 +25,10 @@ def main(words: list[str]) -> int:
             from study.iterative import collect
 
             collect(options.output_dir, options.rows)
+        elif options.word == "collect-vit":
+            from study.healing import collect_vit
+
+            collect_vit(options.output_dir, options.rows)
         else:
             show(options)
     except UserError as error:
@@ -47,8 +52,9 @@ def parser() -> argparse.ArgumentParser:
         )
         measuring.add_argument("--cache", type=Path, default=cache, help="folder of unpacked and decoded images")
         measuring.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    collecting = words.add_parser("collect", parents=[parent])
-    collecting.add_argument("output_dir", type=Path, help="folder of the results.csv of the iterative runs")
+    for word, runs in (("collect", "iterative runs"), ("collect-vit", "runs of healing-vit")):
+        collecting = words.add_parser(word, parents=[parent])
+        collecting.add_argument("output_dir", type=Path, help=f"folder of the results of the {runs}")
     words.add_parser("figures", parents=[parent])
     tables = words.add_parser("tables", parents=[parent])
     tables.add_argument("--document", type=Path, default=ROOT / "docs" / "study.md")
@@ -70,6 +76,8 @@ def measure(options: argparse.Namespace) -> None:
         "robustness": after.measure_robustness,
         "costs": after.measure_costs,
         "healing": healing.measure,
+        "healing-tuned": healing.measure_tuned,
+        "healing-robustness": healing.measure_robustness,
     }
     stages[options.word](bench, options.rows, Screen())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ def measure_robustness(bench: Bench, folder: Path, screen: Screen) -> None:
     known = set(zip(rows.read()["removed"], rows.read()["measure"], strict=True))
     names = main_sets(bench, folder)
     for number, removed in enumerate(names, start=1):
-        for what, take in _robustness_measures(bench).items():
+        for what, take in robustness_measures(bench, {attack.name: attack for attack in ATTACKS}).items():
             if (joined(removed), what) not in known:
                 rows.add({"removed": joined(removed), "measure": what} | take(bench.without(removed, "recalibrated")))
         screen.line(f"attacked and corrupted {number} of {len(names)} networks")
@@ -160,10 +160,12 @@ def _samples(bench: Bench, draw: int) -> Samples:
     return Samples.of_split(train.subset(index), classes, device=bench.device, batch_size=BATCH_SIZE)
 
 
-def _robustness_measures(bench: Bench) -> dict[str, Callable[[Classifier], dict[str, object]]]:
+def robustness_measures(
+    bench: Bench, attacks: Mapping[str, Attack]
+) -> dict[str, Callable[[Classifier], dict[str, object]]]:
     """Returns measure -> function that compares a network with the unpruned one."""
     return {
-        **{attack.name: functools.partial(_attacked, bench, attack) for attack in ATTACKS},
+        **{name: functools.partial(_attacked, bench, attack) for name, attack in attacks.items()},
         "corruption": functools.partial(_corrupted, bench),
     }
 

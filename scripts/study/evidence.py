@@ -59,7 +59,7 @@ class Evidence:
         paths: rows of `paths.csv`.
         robustness: rows of `robustness.csv`.
         costs: rows of `costs.csv`.
-        healing: rows of `healing.csv`.
+        healing, healing_tuned, healing_robustness, healing_vit: rows of the files of these names.
         iterative: rows of `iterative.csv`, empty where there is none.
     """
 
@@ -72,6 +72,9 @@ class Evidence:
     robustness: pd.DataFrame
     costs: pd.DataFrame
     healing: pd.DataFrame
+    healing_tuned: pd.DataFrame
+    healing_robustness: pd.DataFrame
+    healing_vit: pd.DataFrame
     iterative: pd.DataFrame
 
     @classmethod
@@ -98,7 +101,7 @@ class Evidence:
             Rows(folder, "paths").read(),
             Rows(folder, "robustness").read(),
             Rows(folder, "costs").read(),
-            Rows(folder, "healing").read(),
+            *(Rows(folder, f"healing{name}").read() for name in ("", "_tuned", "_robustness", "_vit")),
             pd.read_csv(iterative) if iterative.is_file() else pd.DataFrame(),
         )
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from consensus_cli.report.figures import blank, save
 from consensus_cli.report.palette import NEUTRAL, SCALE, styles
 from study.evidence import Evidence
+from study.healing_tables import healing_figure
 from study.plan import CRITERIA, MAIN, METRICS
 
 #: lines in the figures over ratios and sample sizes
@@ -146,4 +147,5 @@ FIGURES: dict[str, Callable[[Evidence], Figure]] = {
     "single_removals": single_removals_figure,
     "agreement": agreement_figure,
     "stability": stability_figure,
+    "healing": healing_figure,
 }

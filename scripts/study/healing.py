@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
+import yaml
 
 from consensus_cli import training
 from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.data.split import Split
+from consensus_cli.errors import UserError
+from consensus_cli.evaluation.robustness.attacks import Attack
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.macs import count_macs
 from consensus_cli.pruning import schedule
 from consensus_cli.pruning.healing import heal
 from consensus_cli.pruning.refit import refit
 from consensus_cli.pruning.surgery import remove_blocks
+from consensus_cli.scoring.ranking.criteria import of_schedule
 from consensus_cli.scoring.samples import Samples
 from consensus_cli.scoring.score import rank_blocks
 from consensus_cli.screen import Screen
 from study.after import robustness_measures
 from study.bench import BATCH_SIZE, TRAINING_BATCH_SIZE, Bench, right_answers
-from study.rows import Rows, joined, split
+from study.rows import FILES, Rows, joined, split
 
 #: method -> (what stands where a block stood, whether the other layers are fitted anew, what else happens)
 METHODS = {
@@ -47,6 +54,11 @@ OTHER_DRAWS = {"cka": ("nothing", "recalibrated", "linear", "refit"), REPAIRED: 
 #: and with other numbers of images
 OTHER_IMAGES = {REPAIRED: ("linear", "refit", "linear, refit")}
 
+#: measure -> attack on the networks of `COMPARED`
+ATTACKS = {
+    f"{name} {eps}/255": Attack(name, eps255=float(eps), **more)
+    for name, eps, more in (("fgsm", 2, {}), ("fgsm", 8, {}), ("pgd", 1, {"steps": 10}), ("pgd", 2, {"steps": 10}))
+}
 #: epochs of fine-tuning that healed networks are compared after, with one cycle up to this rate
 EPOCHS, PEAK_RATE = (0.25, 1.0, 4.0), 0.05
 #: methods that are compared after fine-tuning and under attack, without the blocks that `REPAIRED` chooses
@@ -54,15 +66,38 @@ COMPARED = ("nothing", "recalibrated", "refit", "linear, refit")
 COMPARED_RATIOS = (0.5, 0.875)
 
 
+@dataclass(frozen=True)
+class Case:
+    """What methods are compared on.
+
+    Attributes:
+        bench: the network and the images.
+        draw: of the images.
+        images: how many.
+        order: in which blocks go, one of `ORDERS`.
+    """
+
+    bench: Bench
+    draw: int
+    images: int
+    order: str
+
+    @property
+    def samples(self) -> Split:
+        """The images that blocks are ranked and maps fitted with."""
+        train = self.bench.images.train
+        return train.subset(stratified_subset(train.labels, self.images, self.draw))
+
+
 def measure(bench: Bench, folder: Path, screen: Screen) -> None:
     """Measures every method on every draw of the images that is not in the rows yet."""
     first, *others = bench.plan.healing_images
     for draw in range(bench.plan.healing_draws):
         for order, methods in (OTHER_DRAWS if draw else FIRST_DRAW).items():
-            _measure(bench, folder, screen, draw, first, order, methods)
+            _measure(Case(bench, draw, first, order), folder, screen, methods)
     for images in others:
         for order, methods in OTHER_IMAGES.items():
-            _measure(bench, folder, screen, 0, images, order, methods)
+            _measure(Case(bench, 0, images, order), folder, screen, methods)
 
 
 def measure_tuned(bench: Bench, folder: Path, screen: Screen) -> None:
@@ -102,10 +137,29 @@ def measure_robustness(bench: Bench, folder: Path, screen: Screen) -> None:
     for blocks, method, model in _compared(bench, folder):
         known = rows.read()
         done = set(known.loc[(known["blocks"] == blocks) & (known["method"] == method), "measure"])
-        for what, take in robustness_measures(bench).items():
+        for what, take in robustness_measures(bench, ATTACKS).items():
             if what not in done:
                 rows.add({"blocks": blocks, "method": method, "measure": what} | take(model()))
         screen.line(f"{blocks} blocks, {method}: attacked and corrupted")
+
+
+def collect_vit(output_dir: Path, folder: Path) -> None:
+    """Copies what the study reports of the transformer's finished runs in `output_dir` to `healing_vit.csv`.
+
+    Raises:
+        UserError: there are no finished runs.
+    """
+    rows = []
+    for files in sorted((output_dir / "runs").glob("*/row.json")):
+        row = json.loads(files.read_text(encoding="utf-8"))
+        if row["status"] == "done":
+            prune = yaml.safe_load(files.with_name("config.yaml").read_text(encoding="utf-8"))["prune"]
+            rows.append({key: ({**row, **prune})[key] for key in FILES["healing_vit"]})
+    if not rows:
+        raise UserError(f"{output_dir} holds no finished run", "run scripts/study.sh healing-vit first")
+    folder.mkdir(parents=True, exist_ok=True)
+    found = pd.DataFrame(rows).sort_values(["granularity", "replace", "refit", "blocks_removed"])
+    found.to_csv(folder / "healing_vit.csv", index=False, float_format="%.6g")
 
 
 def counts_of(bench: Bench, ratios: tuple[float, ...]) -> list[int]:
@@ -113,64 +167,55 @@ def counts_of(bench: Bench, ratios: tuple[float, ...]) -> list[int]:
     return [schedule.blocks_to_remove(ratio, len(bench.candidates)) for ratio in ratios]
 
 
-def _measure(
-    bench: Bench, folder: Path, screen: Screen, draw: int, images: int, order: str, methods: tuple[str, ...]
-) -> None:
-    rows, counts = Rows(folder, "healing"), counts_of(bench, bench.plan.ratios)
-    samples = _samples(bench, draw, images)
+def _measure(case: Case, folder: Path, screen: Screen, methods: tuple[str, ...]) -> None:
+    rows, samples = Rows(folder, "healing"), case.samples
     for method in methods:
-        known = rows.read()
-        same = known[(known["draw"] == draw) & (known["images"] == images) & (known["order"] == order)]
-        done = set(same.loc[same["method"] == method, "blocks"])
-        for count in (count for count in counts if count not in done):
-            # What goes first is known from rows with more blocks.
-            longest = max((split(field) for field in same["removed"]), key=len, default=())
-            removed = list(longest[:count]) if len(longest) >= count else _order(bench, samples, order, max(counts), draw)
-            for each in counts if len(longest) < max(counts) else [count]:
-                if each in done:
-                    continue
-                model = _treated(bench, samples, removed[:each], method)
-                rows.add(_row(bench, draw, images, order, method, removed[:each], model))
-                done.add(each)
-                screen.line(f"draw {draw + 1}, {images} images, {order}, {method}: {each} blocks")
+        # The largest first: what it removes begins with what the others do.
+        for count in sorted(counts_of(case.bench, case.bench.plan.ratios), reverse=True):
+            known = rows.read()
+            same = known[(known[["draw", "images", "order"]] == [case.draw, case.images, case.order]).all(axis=1)]
+            if ((same["method"] == method) & (same["blocks"] == count)).any():
+                continue
+            removed = _removed(case, samples, same, count)
+            rows.add(_row(case, method, removed, _treated(case.bench, samples, removed, method)))
+            screen.line(f"draw {case.draw + 1}, {case.images} images, {case.order}, {method}: {count} blocks")
 
 
-def _samples(bench: Bench, draw: int, images: int) -> Split:
-    train = bench.images.train
-    return train.subset(stratified_subset(train.labels, images, draw))
+def _removed(case: Case, samples: Split, known: pd.DataFrame, count: int) -> list[str]:
+    """Returns the first blocks of an order, from the rows that are known of it where they say it."""
+    longest: tuple[str, ...] = max((split(field) for field in known["removed"]), key=len, default=())
+    # What is evenly spaced with few is not with more.
+    if case.order == "uniform" or len(longest) < count:
+        return _order(case, samples, count)
+    return list(longest[:count])
 
 
-def _order(bench: Bench, samples: Split, name: str, count: int, draw: int) -> list[str]:
+def _order(case: Case, samples: Split, count: int) -> list[str]:
     """Returns the blocks in the order in which they go, ranked anew after each removal."""
+    bench, repaired = case.bench, case.order == REPAIRED
     model, removed = bench.without([], "none"), list[str]()
-    if name == "uniform":
-        allowed = schedule.allowed(bench.blocks, removed, 1)
-        example = next(samples.batches(2, bench.device))[0]
-        del allowed, example
+    spaced = schedule.Schedule(bench.blocks, count / len(bench.candidates))
+    criterion = of_schedule("kl" if repaired else case.order, spaced)
     while len(removed) < count:
-        block = _next(bench, model, samples, removed, name, draw)
+        ranking = rank_blocks(
+            model,
+            Samples.of_split(samples, len(bench.images.classes), device=bench.device),
+            criterion=criterion,
+            blocks=schedule.allowed(bench.blocks, removed, 1),
+            original=bench.model,
+            repair="linear" if repaired else "nothing",
+            removed=len(removed),
+            seed=case.draw,
+            precision=bench.precision,
+        )
+        block = ranking.least_important
         remove_blocks(model, [block])
         removed.append(block)
-        if name == REPAIRED:
+        if repaired:
             # What comes in before it is as it was.
             gone = bench.in_order(removed)
             _heal(bench, samples, model, gone[gone.index(block) :], "linear")
     return removed
-
-
-def _next(bench: Bench, model: Classifier, samples: Split, removed: list[str], order: str, draw: int) -> str:
-    ranking = rank_blocks(
-        model,
-        Samples.of_split(samples, len(bench.images.classes), device=bench.device),
-        criterion="kl" if order == REPAIRED else order,
-        blocks=schedule.allowed(bench.blocks, removed, 1),
-        original=bench.model,
-        repair="linear" if order == REPAIRED else "nothing",
-        removed=len(removed),
-        seed=draw,
-        precision=bench.precision,
-    )
-    return ranking.least_important
 
 
 def _treated(bench: Bench, samples: Split, removed: list[str], method: str) -> Classifier:
@@ -205,7 +250,7 @@ def _compared(bench: Bench, folder: Path) -> Iterator[tuple[int, str, Callable[[
     rows = Rows(folder, "healing").read()
     images = bench.plan.healing_images[0]
     chosen = rows[(rows["draw"] == 0) & (rows["images"] == images) & (rows["order"] == REPAIRED)]
-    samples = _samples(bench, 0, images)
+    samples = Case(bench, 0, images, REPAIRED).samples
     for count in counts_of(bench, COMPARED_RATIOS):
         for field in chosen.loc[chosen["blocks"] == count, "removed"].head(1):
             for method in COMPARED:
@@ -216,14 +261,13 @@ def _accuracy_pct(bench: Bench, model: Classifier) -> str:
     return f"{100 * right_answers(model, bench.images.test, bench.device, bench.precision)[0].mean():.2f}"
 
 
-def _row(
-    bench: Bench, draw: int, images: int, order: str, method: str, removed: list[str], model: Classifier
-) -> dict[str, object]:
+def _row(case: Case, method: str, removed: list[str], model: Classifier) -> dict[str, object]:
+    bench = case.bench
     example = torch.zeros(1, *bench.images.test.image_shape, device=bench.device)
     return {
-        "draw": draw,
-        "images": images,
-        "order": order,
+        "draw": case.draw,
+        "images": case.images,
+        "order": case.order,
         "method": method,
         "blocks": len(removed),
         "removed": joined(removed),

@@ -44,7 +44,7 @@ class Plan:
         recalibration_images: training images that batch norm is measured on after a removal.
         tuning_updates: updates of the short fine-tuning.
         healing_draws: samples of training images that maps are fitted on.
-        healing_images: images in each.
+        healing_images: images in each; of the first draw, other numbers of them as well.
         selection_images: test images that the oracle chooses with; all others are reported on.
     """
 
@@ -57,5 +57,5 @@ class Plan:
     recalibration_images: int = 2048
     tuning_updates: int = 20
     healing_draws: int = 3
-    healing_images: int = 1024
+    healing_images: tuple[int, ...] = (1024, 256, 4096)
     selection_images: int = 2500

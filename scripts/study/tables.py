@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from study.evidence import Estimate, Evidence, difference
-from study.healing import METHODS as HEALING
+from study.healing_tables import (
+    healing_images_table,
+    healing_robustness_table,
+    healing_table,
+    healing_tuned_table,
+    healing_vit_table,
+)
 from study.iterative import iterative_table, paper_table
 from study.markdown import NOT_MEASURED, estimate, filled, markdown, number
 from study.plan import BASELINES, CRITERIA, MAIN, METRICS, STEPWISE, VOTES
@@ -240,26 +246,6 @@ def _sets(evidence: Evidence, criterion: str, way: str, count: int) -> list[tupl
     return evidence.removed(criterion, count) if way == "one-shot" else evidence.path_sets(criterion, way, count)
 
 
-def healing_table(evidence: Evidence) -> str:
-    """Accuracy without training by method, mean and spread over draws, and how many MACs are saved."""
-    rows, found = [], evidence.healing
-    if not len(found):
-        return NOT_MEASURED
-    counts = sorted(found["blocks"].unique())
-    for method in HEALING:
-        own = found[found["method"] == method]
-        cells = []
-        for count in counts:
-            values = own.loc[own["blocks"] == count, "accuracy_pct"]
-            spread = f" ({values.min():.1f}–{values.max():.1f})" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.2f}{spread}" if len(values) else "")
-        rows.append([method, str(own["draw"].nunique()), *cells])
-    for method in ("nothing", "linear"):
-        own = found[found["method"] == method].groupby("blocks")["macs"].mean() / 1e6
-        rows.append([f"M MACs, {method}", "", *(f"{own.get(count, np.nan):.1f}" for count in counts)])
-    return markdown(["method", "draws", *(f"{count} blocks" for count in counts)], rows)
-
-
 TABLES: dict[str, Callable[[Evidence], str]] = {
     "accuracy": accuracy_table,
     "regret": regret_table,
@@ -274,6 +260,10 @@ TABLES: dict[str, Callable[[Evidence], str]] = {
     "robustness": robustness_table,
     "costs": costs_table,
     "healing": healing_table,
+    "healing_images": healing_images_table,
+    "healing_tuned": healing_tuned_table,
+    "healing_robustness": healing_robustness_table,
+    "healing_vit": healing_vit_table,
     "iterative": iterative_table,
     "paper": paper_table,
 }

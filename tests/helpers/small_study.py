@@ -11,7 +11,7 @@ SMALL = Plan(
     min_blocks_per_stage=2,
     recalibration_images=128,
     tuning_updates=1,
-    healing_draws=1,
-    healing_images=100,
+    healing_draws=2,
+    healing_images=(100, 40),
     selection_images=50,
 )
