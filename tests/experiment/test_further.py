@@ -97,12 +97,27 @@ def test_everything_beside_accuracy_is_measured_once(bench, measured, tmp_path, 
 
 
 @pytest.mark.slow
-def test_healing_measures_every_method_once(bench, tmp_path):
+def test_healing_measures_every_method_once(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(healing, "EPOCHS", (0.2, 0.4))
+    monkeypatch.setattr(after, "ATTACKED_IMAGES", 10)
+    monkeypatch.setattr(after, "CORRUPTED_IMAGES", 10)
+    # Consensus needs more images than there are here.
+    first = {order: methods for order, methods in healing.FIRST_DRAW.items() if order != "consensus"}
+    monkeypatch.setattr(healing, "FIRST_DRAW", first)
+    monkeypatch.setattr(healing, "COMPARED_RATIOS", (0.5,))
     for _ in range(2):
-        healing.measure(bench, tmp_path, Screen())
+        for measure in (healing.measure, healing.measure_tuned, healing.measure_robustness):
+            measure(bench, tmp_path, Screen())
     rows = Rows(tmp_path, "healing").read()
-    assert len(rows) == len(healing.METHODS) * len(bench.plan.ratios)
-    assert not rows.duplicated(["draw", "method", "blocks"]).any()
-    by_method = {name: own.set_index("blocks") for name, own in rows.groupby("method")}
+    plans = (first, healing.OTHER_DRAWS, healing.OTHER_IMAGES)
+    assert len(rows) == len(bench.plan.ratios) * sum(len(methods) for plan in plans for methods in plan.values())
+    assert not rows.duplicated(["draw", "images", "order", "method", "blocks"]).any()
+    cka = rows[(rows["order"] == "cka") & (rows["draw"] == 0)]
+    by_method = {name: own.set_index("blocks") for name, own in cka.groupby("method")}
     assert (by_method["linear"]["macs"] > by_method["nothing"]["macs"]).all()
-    assert (by_method["linear"]["removed"] == by_method["nothing"]["removed"]).all()
+    assert (by_method["refit"]["macs"] == by_method["nothing"]["macs"]).all()
+    for method in healing.METHODS:
+        assert (by_method[method]["removed"] == by_method["nothing"]["removed"]).all()
+    tuned, attacked = (Rows(tmp_path, f"healing_{name}").read() for name in ("tuned", "robustness"))
+    assert len(tuned) == len(healing.COMPARED) * 2
+    assert len(attacked) == len(healing.COMPARED) * 5
