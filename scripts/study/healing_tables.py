@@ -16,6 +16,7 @@ from study.markdown import NOT_MEASURED, markdown, number
 if TYPE_CHECKING:
     from study.evidence import Evidence
 
+
 def _or_not_measured(make: Callable[[pd.DataFrame], str], rows: pd.DataFrame) -> str:
     return make(rows) if len(rows) else NOT_MEASURED
 
