@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from consensus_cli.errors import unknown_name
 from consensus_cli.pruning.surgery import Shortcut, put_in_place
+
+#: what can stand where a block stood
+REPLACEMENTS = ("nothing", "scale", "linear")
+
+
+def check_replacement(kind: str) -> None:
+    """Checks that something can stand where a block stood. Raises UserError."""
+    if kind not in REPLACEMENTS:
+        raise unknown_name("replacement", kind, REPLACEMENTS)
 
 
 @dataclass(frozen=True)

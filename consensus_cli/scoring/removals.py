@@ -16,15 +16,13 @@ from consensus_cli.models.macs import count_macs
 from consensus_cli.pruning.blocks import find_blocks
 from consensus_cli.pruning.healing import heal
 from consensus_cli.pruning.refit import refit
+from consensus_cli.pruning.replacement import check_replacement
 from consensus_cli.pruning.schedule import Schedule
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.scoring.ranking.criteria import CONSENSUS, Criterion, of_schedule
 from consensus_cli.scoring.samples import Batches, Samples
 from consensus_cli.scoring.score import example_of, inputs_of, rank_blocks
-
-#: what can stand where a block stood
-REPLACEMENTS = ("nothing", "scale", "linear")
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,7 @@ def prune(
         known |= inspect.signature(prune).parameters.keys() - {"ranking"}
         raise unknown_name("argument of prune:", min(unknown), known - {"model", "samples"})
     for kind in (replace, ranking.get("repair", replace)):
-        if kind not in REPLACEMENTS:
-            raise unknown_name("replacement", kind, REPLACEMENTS)
+        check_replacement(kind)
     given = [(share, unit) for share, unit in ((ratio, "blocks"), (macs_ratio, "macs")) if share is not None]
     if len(given) != 1:
         raise UserError("prune takes either ratio or macs_ratio", "ratio=0.5 removes half of the blocks")

@@ -19,7 +19,7 @@ from consensus_cli.models.classifier import Classifier, network_of
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.blocks import candidates, check_candidates, find_blocks
 from consensus_cli.pruning.healing import fit_maps
-from consensus_cli.pruning.replacement import ChannelMap
+from consensus_cli.pruning.replacement import ChannelMap, check_replacement
 from consensus_cli.scoring.metrics import METRICS, PAPER, check_requirements, compute, families_of, statistics_needed
 from consensus_cli.scoring.ranking.bootstrap import rank_stability, resampled_distances
 from consensus_cli.scoring.ranking.consensus import Ranking, aggregation_of, complete_weights, decide
@@ -114,6 +114,9 @@ def rank_blocks(
     blocks = candidates(blocks)
     if not blocks:
         raise UserError("there is no block to rank that can be removed", "find_blocks(model, example) says which can")
+    check_replacement(repair)
+    if bootstrap < 0:
+        raise UserError(f"bootstrap is {bootstrap}", "0 gives no intervals, 200 resamples are usual")
     names = [block.name for block in blocks]
     voting = weights_of(metrics) if criterion == CONSENSUS else {}
     weights = {} if callable(criterion) else metrics_needed(criterion, voting)

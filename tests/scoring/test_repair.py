@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from consensus_cli.errors import UserError
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning import bypassed, candidates, find_blocks
 from consensus_cli.pruning.healing import fit_maps
@@ -100,3 +102,12 @@ def test_every_metric_knows_the_repair(network: nn.Module, images: torch.Tensor)
     repaired = rank_blocks(network, loader(images), metrics=metrics, repair="linear")
     for metric in metrics:
         assert repaired.distances[metric].sum() < plain.distances[metric].sum()
+
+
+@pytest.mark.parametrize("wrong", [{"repair": "linaer"}, {"bootstrap": -1}])
+def test_what_cannot_be_asked_for_is_refused_before_anything_runs(
+    network: nn.Module, images: torch.Tensor, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError) as error:
+        rank_blocks(network, loader(images), criterion="kl", **wrong)
+    assert error.value.hint
