@@ -47,7 +47,7 @@ ORDERS = ("cka", "consensus", "kl", REPAIRED, "random", "first", "uniform")
 FIRST_DRAW = {
     "cka": tuple(METHODS),
     REPAIRED: ("nothing", "recalibrated", "linear", "refit", "linear, refit"),
-    **dict.fromkeys(("kl", "consensus", "random", "first", "uniform"), ("nothing", "recalibrated", "refit")),
+    **dict.fromkeys(("random", "first", "uniform", "kl", "consensus"), ("nothing", "recalibrated", "refit")),
 }
 #: and of the others
 OTHER_DRAWS = {"cka": ("nothing", "recalibrated", "linear", "refit"), REPAIRED: ("linear", "refit", "linear, refit")}
@@ -92,12 +92,12 @@ class Case:
 def measure(bench: Bench, folder: Path, screen: Screen) -> None:
     """Measures every method on every draw of the images that is not in the rows yet."""
     first, *others = bench.plan.healing_images
-    for draw in range(bench.plan.healing_draws):
-        for order, methods in (OTHER_DRAWS if draw else FIRST_DRAW).items():
-            _measure(Case(bench, draw, first, order), folder, screen, methods)
-    for images in others:
-        for order, methods in OTHER_IMAGES.items():
-            _measure(Case(bench, 0, images, order), folder, screen, methods)
+    plans = [(Case(bench, 0, first, order), methods) for order, methods in FIRST_DRAW.items()]
+    plans += [(Case(bench, 0, images, order), methods) for images in others for order, methods in OTHER_IMAGES.items()]
+    for draw in range(1, bench.plan.healing_draws):
+        plans += [(Case(bench, draw, first, order), methods) for order, methods in OTHER_DRAWS.items()]
+    for case, methods in plans:
+        _measure(case, folder, screen, methods)
 
 
 def measure_tuned(bench: Bench, folder: Path, screen: Screen) -> None:

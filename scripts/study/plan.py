@@ -56,6 +56,6 @@ class Plan:
     min_blocks_per_stage: int = 2
     recalibration_images: int = 2048
     tuning_updates: int = 20
-    healing_draws: int = 3
+    healing_draws: int = 5
     healing_images: tuple[int, ...] = (1024, 256, 4096)
     selection_images: int = 2500
