@@ -83,12 +83,16 @@ def verdict(results: Results) -> str:
         return NOT_MEASURED
     seeds = f"{len(own)} seed{'' if len(own) == 1 else 's'}"
     accuracy = [
-        _change("against the original", own["accuracy_delta_pp"]),
-        _change("against the original trained as much", own["owed_to_pruning_pp"]),
+        _change("against the original", own["accuracy_delta_pp"], own["mcnemar_p"] < 0.05),
+        _change(
+            "against the original trained as much", own["owed_to_pruning_pp"], _beyond_zero(own, "owed_to_pruning")
+        ),
     ]
-    attacked = []
+    attacked, won, lost = [], 0, 0
     for name in _curve(own):
-        label = robustness.attack_label(name, own)
+        label, sure = robustness.attack_label(name, own), _beyond_zero(own, name).all()
+        won += bool(sure and mean(own, f"{name}_delta_pp") > 0)
+        lost += bool(sure and mean(own, f"{name}_delta_pp") < 0)
         after, before, trained = (
             mean(rows, column)
             for rows, column in (
@@ -101,7 +105,8 @@ def verdict(results: Results) -> str:
     costs = [f"{label} {fixed(-mean(own, f'{name}_reduction_pct'), 2, '%')}" for name, label in _COSTS.items()]
     return (
         f"{CONTROLLED} of 24 blocks gone, {seeds}. **Cost:** {', '.join(costs)}. **Accuracy:** {'; '.join(accuracy)}. "
-        f"**Robustness** (the pruned network against the original, and against the original trained as much): "
+        f"**Robustness:** against the original, beyond noise, better under {won} and worse under {lost} of "
+        f"{len(attacked)} attacks (the pruned network against the original, and against the original trained as much): "
         f"{'; '.join(attacked)}."
     )
 
@@ -263,8 +268,15 @@ def _curve(rows: pd.DataFrame) -> list[str]:
     return sorted(names, key=names.__getitem__)
 
 
-def _change(against: str, deltas_pp: pd.Series) -> str:
-    held = "won" if deltas_pp.mean() >= 0 else "lost"
+def _beyond_zero(rows: pd.DataFrame, name: str) -> pd.Series:
+    """Whether the 95 % interval of a change leaves out zero, row by row."""
+    return (rows[f"{name}_ci95_low"] > 0) | (rows[f"{name}_ci95_high"] < 0)
+
+
+def _change(against: str, deltas_pp: pd.Series, sure: pd.Series) -> str:
+    """Says a change, mean over seeds: won or lost where it is beyond noise (over test images) for every seed."""
+    alike = (deltas_pp > 0).nunique() == 1
+    held = ("won" if deltas_pp.mean() > 0 else "lost") if alike and sure.all() else "not beyond noise for every seed"
     return f"{_signed(deltas_pp.mean())} pp {against} ({held}; seeds {' '.join(map(_signed, deltas_pp))})"
 
 

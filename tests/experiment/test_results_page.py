@@ -48,6 +48,8 @@ def made_up(folder: Path) -> Results:
     for seed, pruned in ((0, 88.2), (1, 88.6)):
         own = shared | {"seed": seed, "ratio": 0.625, "accuracy_pruned_pct": pruned, "accuracy_delta_pp": pruned - 88}
         own |= {"blocks_removed": 15, "fgsm_eps1_base_pct": 70.0, "fgsm_eps1_pruned_pct": 60.0 + seed}
+        own |= {"mcnemar_p": (0.3, 0.01)[seed], "fgsm_eps1_delta_pp": seed - 10.0}
+        own |= {"fgsm_eps1_ci95_low": -12.0, "fgsm_eps1_ci95_high": -7.0}
         owed = {"owed_to_training_pp": 0.71, "owed_to_training_ci95_low": 0.2, "owed_to_training_ci95_high": 1.2}
         owed |= {"owed_to_pruning_pp": -0.5, "owed_to_pruning_ci95_low": -0.9, "owed_to_pruning_ci95_high": -0.1}
         rows.append(finished_row(f"run-{seed}", **own, **owed))
@@ -66,8 +68,9 @@ def test_tables_and_figures_are_made_of_the_rows(tmp_path: Path) -> None:
     results = made_up(tmp_path)
     text = with_tables(PAGE.read_text(encoding="utf-8"), results)
     assert with_tables(text, results) == text
-    assert "+0.40 pp against the original (won; seeds +0.20 +0.60)" in text
+    assert "+0.40 pp against the original (not beyond noise for every seed; seeds +0.20 +0.60)" in text
     assert "−0.50 pp against the original trained as much (lost; seeds −0.50 −0.50)" in text
+    assert "better under 0 and worse under 3 of 3 attacks" in text
     assert "FGSM 1/255: 60.50 % against 70.00 % and 60.50 %" in text
     assert "| 15 | 2 | 88.40 (+0.40) | −20.0 |" in text
     assert "| original, trained as much | 2 | 89.00 | 89.00 89.00 |" in text
