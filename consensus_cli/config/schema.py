@@ -17,7 +17,6 @@ from consensus_cli.config.conf_files import offered
 from consensus_cli.data.request import Request
 from consensus_cli.evaluation.robustness.attacks import AttackSettings
 from consensus_cli.models.spec import ModelSpec
-from consensus_cli.pruning.replacement import REPLACEMENTS
 from consensus_cli.training.recipe import Hyperparameters, RecoveryHyperparameters
 
 #: config groups, in the order in which `conf/config.yaml` lists them
@@ -135,7 +134,7 @@ class PruneConfig:
     step: int = field(default=1, metadata={"range": (1, math.inf)})
     min_blocks_per_stage: int = field(default=1, metadata={"range": (1, math.inf)})
     granularity: str = field(default="block", metadata={"choices": ("block", "branch")})
-    replace: str = field(default="nothing", metadata={"choices": REPLACEMENTS})
+    replace: str = field(default="nothing", metadata={"choices": ("nothing", "scale", "linear")})
     refit: bool = False
 
 

@@ -111,6 +111,10 @@ class ImageFiles:
         """Returns the files at `indices` ((m,) int64), in that order."""
         return replace(self, indices=self.indices[indices], labels=self.labels[indices])
 
+    def labelled(self, labels: Tensor) -> ImageFiles:
+        """Returns the same files with other labels, (n,) int64."""
+        return replace(self, labels=labels)
+
     def fingerprint(self) -> str:
         """Returns the SHA-256 of geometry, labels, and names, sizes and times of the files; opens none of them."""
         digest = hashlib.sha256(f"{self.geometry} {len(self)} {self.images.fingerprint(self.indices)}".encode())

@@ -18,13 +18,15 @@ from consensus_cli.data.files import LARGEST_UNCROPPED_SIZE, EncodedImages, Geom
 from consensus_cli.data.layout import LAYOUT_HINT, class_names, find_layout
 from consensus_cli.data.listing import counted, list_class, shown
 from consensus_cli.data.request import Request
-from consensus_cli.data.source import ImageData, divide
+from consensus_cli.data.source import ImageData, Source, divide
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError, enumerated
 from consensus_cli.models.spec import IMAGE_SIZES
 
 LARGEST_DEFAULT_SIZE = 224
 SIZES_LOOKED_AT = 101
+
+_ANY_DEPTH = "dataset.root=DIR holds the images, at any depth: JPEG, PNG, WebP, TIFF, BMP, GIF, …"
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,9 @@ class Folder:
 
     def check(self, request: Request, cache_dir: Path) -> list[UserError]:
         """Looks at the folders, not at the files in them."""
-        if request.folder is None:
-            return [UserError(f"dataset '{self.name}' needs a folder", "set dataset.root=DIR")]
-        if not request.folder.is_dir():
-            if request.folder.exists():
-                hint = "unpack it, if it is an archive, and give the folder that it holds"
-                return [UserError(f"dataset.root: {shown(request.folder)} is a file, no folder", hint)]
-            return [UserError(f"dataset.root: no such folder: {shown(request.folder)}", LAYOUT_HINT)]
+        if problems := _root_problems(self.name, request, LAYOUT_HINT):
+            return problems
+        assert request.folder is not None
         try:
             _layout(request.folder)
         except UserError as problem:
@@ -121,6 +119,44 @@ class Folder:
         shown_classes = tuple(map(shown, classes))
         found = from_files(self.name, listed, request, shown_classes, notes=notes, usual=self.image_size)
         return replace(found, mean=self.mean, std=self.std)
+
+
+@dataclass(frozen=True)
+class UnsortedFolder:
+    """A folder of images without classes, at any depth (a `Source`); all labels are 0."""
+
+    streams = True
+
+    def check(self, request: Request, cache_dir: Path) -> list[UserError]:
+        """Looks at the folder, not at what is in it."""
+        return _root_problems("images", request, _ANY_DEPTH)
+
+    def read(self, request: Request, cache_dir: Path) -> ImageData:
+        """Lists the files; a fifth of them is tested on.
+
+        Raises:
+            UserError: no images, or a folder that cannot be opened.
+        """
+        assert request.folder is not None
+        root = request.folder.resolve()
+        images, labels, notes = _list_files(
+            root.parent, [root.name], needs_all=True, on_corrupt=request.on_corrupt, hint=_ANY_DEPTH
+        )
+        # Known by their places in the folder, whatever its name.
+        paths = [path.removeprefix(f"{root.name}/") for path in images.paths]
+        listed = {"train": (replace(images, folder=root, paths=paths), torch.arange(len(labels)), labels)}
+        return from_files("images", listed, request, (), notes=notes)
+
+
+def _root_problems(name: str, request: Request, hint: str) -> list[UserError]:
+    if request.folder is None:
+        return [UserError(f"dataset '{name}' needs a folder", "set dataset.root=DIR")]
+    if request.folder.is_dir():
+        return []
+    if request.folder.exists():
+        unpack = "unpack it, if it is an archive, and give the folder that it holds"
+        return [UserError(f"dataset.root: {shown(request.folder)} is a file, no folder", unpack)]
+    return [UserError(f"dataset.root: no such folder: {shown(request.folder)}", hint)]
 
 
 def from_files(
@@ -196,7 +232,7 @@ def _closed(folders: list[str]) -> UserError:
 
 
 def _list_files(
-    folder: Path, classes: list[str], *, needs_all: bool, on_corrupt: str
+    folder: Path, classes: list[str], *, needs_all: bool, on_corrupt: str, hint: str = LAYOUT_HINT
 ) -> tuple[FolderImages, Tensor, list[str]]:
     """Returns files and labels of a split, and what is to be said about it."""
     listings = {name: list_class(folder, name) for name in classes}
@@ -211,7 +247,7 @@ def _list_files(
         what = "has class folders without images" if paths else "holds no images"
         raise UserError(
             f"{shown(folder)} {what}: {enumerated(f'{name} ({found})' for name, found in empty.items())}",
-            "remove them, or put images into them: JPEG, PNG, WebP, TIFF, BMP, GIF, …" if paths else LAYOUT_HINT,
+            "remove them, or put images into them: JPEG, PNG, WebP, TIFF, BMP, GIF, …" if paths else hint,
         )
     notes = []
     left_out = sum((listing.left_out for listing in listings.values()), Counter[str]())
@@ -230,7 +266,8 @@ def _list_files(
     return FolderImages(folder, paths, torch.from_numpy(stamps)), labels, notes
 
 
-FOLDERS = {
+FOLDERS: dict[str, Source] = {
     "imagefolder": Folder("imagefolder"),
+    "images": UnsortedFolder(),
     "imagenet": Folder("imagenet", image_size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 }

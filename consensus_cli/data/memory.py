@@ -55,6 +55,10 @@ class ImageTensors:
         """Returns a copy of the images at `indices` ((m,) int64), in that order."""
         return ImageTensors(self.images[indices.to(self.images.device)], self.labels[indices.cpu()])
 
+    def labelled(self, labels: Tensor) -> ImageTensors:
+        """Returns the same images with other labels, (n,) int64."""
+        return ImageTensors(self.images, labels)
+
     def fingerprint(self) -> str:
         """Returns the SHA-256 of shape, labels and pixels, the same on every device and in every memory format."""
         digest = hashlib.sha256(f"{tuple(self.images.shape)}".encode())

@@ -34,7 +34,7 @@ class ImageData:
         train: images to train and to score on.
         val: images held out of training, to choose with; may be empty.
         test: images that results are reported on.
-        classes: names of the classes; the position is the label.
+        classes: names of the classes; the position is the label. Empty where nobody sorted the images.
         augmentation: random changes that suit these images during training.
         mean: per channel, of training images in [0, 1]; empty until it is measured.
         std: the same for the standard deviation.

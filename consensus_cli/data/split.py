@@ -56,6 +56,9 @@ class Split(Protocol):
     def subset(self, indices: Tensor) -> Split:
         """Returns the images at `indices` ((m,) int64), in that order."""
 
+    def labelled(self, labels: Tensor) -> Split:
+        """Returns the same images with other labels, (n,) int64."""
+
     def fingerprint(self) -> str:
         """Returns 64 hex digits that change with the images, their order and their labels.
 

@@ -10,7 +10,7 @@ import torch
 
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.experiment import announce, checks, distributed, inputs, limits
-from consensus_cli.experiment.prepare import build_model, few_images, prepare, try_out
+from consensus_cli.experiment.prepare import build_model, few_images, prepare, try_out, with_classes
 from consensus_cli.experiment.session import log_into, new_run_dir
 from consensus_cli.experiment.steps import Steps
 from consensus_cli.experiment.threads import restored
@@ -60,7 +60,7 @@ def show_blocks(config: RunConfig, screen: Screen) -> None:
     device = checks.pick_device(config.device)
     images = inputs.read_images(config)
     built = build_model(config, images, device)
-    _, blocks = try_out(config, images, built, device, screen, training_is="none", attacked=False)
+    _, blocks = try_out(config, with_classes(images, built), built, device, screen, training_is="none", attacked=False)
     model = built.model
     with torch.no_grad():
         example = model.inputs(few_images(images, device)[0])

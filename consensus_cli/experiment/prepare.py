@@ -13,8 +13,10 @@ from consensus_cli import data, training
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.data import ImageData
 from consensus_cli.data.memory import ImageTensors
-from consensus_cli.data.sampling import stratified_indices
+from consensus_cli.data.sampling import stratified_indices, stratified_subset
+from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError, foreign_code
+from consensus_cli.evaluation.accuracy import predict
 from consensus_cli.evaluation.robustness.attacks import check_attacks
 from consensus_cli.evaluation.robustness.shift import Archive
 from consensus_cli.evaluation.robustness.shortcut import plant_training_cue
@@ -23,6 +25,7 @@ from consensus_cli.experiment.dry_run import Demands, DryRun, TrainingDemand, dr
 from consensus_cli.experiment.threads import ThreadWatch
 from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.classifier import Classifier
+from consensus_cli.models.copying import clone
 from consensus_cli.models.macs import MacCount, count_macs
 from consensus_cli.models.spec import ModelSpec
 from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
@@ -134,7 +137,15 @@ def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, 
     epochs = config.finetune.epochs_per_step + config.finetune.final_epochs if finetunes else 0
     needed: TrainingDemand = "needed" if epochs or not built.is_trained else "measured"
     attacked = finetunes and bool(config.attacks.suite)
+    unsorted, images = not images.classes, with_classes(images, built)
+    if unsorted and not built.is_trained:
+        raise UserError(
+            "nobody sorted these images, and there is no trained network that could",
+            "set model.weights=FILE, or choose a dataset with classes",
+        )
     tried, blocks = try_out(config, images, built, device, screen, training_is=needed, attacked=attacked)
+    if unsorted:
+        images = _sorted_by(built.model, images, device, screen)
     votes = metrics_needed(config.criterion.name, config.metrics.weights)
     heals = config.prune.replace != "nothing" or config.prune.refit
     prepared = Prepared(
@@ -148,9 +159,7 @@ def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, 
         original=model,
         blocks=blocks,
         votes=votes,
-        samples=images.train.subset(
-            stratified_indices(images.train.labels, config.metrics.samples_per_class, config.seed)
-        ),
+        samples=_samples(images, config, unsorted=unsorted),
         shift=checks.shift_archives(config.evaluate.shift),
         threads=threads,
         outputs=tried.outputs,
@@ -184,6 +193,11 @@ def build_model(config: RunConfig, images: ImageData, device: torch.device) -> B
     Raises:
         UserError: a network that cannot be built, or weights that do not fit.
     """
+    if not images.classes and config.model.num_classes is None:
+        raise UserError(
+            "nobody sorted these images, so they do not say how many classes there are",
+            "set model.num_classes to the number of the network's outputs",
+        )
     spec = _model_spec(config, images)
     torch.manual_seed(config.seed)
     model, notes = zoo.build_with_notes(spec, images.train.image_shape[0])
@@ -257,10 +271,50 @@ def _with_cue(images: ImageData, config: RunConfig) -> ImageData:
     cue = config.dataset.cue
     if cue.kind is None:
         return images
+    if not images.classes:
+        raise UserError("a cue marks classes, and nobody sorted these images", "choose a dataset with classes")
     if not isinstance(images.train, ImageTensors) or not isinstance(images.test, ImageTensors):
         raise UserError("a cue can be planted in images that are in memory only", "set dataset.streaming=false")
     train = plant_training_cue(images.train, cue, len(images.classes), config.seed)
     return replace(images, train=train)
+
+
+def with_classes(images: ImageData, built: Built) -> ImageData:
+    """Returns images; where nobody sorted them, their classes are the outputs of the original network."""
+    if images.classes:
+        return images
+    note = "nobody sorted these images: the original network's answers are their classes, accuracy is agreement with it"
+    outputs = built.spec.num_classes or 0
+    return replace(images, classes=tuple(map(str, range(outputs))), notes=(*images.notes, note))
+
+
+def _sorted_by(model: Classifier, images: ImageData, device: torch.device, screen: Screen) -> ImageData:
+    """Returns the images with what a network answers as their labels."""
+
+    def answered(name: str, split: Split) -> Split:
+        if not len(split):
+            return split
+        with screen.progress(f"sorting {name} images") as report:
+            # What a network keeps of a forward pass must not depend on this one.
+            answers = predict(clone(model), split, device, progress=report).logits.argmax(1)
+        if len(answers) < len(split):
+            raise UserError(
+                f"{len(split) - len(answers)} of {len(split)} {name} images cannot be read",
+                "remove them: dataset.on_corrupt=error names them",
+            )
+        return split.labelled(answers)
+
+    parts = {"training": images.train, "validation": images.val, "test": images.test}
+    train, val, test = (answered(name, split) for name, split in parts.items())
+    return replace(images, train=train, val=val, test=test)
+
+
+def _samples(images: ImageData, config: RunConfig, *, unsorted: bool) -> Split:
+    """Returns the images of scoring and healing: as many of every class, where people have sorted them."""
+    labels, per_class = images.train.labels, config.metrics.samples_per_class
+    if unsorted:
+        return images.train.subset(stratified_subset(labels, per_class * len(images.classes), config.seed))
+    return images.train.subset(stratified_indices(labels, per_class, config.seed))
 
 
 def _set_up_device(config: RunConfig) -> torch.device:

@@ -23,6 +23,7 @@ def test_registry_names_every_dataset() -> None:
         "fashion_mnist",
         "hf",
         "imagefolder",
+        "images",
         "imagenet",
         "svhn",
         "synthetic",

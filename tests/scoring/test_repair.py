@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from consensus_cli.config.schema import PruneConfig
 from consensus_cli.errors import UserError
 from consensus_cli.models.resnet import resnet
 from consensus_cli.pruning import bypassed, candidates, find_blocks
 from consensus_cli.pruning.healing import fit_maps
+from consensus_cli.pruning.replacement import REPLACEMENTS
 from consensus_cli.scoring.representations import AblationEngine
 from consensus_cli.scoring.score import rank_blocks
 
@@ -111,3 +114,8 @@ def test_what_cannot_be_asked_for_is_refused_before_anything_runs(
     with pytest.raises(UserError) as error:
         rank_blocks(network, loader(images), criterion="kl", **wrong)
     assert error.value.hint
+
+
+def test_the_option_offers_what_there_is() -> None:
+    offered = next(field for field in fields(PruneConfig) if field.name == "replace").metadata["choices"]
+    assert offered == REPLACEMENTS
