@@ -113,16 +113,7 @@ def curve_figure(curve: pd.DataFrame) -> Figure:
     figure, axes = blank(4.6, 3.2)
     for line, look in curve_styles(curve).items():
         own = curve[curve["line"] == line]
-        axes.plot(
-            own["eps255"],
-            own["accuracy_pct"],
-            color=look.colour,
-            marker=look.marker,
-            linestyle=look.line_style,
-            label=line,
-            markersize=5,
-            linewidth=1.4,
-        )
+        axes.plot(own["eps255"], own["accuracy_pct"], label=line, **look.line)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epsilon (1/255)")
     axes.set_ylabel(f"accuracy under {curve['attack'].iloc[0]} (%)")
@@ -228,10 +219,4 @@ def _draw_line(axes: Axes, series: str, group: pd.DataFrame, columns: tuple[str,
     half = group[f"{y}_ci95"]
     # An interval beyond both ends of the axis (two seeds, mostly) would be a line through the whole figure.
     fits = (group[y] - half > low) | (group[y] + half < high)
-    look: dict[str, Any] = {
-        "color": style.colour,
-        "marker": style.marker,
-        "linestyle": style.line_style,
-        "label": series,
-    }
-    axes.errorbar(group[x], group[y], half.where(fits).fillna(0), markersize=5, linewidth=1.4, capsize=2, **look)
+    axes.errorbar(group[x], group[y], half.where(fits).fillna(0), label=series, capsize=2, **style.line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -48,9 +49,16 @@ class Style:
     dashes_px: tuple[float, ...]
 
     @property
-    def line_style(self) -> str | tuple[float, tuple[float, ...]]:
-        """The dashes as matplotlib takes them."""
-        return (0, self.dashes_px) if self.dashes_px else "-"
+    def line(self) -> dict[str, Any]:
+        """A line with markers in matplotlib's keywords."""
+        dashes = (0, self.dashes_px) if self.dashes_px else "-"
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "linestyle": dashes,
+            "markersize": 5,
+            "linewidth": 1.4,
+        }
 
 
 def styles(series: Iterable[str]) -> dict[str, Style]:

@@ -41,12 +41,8 @@ def accuracy_figure(evidence: Evidence) -> Figure:
             means,
             yerr=np.clip(spread, 0, None),
             label=name,
-            color=look.colour,
-            marker=look.marker,
-            linestyle=look.line_style,
-            markersize=5,
-            linewidth=1.4,
             capsize=2,
+            **look.line,
         )
     base_pct = 100 * evidence.right([()], "none").mean()
     axes.axhline(base_pct, color=NEUTRAL, linestyle=(0, (4, 3)), linewidth=1, label=f"unpruned, {base_pct:.2f} %")
@@ -123,16 +119,7 @@ def stability_figure(evidence: Evidence) -> Figure:
     sizes = evidence.plan.samples_per_class
     found = [evidence.stability(size) for size in sizes]
     for name, look in styles(STABILITY_SHOWN).items():
-        axes.plot(
-            sizes,
-            [stability[name][0] for stability in found],
-            color=look.colour,
-            marker=look.marker,
-            linestyle=look.line_style,
-            linewidth=1.4,
-            markersize=5,
-            label=name,
-        )
+        axes.plot(sizes, [stability[name][0] for stability in found], label=name, **look.line)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_xlabel("training images per class")

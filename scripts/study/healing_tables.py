@@ -129,16 +129,7 @@ def healing_figure(evidence: Evidence) -> Figure:
     for name, look in styles(tuple(shown)).items():
         order, method = shown[name]
         own = found[(found["order"] == order) & (found["method"] == method)].groupby("blocks")
-        axes.plot(
-            own["macs"].mean() / 1e6,
-            own["accuracy_pct"].mean(),
-            label=name,
-            color=look.colour,
-            marker=look.marker,
-            linestyle=look.line_style,
-            markersize=5,
-            linewidth=1.4,
-        )
+        axes.plot(own["macs"].mean() / 1e6, own["accuracy_pct"].mean(), label=name, **look.line)
     axes.set_xlabel("MACs (millions)")
     axes.set_ylabel("accuracy, nothing trained (%)")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

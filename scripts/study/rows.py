@@ -14,6 +14,8 @@ import pandas as pd
 from consensus_cli.errors import UserError
 from study.plan import METRICS
 
+#: how a network does under an attack or on corrupted images, beside the original
+_ROBUSTNESS = ("measure", "images", "base_pct", "pruned_pct", "delta_pp", "ci95_low_pp", "ci95_high_pp")
 #: file -> columns; `removed` and `order` hold names of blocks, joined by `;`
 FILES: dict[str, tuple[str, ...]] = {
     "scores": ("draw", "samples_per_class", "block", *METRICS),
@@ -40,16 +42,7 @@ FILES: dict[str, tuple[str, ...]] = {
         "metrics_agreeing",
         "selection_accuracy_pct",
     ),
-    "robustness": (
-        "removed",
-        "measure",
-        "images",
-        "base_pct",
-        "pruned_pct",
-        "delta_pp",
-        "ci95_low_pp",
-        "ci95_high_pp",
-    ),
+    "robustness": ("removed", *_ROBUSTNESS),
     # Of the results page (`scripts/results`).
     "checks": (
         "run_id",
@@ -75,17 +68,7 @@ FILES: dict[str, tuple[str, ...]] = {
         "precision",
     ),
     "healing_tuned": ("blocks", "method", "epochs", "peak_rate", "test_images", "accuracy_pct"),
-    "healing_robustness": (
-        "blocks",
-        "method",
-        "measure",
-        "images",
-        "base_pct",
-        "pruned_pct",
-        "delta_pp",
-        "ci95_low_pp",
-        "ci95_high_pp",
-    ),
+    "healing_robustness": ("blocks", "method", *_ROBUSTNESS),
     "healing_vit": (
         "granularity",
         "replace",
