@@ -93,7 +93,7 @@ def fit_maps(
         Block name -> fit. Left out are blocks whose channels are not known, and branches that other code scales.
     """
     example = next(iter(batches()))
-    return _fit_maps(network, original, _plain(original, names, example), batches, kind, precision=precision)
+    return _fit_maps(network, original, unscaled(original, names, example), batches, kind, precision=precision)
 
 
 def heal(
@@ -121,7 +121,7 @@ def heal(
         Block name -> fit. Where a map does not help on held-out images, the shortcut stays.
     """
     fits: dict[str, Fit] = {}
-    for name in _plain(original, names, next(iter(batches()))):
+    for name in unscaled(original, names, next(iter(batches()))):
         fits |= _fit_maps(network, original, [name], batches, kind, precision=precision)
         put_fits_in_place(network, {name: fits[name]} if name in fits else {})
     return fits
@@ -134,7 +134,7 @@ def put_fits_in_place(network: nn.Module, fits: Mapping[str, Fit]) -> None:
         put_in_place(network, name, fit.module(like, branch="+" in name) if fit.helps else None)
 
 
-def _plain(network: nn.Module, names: Sequence[str], example: Tensor) -> list[str]:
+def unscaled(network: nn.Module, names: Sequence[str], example: Tensor) -> list[str]:
     """Returns the blocks that are modules, and the branches that add just what their last module returns.
 
     What is scaled by other code before it is added cannot be foretold from what the modules return.
@@ -253,7 +253,8 @@ def watched(network: nn.Module, names: Sequence[str], images: Tensor, watch: Cal
             paths = parts_of(name)
             first, last = network.get_submodule(paths[0]), network.get_submodule(paths[-1])
             watch(stack, functools.partial(note, name), first, last, branch="+" in name)
-        network(images)
+        # The network may overwrite what it is given.
+        network(images.clone())
     return found
 
 
@@ -271,17 +272,18 @@ def watch_output(
 ) -> None:
     """Notes what a block adds up to, an `Output`."""
     mode = _Clamps()
+    # Ends with the pass where code of the network fails in between.
+    inside = stack.enter_context(ExitStack())
     given: list[Tensor] = []
 
     def start(_: nn.Module, args: Any, kwargs: Any) -> None:
         given[:] = [first_tensor([args, kwargs])]
         if not branch:
-            mode.__enter__()
+            inside.enter_context(mode)
 
     def end(_: nn.Module, __: Any, output: Any) -> None:
         result = first_tensor([output])
-        if not branch:
-            mode.__exit__(None, None, None)
+        inside.close()
         note(Output.of(given[0] + result) if branch else mode.before(result))
 
     stack.enter_context(first.register_forward_pre_hook(start, with_kwargs=True))

@@ -28,9 +28,11 @@ from consensus_cli.pruning.blocks import find_blocks
 from consensus_cli.pruning.healing import (
     Batches,
     Output,
+    first_tensor,
     fit_maps,
     in_parts,
     put_fits_in_place,
+    unscaled,
     watch_output,
     watched,
 )
@@ -95,12 +97,15 @@ def refit(
     blocks = find_blocks(original, example, "branch", verify=False)
     present = dict(network.named_modules(remove_duplicate=False))
     standing = [block.name for block in blocks if _stands(present, original, block.name)]
+    plain = unscaled(original, standing, example)
+    # Of a branch that other code scales, the sum is known where the module around it ends.
+    ends = list(dict.fromkeys(name if name in plain else name.partition("+")[0] for name in standing))
     replaced = {parts_of(name)[0]: name for name in maps}
     done: list[Refitted | None] = []
     with evaluating(network), evaluating(original):
         seen = trace(network, example)
         gone = (number for number, call in enumerate(seen.calls) if isinstance(present[call.path], Shortcut))
-        steps: dict[int, _Layer | str] = _layers(network, seen, standing, example, next(gone, len(seen.calls)))
+        steps: dict[int, _Layer | str] = _layers(network, seen, ends, example, next(gone, len(seen.calls)))
         steps |= {n: replaced[call.path] for n, call in enumerate(seen.calls) if call.path in replaced}
         for _, step in sorted(steps.items(), key=lambda item: item[0]):
             if isinstance(step, str):
@@ -214,6 +219,10 @@ def _layers(
 
 def _is_plain(module: nn.Conv2d | nn.Linear) -> bool:
     """Whether the output of a layer is one product with all of its weights, of a size that can be fitted."""
+    own = dict(module.named_parameters(recurse=False))
+    if own.get("weight") is not module.weight or own.get("bias") is not module.bias:
+        # They are computed from others (weight norm, a mask): what is written into them is lost.
+        return False
     if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
         return False
     return not isinstance(getattr(module, "padding", 0), str) and module.weight[0].numel() <= MAX_INPUTS
@@ -309,8 +318,11 @@ def _lacking(layer: _Layer, network: nn.Module, original: nn.Module, images: Ten
         return (x, wanted.float() - y.float()) if wanted.shape == y.shape else None
     wanted = watched(original, [layer.ends], images, watch_output)[layer.ends].before
     given: list[Tensor] = []
-    hook = layer.module.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    with hook:
+
+    def keep(_: nn.Module, args: Any, kwargs: Any) -> None:
+        given.append(first_tensor([args, kwargs]))
+
+    with layer.module.register_forward_pre_hook(keep, with_kwargs=True):
         leaf, before = _to_the_sum(layer, network, layer.ends, images)
     if before.before.shape != wanted.shape:
         return None
@@ -350,7 +362,10 @@ def _back(output: Output, leaf: Tensor, values: Tensor) -> Tensor | None:
 def _watch_layer(
     stack: ExitStack, note: Callable[[tuple[Tensor, Tensor]], None], _first: nn.Module, last: nn.Module, *, branch: bool
 ) -> None:
-    stack.enter_context(last.register_forward_hook(lambda _, args, output: note((args[0], output))))
+    def end(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        note((first_tensor([args, kwargs]), output))
+
+    stack.enter_context(last.register_forward_hook(end, with_kwargs=True))
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

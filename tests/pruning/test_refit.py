@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from consensus_cli.models.macs import count_macs
 from consensus_cli.models.resnet import resnet
@@ -152,6 +153,7 @@ def test_layers_that_are_not_what_they_seem_are_left_alone() -> None:
     shared = nn.Conv2d(6, 6, 1)
     ends = {
         "weights computed anew": lambda: Normalized(6, 6, 1),
+        "weights computed from others": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 1)),
         "groups": lambda: nn.Conv2d(6, 6, 1, groups=2),
         "shared": lambda: shared,
     }
@@ -171,6 +173,88 @@ def test_an_end_that_is_bent_does_what_it_did_in_the_original() -> None:
     without = error(pruned, original)
     assert [each.layer for each in refit(pruned, original, batches_of(images()))] == ["3.branch.0", "4.branch.0", "7"]
     assert error(pruned, original) < without
+
+
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(input=x)
+
+
+class Recorder(nn.Module):
+    """Looks at what it hands on in a way that does not work with gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x.numpy().mean()
+        return x
+
+
+class Overwriting(nn.Module):
+    """Normalises what it is given in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sub_(0.4).div_(0.3)
+
+
+@pytest.mark.parametrize("ends", [ByKeyword, lambda: nn.Sequential(nn.Conv2d(6, 6, 1), Recorder())])
+def test_code_of_any_kind_around_a_layer(ends: Callable[[], nn.Module]) -> None:
+    original = network(ends, functional.relu)
+    pruned = remove(original, "2")
+    without = error(pruned, original)
+    assert len(refit(pruned, original, batches_of(images()))) == 3
+    assert error(pruned, original) < without
+    assert _get_current_dispatch_mode() is None
+
+
+@pytest.mark.parametrize("replace", ["nothing", "linear"])
+def test_images_that_the_network_overwrites_stay(replace: str) -> None:
+    original = nn.Sequential(Overwriting(), *network(ENDS["1x1"]))
+    pruned, names, given = remove(original, "3"), ["3"], images()
+    if replace != "nothing":
+        heal(pruned, original, names, lambda: [given], replace)
+    refit(pruned, original, lambda: [given], maps=names if replace != "nothing" else ())
+    assert torch.equal(given, images())
+
+
+class Scaled(nn.Module):
+    """Two branches that other code scales."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((8,), factor))
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.fc1, self.fc2 = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.factor * self.fc1(self.norm1(x))
+        return x + self.factor * self.fc2(self.norm2(x))
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.3, -0.5])
+def test_what_other_code_scales_makes_up_for_what_is_gone_all_the_same(factor: float) -> None:
+    torch.manual_seed(0)
+    original = nn.Sequential(nn.Flatten(2), nn.Linear(16, 8), *(Scaled(factor) for _ in range(3))).eval()
+    for block in original[2:4]:
+        nn.init.constant_(block.factor, 0.5)
+    assert [block.name for block in find_blocks(original, images(2, 4), "branch")][2] == "3+norm1+fc1"
+    pruned = remove(original, "3+norm1+fc1")
+    tokens = images(64, 4, seed=2)
+
+    def missed() -> float:
+        with torch.no_grad():
+            return float((pruned(tokens) - original(tokens)).norm())
+
+    without, kept = missed(), copy.deepcopy(pruned)
+    done = {each.layer: each for each in refit(pruned, original, batches_of(images(256, 4)))}
+    # It is fitted to the sum itself: what that lacks shrinks by as much as the fit says.
+    refitted, pruned[4].fc2 = pruned[4].fc2, kept[4].fc2
+    before, pruned[4].fc2 = missed(), refitted
+    assert done["4.fc2"].helps
+    assert (missed() / before) ** 2 == pytest.approx(done["4.fc2"].left, rel=0.15)
+    assert missed() < without
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
