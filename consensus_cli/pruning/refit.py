@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # there is no public name for all dimensions
 
+from consensus_cli.errors import is_out_of_memory
 from consensus_cli.models.modes import evaluating
 from consensus_cli.pruning.blocks import find_blocks
 from consensus_cli.pruning.healing import (
@@ -57,8 +58,8 @@ class Refitted:
 
     Attributes:
         layer: its dotted path, or the name of the block whose map it is.
-        left: error on held-out images with the new weights, as a share of that with the old ones; from 1 on the layer
-            keeps the old ones.
+        left: error on held-out images with the new weights, as a share of that with the old ones (of a map: with the
+            shortcut alone); from 1 on the old ones stay.
     """
 
     layer: str
@@ -263,7 +264,9 @@ def _gain(layer: _Layer, network: nn.Module, block: str, example: Tensor) -> Ten
         noise = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0)).to(leaf)
         _, moved = _to_the_sum(layer, network, block, example, noise)
         back = _back(before, leaf, moved.before - before.before)
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         # What lies behind the layer has no gradient.
         return None
     if back is None:
