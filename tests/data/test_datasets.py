@@ -23,8 +23,8 @@ def test_registry_names_every_dataset() -> None:
         "fashion_mnist",
         "hf",
         "imagefolder",
-        "images",
         "imagenet",
+        "images",
         "svhn",
         "synthetic",
     ]

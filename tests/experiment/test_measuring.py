@@ -97,7 +97,15 @@ def test_committed_rows_are_whole_and_measured_once(name):
     rows = Rows(ROOT / "docs" / "study", name).read()
     if rows.empty:
         pytest.skip(f"no rows of {name} have been committed")
-    numbers = {"accuracy": ["treatment", "part", "removed"], "robustness": ["removed", "measure"], "costs": ["removed"]}
+    numbers = {
+        "accuracy": ["treatment", "part", "removed"],
+        "robustness": ["removed", "measure"],
+        "costs": ["removed"],
+        "healing": ["draw", "images", "order", "method", "blocks"],
+        "healing_tuned": ["blocks", "method", "epochs"],
+        "healing_robustness": ["blocks", "method", "measure"],
+        "healing_vit": ["granularity", "replace", "refit", "blocks_removed", "seed"],
+    }
     key = numbers[name] if name in numbers else [c for c in ("criterion", "against", "draw", "step") if c in rows]
     key += [c for c in ("samples_per_class", "block") if c in rows]
     assert not rows.duplicated(key).any()
