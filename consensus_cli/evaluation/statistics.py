@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, quantile_test
 from torch import Tensor
 
 _RESAMPLES, _MAX_DRAWN = 2000, 10_000_000
@@ -63,5 +64,46 @@ def paired_reduction_pct(before: Sequence[float], after: Sequence[float]) -> flo
 
 
 def alternating(names: Sequence[str], turn: int) -> Sequence[str]:
-    """Returns the order of what is measured in turn 0, 1, …: forwards, then backwards, so that a drift cancels."""
+    """Returns the order of what is measured in turn 0, 1, …: forwards, then backwards, so that a drift cancels.
+
+    Of more than two, every two turns have an order of their own, drawn at random: none follows the same one each time.
+    """
+    if len(names) > 2:
+        names = np.random.default_rng(turn // 2).permutation(np.array(names)).tolist()
     return names if turn % 2 == 0 else names[::-1]
+
+
+class Saving(NamedTuple):
+    """The share in (−∞, 1] by which one reading is below another that was taken in turn with it, with its interval."""
+
+    share: float
+    low: float
+    high: float
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether it may as well be nothing: the interval spans zero."""
+        return self.low <= 0 <= self.high
+
+
+def paired_saving(before: Sequence[float], after: Sequence[float], confidence: float = 0.95) -> Saving:
+    """Returns by which share readings (n,) are below others that were taken in turn with them.
+
+    1 − median of after_i / before_i. The interval is that of a median by order statistics (Conover 1999, section 3.2),
+    which assumes nothing of how the ratios are distributed. Where n readings are too few for the confidence (see
+    `readings_needed`), it goes to infinity.
+
+    Raises:
+        ValueError: if they are no pairs.
+    """
+    if len(before) != len(after) or not before:
+        raise ValueError(f"{len(before)} and {len(after)} readings are no pairs")
+    ratios = np.divide(after, before)
+    low, high = quantile_test(ratios, p=0.5).confidence_interval(confidence)
+    high, low = (1 - (infinite if np.isnan(end) else end) for end, infinite in ((low, -np.inf), (high, np.inf)))
+    return Saving(1 - float(np.median(ratios)), float(low), float(high))
+
+
+def readings_needed(confidence: float) -> int:
+    """Returns how many readings an interval of a median by order statistics takes: the fewest with 2 · ½ⁿ ≤ 1 − c."""
+    return math.ceil(1 - math.log2(1 - confidence))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,6 +14,7 @@ from consensus_cli import data, training
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.evaluation.cost.energy import check_country
+from consensus_cli.evaluation.cost.runtime import lacks_to_compile
 from consensus_cli.evaluation.robustness.attacks import ATTACKS, check_attacks
 from consensus_cli.evaluation.robustness.corruption import check_corruptions
 from consensus_cli.evaluation.robustness.shift import Archive, open_archive
@@ -194,10 +191,5 @@ def _check_device(config: RunConfig) -> None:
     device = pick_device(config.device)
     if not training.resolve_compile(config.compile, device):
         return
-    if device.type == "cuda" and find_spec("triton") is None:
-        raise UserError("compiling for a GPU needs triton, which is not installed", "use compile=false")
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise UserError(
-            f"compile={config.compile} needs a C++ compiler, and there is no {compiler}", "use compile=false"
-        )
+    if missing := lacks_to_compile(device):
+        raise UserError(f"compile={config.compile} needs {missing}", "use compile=false")

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +13,7 @@ from torch import Tensor, nn
 from consensus_cli.config.composition import read_config
 from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.errors import UserError, foreign_code, unknown_name
+from consensus_cli.evaluation.cost.runtime import Forward, check_onnx_installed, onnx_forward, quiet, write_onnx
 from consensus_cli.experiment import inputs
 from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.storage.atomic import try_writing, write_atomic
@@ -25,9 +21,6 @@ from consensus_cli.storage.checkpoint import load_pruned
 from consensus_cli.storage.rundir import RunDir
 
 CHECKED_IMAGES = 64
-
-#: an exported file, run on images (n, c, h, w) in [0, 1] -> logits (n, k)
-Exported = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,18 +51,12 @@ def export(run_dir: Path, form: str, out: Path | None) -> Export:
         raise unknown_name("format", form, FORMATS)
     files, chosen = RunDir.open(run_dir), FORMATS[form]
     path = out or run_dir / chosen.name
-    for package in chosen.needs:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(
-                f"ONNX needs a package that is not installed: {error.name}",
-                "install the extra: pip install 'consensus-cli[onnx]'",
-            ) from error
+    if form == "onnx":
+        check_onnx_installed()
     _check_target(path, chosen, files)
     images = _test_images(files)
     model = load_pruned(run_dir)
-    with _quiet(), foreign_code(f"the export as {form}", "any network can go as safetensors"):
+    with quiet(), foreign_code(f"the export as {form}", "any network can go as safetensors"):
         run = chosen.write(model, images, path)
         with torch.no_grad():
             expected, found = model(images), run(images)
@@ -79,18 +66,6 @@ def export(run_dir: Path, form: str, out: Path | None) -> Export:
         same_predictions=int((expected.argmax(1) == found.argmax(1)).sum()),
         max_difference=(expected - found).abs().max().item(),
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporters' messages about their internals: what they wrote is compared with the network."""
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
 
 
 def _check_target(path: Path, form: Format, files: RunDir) -> None:
@@ -121,47 +96,34 @@ def _test_images(run_dir: RunDir) -> Tensor:
     return next(chosen.batches(CHECKED_IMAGES))[0].contiguous()
 
 
-def _safetensors(model: nn.Module, images: Tensor, path: Path) -> Exported:
+def _safetensors(model: nn.Module, images: Tensor, path: Path) -> Forward:
     write_atomic(path, serialize(model, {"input": "images in [0, 1]", "shape": "x".join(map(str, images.shape[1:]))}))
     load_into(model, load_file(path), str(path))
     return model
 
 
-def _torch_export(model: nn.Module, images: Tensor, path: Path) -> Exported:
+def _torch_export(model: nn.Module, images: Tensor, path: Path) -> Forward:
     program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     torch.export.save(program, path)
-    loaded: Exported = torch.export.load(path).module()
+    loaded: Forward = torch.export.load(path).module()
     return loaded
 
 
-def _onnx(model: nn.Module, images: Tensor, path: Path) -> Exported:
-    runtime = importlib.import_module("onnxruntime")
-    program = torch.onnx.export(
-        model,
-        (images,),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    program.save(path)
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda batch: torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0])
+def _onnx(model: nn.Module, images: Tensor, path: Path) -> Forward:
+    write_onnx(model, images, path, any_batch=True)
+    return onnx_forward(path)
 
 
 @dataclass(frozen=True)
 class Format:
-    """How to write a file and return it ready to run, its name in a run directory, and the packages that it needs."""
+    """How to write a file and return it ready to run, and its name in a run directory."""
 
-    write: Callable[[nn.Module, Tensor, Path], Exported]
+    write: Callable[[nn.Module, Tensor, Path], Forward]
     name: str
-    needs: tuple[str, ...] = ()
 
 
 FORMATS = {
     "safetensors": Format(_safetensors, "pruned_with_normalization.safetensors"),
     "torch-export": Format(_torch_export, "pruned.pt2"),
-    "onnx": Format(_onnx, "pruned.onnx", needs=("onnxruntime", "onnxscript")),
+    "onnx": Format(_onnx, "pruned.onnx"),
 }
