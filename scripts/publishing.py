@@ -38,7 +38,7 @@ def published_words(overrides: str) -> str:
 
 
 def _value(key: str, value: str) -> str:
-    if key == "model.weights" and Path(value).expanduser().is_file():
+    if key in ("model.weights", "finetune.teacher") and Path(value).expanduser().is_file():
         return f"sha256:{file_hash(Path(value).expanduser())[:_HASH_DIGITS]}"
     if re.match(r"(~|\.\.?)?/", value):
         return value.rpartition("/")[2]

@@ -3,6 +3,7 @@
 # continues where it was stopped.
 #
 #   scripts/results.sh run [--root DIR] [--weights FILE] [--output-dir DIR] [--only NAME…]   the runs: hours of two cores
+#   scripts/results.sh tries [the same]      distillation, healing as a start, more epochs, after controls-0
 #   scripts/results.sh checks [the same]     APGD and Square on fewer images, on the networks of those runs
 #   scripts/results.sh page                  writes tables and figures of docs/results.md from the rows in docs/results/
 #

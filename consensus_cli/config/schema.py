@@ -58,12 +58,14 @@ class FinetuneConfig(RecoveryHyperparameters):
             each removal; 0: they are not.
         span: `step`: every fine-tuning walks through the whole schedule; `run`: all of them together walk through it
             once.
+        teacher: weights of the original's architecture to learn from where `distill` is above 0; None: the original.
     """
 
     epochs_per_step: float = field(metadata={"range": (0, MOST_EPOCHS)})
     final_epochs: float = field(metadata={"range": (0, MOST_EPOCHS)})
     recalibration_images: int = field(default=0, metadata={"range": (0, math.inf), "but": 1})
     span: str = field(default="step", metadata={"choices": ("step", "run")})
+    teacher: str | None = None
 
 
 @dataclass

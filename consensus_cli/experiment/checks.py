@@ -67,6 +67,8 @@ def value_problems(config: RunConfig) -> list[UserError]:
     found = [*ranges.problems(config), *normalization.problems(config.model.mean, config.model.std)]
     if config.criterion.name == "consensus" and not any(config.metrics.weights.values()):
         found.append(UserError("metrics.weights leaves no metric to vote", "give at least one metric a weight above 0"))
+    if config.finetune.teacher is not None and config.finetune.distill == 0:
+        found.append(UserError("finetune.teacher is given, and finetune.distill=0", "set finetune.distill, to 0.5 say"))
     if config.finetune.span == "run" and config.prune.unit != "blocks":
         found.append(
             UserError(

@@ -59,7 +59,7 @@ class Trainer:
             recipe: hyperparameters.
             seed: of shuffling, augmentation and dropout.
             description: for the screen.
-            teacher: the original network, read where the recipe distils.
+            teacher: what the network learns from where the recipe distils.
 
         Raises:
             TrainingDivergedError: the loss is not finite.

@@ -221,6 +221,9 @@ def located(config: RunConfig, folder: str | None) -> RunConfig:
         transfer = replace(transfer, root=find("transfer.root", transfer.root, made=dataset.download))
     if model.weights is not None and not pretrained.is_named(model):
         model = replace(model, weights=find("model.weights", model.weights))
+    finetune, taught = config.finetune, replace(model, weights=config.finetune.teacher)
+    if taught.weights is not None and not pretrained.is_named(taught):
+        finetune = replace(finetune, teacher=find("finetune.teacher", taught.weights))
     if model.source == "hf" and (model_folder(model) or Path(folder or ".", model.name).is_dir()):
         model = replace(model, name=find("model.name", model.name))
     file, colon, name = (model.target or "").rpartition(":")
@@ -229,9 +232,8 @@ def located(config: RunConfig, folder: str | None) -> RunConfig:
     shift = {name: find(f"evaluate.shift.{name}", path) for name, path in config.evaluate.shift.items()}
     if folder is not None:
         _check_names(config, Path(folder))
-    return replace(
-        config, dataset=dataset, transfer=transfer, model=model, evaluate=replace(config.evaluate, shift=shift)
-    )
+    evaluate = replace(config.evaluate, shift=shift)
+    return replace(config, dataset=dataset, transfer=transfer, model=model, finetune=finetune, evaluate=evaluate)
 
 
 def _located(key: str, path: str, *, folder: str | None, made: bool = False) -> str:

@@ -62,6 +62,7 @@ class Prepared:
         outputs: number of logits that the network answers with.
         trains: whether the network can be trained; where it cannot, nothing of the run needs it to.
         is_trained: whether `original` has all of its weights; else it is trained first, from those that it has.
+        teacher: what pruned networks learn from instead of the original network.
     """
 
     config: RunConfig
@@ -80,6 +81,7 @@ class Prepared:
     outputs: int
     trains: bool
     is_trained: bool
+    teacher: Classifier | None = None
 
     @property
     def candidates(self) -> int:
@@ -165,6 +167,7 @@ def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, 
         outputs=tried.outputs,
         trains=tried.trains,
         is_trained=built.is_trained,
+        teacher=_teacher(built, config, images),
     )
     _check_fit(prepared)
     return prepared
@@ -207,6 +210,15 @@ def build_model(config: RunConfig, images: ImageData, device: torch.device) -> B
         given = pretrained.load_weights(model.network, spec, images.train.image_shape[0], images.classes)
         is_trained, notes = not given.fresh_head, notes + given.notes
     return Built(spec, model.to(device).eval(), is_trained, notes)
+
+
+def _teacher(built: Built, config: RunConfig, images: ImageData) -> Classifier | None:
+    """Returns the original's architecture with the weights of `finetune.teacher`. Raises UserError: they do not fit."""
+    if config.finetune.teacher is None:
+        return None
+    teacher, spec = clone(built.model), replace(built.spec, weights=config.finetune.teacher, reset_head=False)
+    pretrained.load_weights(teacher.network, spec, images.train.image_shape[0], images.classes)
+    return teacher
 
 
 def try_out(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ _NOT_IN_HASH = (
 _LATER = {
     "controls": [],
     "transfer": {"source": None, "name": None},
+    "finetune.teacher": None,
     "model.reset_head": False,
     "prune.replace": "nothing",
     "prune.refit": False,
@@ -47,6 +48,8 @@ def run_hash(config: RunConfig) -> str:
     plain = asdict(config)
     if (content := weights_hash(config.model)) is not None:
         plain["model"]["weights"] = content
+    if (content := weights_hash(replace(config.model, weights=config.finetune.teacher))) is not None:
+        plain["finetune"]["teacher"] = content
     plain["evaluate"]["shift"] = dict.fromkeys(config.evaluate.shift)
     if config.model.target is not None:
         # Of `path/to/file.py:Class` the name counts.

@@ -355,7 +355,9 @@ class Steps:
     ) -> None:
         if recipe.epochs > 0:
             seed = self._seed(removed, int(recipe.epochs * 1000))
-            self._trainer.train(network, recipe, seed=seed, description=description, teacher=original)
+            self._trainer.train(
+                network, recipe, seed=seed, description=description, teacher=self.prepared.teacher or original
+            )
 
     def _show_removal(self, ranking: Ranking, position: int) -> None:
         criterion, removed = self.config.criterion, self.state.removed

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     parent.add_argument("--rows", type=Path, default=ROOT / "docs" / "results", help="folder of the CSV files")
     commands = argparse.ArgumentParser(prog="scripts/results.sh", description="The measurements of docs/results.md.")
     known = commands.add_subparsers(dest="word", required=True)
-    for word in ("run", "checks"):
+    for word in ("run", "tries", "checks"):
         measuring = known.add_parser(word, parents=[parent])
         measuring.add_argument("--root", type=Path, help="folder with train/ and test/")
         measuring.add_argument(
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         measuring.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "results", help="of the runs")
         measuring.add_argument("--tiny", action="store_true", help="few images, a fraction of an epoch: does it run?")
         measuring.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further settings")
-        if word == "run":
+        if word != "checks":
             measuring.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of the plan's runs")
     page = known.add_parser("page", parents=[parent])
     page.add_argument("--document", type=Path, default=ROOT / "docs" / "results.md")
@@ -55,7 +55,7 @@ def measure(options: argparse.Namespace) -> None:
     """Carries out the runs that are not done, or the checks of those that are."""
     from study.bench import unpacked
 
-    from results.measure import measure_checks, measure_runs
+    from results.measure import RUNS, TRIES, measure_checks, measure_runs, trained_as_much
     from results.plan import TINY, Plan
 
     plan = TINY if options.tiny else Plan()
@@ -64,7 +64,11 @@ def measure(options: argparse.Namespace) -> None:
         return
     root = options.root or unpacked(ROOT / "../shared/data/cifar10-jpeg.tar.xz", options.cache)
     words = [f"dataset.root={root}", f"model.weights={options.weights.resolve()}", *options.set]
-    measure_runs(plan, words, options.output_dir, options.rows, options.only)
+    if options.word == "run":
+        measure_runs(dict(plan.runs()), words, options.output_dir, options.rows / RUNS, options.only)
+    else:
+        tries = dict(plan.tries(str(trained_as_much(plan, options.output_dir))))
+        measure_runs(tries, words, options.output_dir / "tries", options.rows / TRIES, options.only)
 
 
 def show(rows: Path, document: Path) -> None:

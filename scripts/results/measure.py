@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -26,24 +27,25 @@ from consensus_cli.storage.results import read_rows
 from consensus_cli.storage.rundir import RunDir
 from results.plan import Plan
 
-RUNS = "runs.csv"
+RUNS, TRIES = "runs.csv", "tries.csv"
 
 
-def measure_runs(plan: Plan, words: Collection[str], output_dir: Path, rows: Path, only: Collection[str] = ()) -> None:
-    """Begins or continues every run of a plan that is not done, and publishes the rows after each.
+def measure_runs(
+    runs: Mapping[str, list[str]], words: Collection[str], output_dir: Path, rows: Path, only: Collection[str] = ()
+) -> None:
+    """Begins or continues every run that is not done, and publishes the rows after each.
 
     Args:
-        plan: what is measured.
+        runs: name -> words that begin it.
         words: where the images and the weights are, and further settings.
         output_dir: of the runs.
-        rows: folder of `runs.csv`.
+        rows: the CSV file.
         only: names of runs; empty: all.
 
     Raises:
         UserError: an unknown name among `only`, or a run that is refused.
         RunFailedError: a run that failed.
     """
-    runs = dict(plan.runs())
     for name in only:
         if name not in runs:
             raise unknown_name("run", name, runs)
@@ -54,11 +56,24 @@ def measure_runs(plan: Plan, words: Collection[str], output_dir: Path, rows: Pat
         if code:
             # The run has said why; an interruption is the caller's.
             raise RunFailedError(f"run '{name}' ended with exit code {code}", "the same command continues it")
-        publish(output_dir, rows)
+        publish(runs, output_dir, rows)
 
 
-def publish(output_dir: Path, rows: Path) -> None:
-    """Writes the finished rows of the runs to `runs.csv`, as they can be published.
+def trained_as_much(plan: Plan, output_dir: Path) -> Path:
+    """Returns the file of the original that was trained for as long as the first pruned network.
+
+    Raises:
+        UserError: it is not trained yet.
+    """
+    rows = read_rows(output_dir / "results.csv")
+    if "control" in rows:
+        for folder in rows.loc[(rows["control"] == "more_training") & (rows["seed"] == plan.seeds[0]), "run_dir"]:
+            return RunDir(Path(folder)).pruned_checkpoint
+    raise UserError("the original was not trained on yet", f"scripts/results.sh run --only controls-{plan.seeds[0]}")
+
+
+def publish(names: Mapping[str, list[str]], output_dir: Path, rows: Path) -> None:
+    """Writes the finished rows of the runs to a CSV file, as they can be published, each with the name of its run.
 
     Raises:
         UserError: there are none.
@@ -71,11 +86,16 @@ def publish(output_dir: Path, rows: Path) -> None:
     for row in done.to_dict("records"):
         # What is owed to the choice of blocks is known once the runs by other criteria are done.
         owed = attribution_columns(runs, row, read_answers(RunDir(Path(row["run_dir"]))))
-        latest.append(publishable(row | owed if "owed_to_training_pp" in owed else row))
+        words = set(shlex.split(row["overrides"]))
+        # What one run says another may say, and more besides.
+        name = max(
+            (name for name, own in names.items() if words.issuperset(own)), key=lambda n: len(names[n]), default=""
+        )
+        latest.append({"name": name} | publishable(row | owed if "owed_to_training_pp" in owed else row))
     kept = pd.DataFrame(latest).dropna(axis=1, how="all")
-    rows.mkdir(parents=True, exist_ok=True)
+    rows.parent.mkdir(parents=True, exist_ok=True)
     order = ["criterion", "seed", "ratio", *(["control"] if "control" in kept else [])]
-    kept.sort_values(order, kind="stable").to_csv(rows / RUNS, index=False, float_format="%.8g")
+    kept.sort_values(order, kind="stable").to_csv(rows, index=False, float_format="%.8g")
 
 
 def measure_checks(plan: Plan, output_dir: Path, rows: Path, screen: Screen) -> None:

@@ -17,8 +17,8 @@ from consensus_cli.report.formatting import NONE, fixed
 from consensus_cli.report.palette import styles
 from consensus_cli.report.published import published
 from consensus_cli.report.runs import load
-from results.measure import RUNS
-from results.plan import CONTROLLED, RATIOS
+from results.measure import RUNS, TRIES
+from results.plan import CONTROLLED, RATIOS, TRIED
 
 #: how a control is called on the page
 _CONTROLS = {
@@ -51,17 +51,20 @@ class Results:
 
     Attributes:
         runs: of the runs and their controls, with every column that the report reads; none before they are measured.
+        tries: of the runs with something more.
         checks: of APGD and Square.
     """
 
     runs: pd.DataFrame
+    tries: pd.DataFrame
     checks: pd.DataFrame
 
     @classmethod
     def read(cls, folder: Path) -> Results:
-        """Reads `runs.csv` and `checks.csv` of a folder."""
+        """Reads the CSV files of a folder."""
         runs = load(folder / RUNS).finished if (folder / RUNS).is_file() else pd.DataFrame()
-        return cls(runs, Rows(folder, "checks").read())
+        tries = pd.read_csv(folder / TRIES) if (folder / TRIES).is_file() else pd.DataFrame()
+        return cls(runs, tries, Rows(folder, "checks").read())
 
     def of(self, criterion: str, blocks: int, control: str = "") -> pd.DataFrame:
         """Returns the rows of a criterion at a number of removed blocks, or of one of its controls, seed by seed."""
@@ -113,14 +116,18 @@ def verdict(results: Results) -> str:
 
 def points_table(results: Results) -> str:
     """Accuracy and costs at each number of removed blocks, mean over seeds; changes in brackets."""
-    rows = []
+    rows, more = [], results.of("consensus", CONTROLLED, "more_training")
     for blocks in RATIOS:
         own = results.of("consensus", blocks)
         if len(own):
             saved = [fixed(-mean(own, f"{name}_reduction_pct"), 1) for name in _COSTS]
             accuracy = f"{fixed(mean(own, 'accuracy_pruned_pct'))} ({_signed(mean(own, 'accuracy_delta_pp'))})"
-            rows.append([str(blocks), str(len(own)), accuracy, *saved])
-    heads = ["blocks removed", "seeds", "accuracy (%)", *(f"{label} (%)" for label in _COSTS.values())]
+            # Fine-tuned at the end only, every pruned network has the same training, and so the same control.
+            same = more[more["seed"].isin(own["seed"])]
+            control = mean(own, "accuracy_pruned_pct") - mean(same, "accuracy_pruned_pct")
+            rows.append([str(blocks), str(len(own)), accuracy, _signed(control), *saved])
+    heads = ["blocks removed", "seeds", "accuracy (%)", "against the original trained as much (pp)"]
+    heads += [f"{label} (%)" for label in _COSTS.values()]
     return markdown(heads, rows) if rows else NOT_MEASURED
 
 
@@ -156,6 +163,23 @@ def owed_table(results: Results) -> str:
         if set(cells) != {NONE}:
             rows.append([fixed(row["seed"], 0), _signed(row["accuracy_delta_pp"]), *cells])
     return markdown(["seed", "change (pp)", *_OWED.values()], rows) if rows else NOT_MEASURED
+
+
+def tries_table(results: Results) -> str:
+    """Accuracy of what was tried beside the plain protocol's, and how far it is from the original trained as much."""
+    more = results.of("consensus", CONTROLLED, "more_training")
+    if results.tries.empty or more.empty:
+        return NOT_MEASURED
+    plain = pd.concat([results.of("consensus", blocks).head(1) for blocks in TRIED]).assign(name="plain")
+    found, rows = pd.concat([plain, results.tries]), []
+    for name, ours in found.groupby("name", sort=False):
+        cells = [str(name)]
+        for blocks in TRIED:
+            accuracy = mean(ours[ours["ratio"] == RATIOS[blocks]], "accuracy_pruned_pct")
+            cells += [fixed(accuracy), _signed(accuracy - more["accuracy_pruned_pct"].iloc[0])]
+        rows.append([*cells, fixed(mean(ours, "finetune_s") / 60, 0)])
+    heads = [head for blocks in TRIED for head in (f"{blocks} blocks (%)", "against the original trained as much (pp)")]
+    return markdown(["tried", *heads, "fine-tuning (min)"], rows)
 
 
 def curve_table(results: Results) -> str:
@@ -220,6 +244,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "points": points_table,
     "controls": controls_table,
     "owed": owed_table,
+    "tries": tries_table,
     "curve": curve_table,
     "corruption": corruption_table,
     "checks": checks_table,

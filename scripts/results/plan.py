@@ -11,6 +11,8 @@ from consensus_cli.evaluation.robustness.attacks import Attack
 RATIOS = {6: 0.25, 12: 0.5, 15: 0.625, 21: 0.875}
 #: at which the controls, the seeds and the other choices of blocks are
 CONTROLLED = 15
+#: at which something more was tried
+TRIED = (12, 15)
 #: the published network's normalisation, and how long it was trained
 NETWORK = (
     "model.mean=[0.4914,0.4822,0.4465]",
@@ -58,6 +60,23 @@ class Plan:
             yield f"random-{seed}", self._words(at, "criterion=random", f"seed={seed}")
         for seed in self.seeds[1:]:
             yield f"controls-{seed}", self._words(at, controls, f"seed={seed}")
+
+    def tries(self, trained: str) -> Iterator[tuple[str, list[str]]]:
+        """Yields what might bring the pruned network nearer to the original trained as much: name, and words.
+
+        Args:
+            trained: the weights of that original, a teacher.
+        """
+        more = {
+            "healed": ["prune.refit=true"],
+            "distilled": ["finetune.distill=0.5"],
+            "taught": ["finetune.distill=0.5", f"finetune.teacher={trained}"],
+            "longer": ["finetune.final_epochs=40"],
+        }
+        at = f"ratio=[{','.join(str(RATIOS[blocks]) for blocks in TRIED)}]"
+        for name, words in more.items():
+            # The plan's own words last: a quick look has fewer epochs.
+            yield name, [*PROTOCOL, f"attacks.images={self.attacked_images}", at, *words, *self.words]
 
     def checks(self) -> dict[str, Attack]:
         """Returns the attacks that look for masked gradients; at 1/255 PGD leaves images for others."""

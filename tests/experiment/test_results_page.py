@@ -61,6 +61,11 @@ def made_up(folder: Path) -> Results:
         "run_id,attack,eps255,images,base_pct,pruned_pct,delta_pp,ci95_low,ci95_high\n"
         "run-0,pgd_eps1,1,100,60,58,-2,-5,1\nrun-0,square_eps1,1,100,64,61,-3,-6,0\n"
     )
+    tried = [
+        finished_row(f"{name}-{ratio}", **shared | {"ratio": ratio, "accuracy_pruned_pct": accuracy}, name=name)
+        for name, ratio, accuracy in (("healed", 0.5, 88.7), ("healed", 0.625, 88.4), ("taught", 0.625, 88.95))
+    ]
+    write_results(folder, tried).rename(folder / "tries.csv")
     return Results.read(folder)
 
 
@@ -72,15 +77,19 @@ def test_tables_and_figures_are_made_of_the_rows(tmp_path: Path) -> None:
     assert "−0.50 pp against the original trained as much (lost; seeds −0.50 −0.50)" in text
     assert "better under 0 and worse under 3 of 3 attacks" in text
     assert "FGSM 1/255: 60.50 % against 70.00 % and 60.50 %" in text
-    assert "| 15 | 2 | 88.40 (+0.40) | −20.0 |" in text
+    assert "| 15 | 2 | 88.40 (+0.40) | −0.60 | −20.0 |" in text
     assert "| original, trained as much | 2 | 89.00 | 89.00 89.00 |" in text
     assert "| 0 | +0.20 | +0.71 [+0.20, +1.20] | −0.50 [−0.90, −0.10] | – |" in text
+    assert "| plain | – | – | 88.20 | −0.80 |" in text
+    assert "| healed | 88.70 | −0.30 | 88.40 | −0.60 |" in text
+    assert "| taught | – | – | 88.95 | −0.05 |" in text
     assert "| without 15 blocks | 89.0 | 60.5 | 55.0 | 30.0 |" in text
     assert "| 15 blocks | 100 | 60.0 / 58.0 | 64.0 / 61.0 |" in text
     assert "| 15 | 56.29 | +0.95 | +0.40 |" in text
     written = draw(results, tmp_path)
     assert {path.name for path in written} == {"tradeoff.svg", "fgsm.svg"}
     (tmp_path / "runs.csv").unlink()
+    (tmp_path / "tries.csv").unlink()
     empty = Results.read(tmp_path)
     assert draw(empty, tmp_path) == []
     assert with_tables(text, empty).count("*Not measured yet.*") == len(TABLES)
@@ -106,6 +115,7 @@ def test_the_tiny_plan_runs_resumes_and_fills_the_page(
     capsys.readouterr()
     assert command.main(["run", *words]) == 0
     assert capsys.readouterr().out.count("is done already") == 2
+    assert command.main(["tries", *words, "--only", "taught", "healed"]) == 0
     assert command.main(["checks", *words]) == 0
     page = tmp_path / "results.md"
     page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
@@ -113,6 +123,10 @@ def test_the_tiny_plan_runs_resumes_and_fills_the_page(
     text = page.read_text(encoding="utf-8")
     assert "*Not measured yet.*" not in text
     rows = pd.read_csv(tmp_path / "rows" / "runs.csv")
+    tried = pd.read_csv(tmp_path / "rows" / "tries.csv")
+    assert tried["name"].value_counts().to_dict() == {"healed": 2, "taught": 2}
+    assert tried["overrides"].str.contains("finetune.teacher=sha256:").sum() == 2
+    assert set(rows["name"]) == set(dict(TINY.runs()))
     assert len(rows) == len(list(TINY.runs())) + 2 + 3
     assert rows["overrides"].str.contains("model.weights=sha256:").all()
     assert str(tmp_path) not in (tmp_path / "rows" / "runs.csv").read_text(encoding="utf-8")
