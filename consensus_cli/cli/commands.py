@@ -230,11 +230,13 @@ def compare(asked: Namespace) -> int:
 
 @_command(
     f"{_RUN} --format onnx",
-    f"{_RUN} --format torch-export --out network.pt2",
+    f"{_RUN} --format timm --out vit_of_fewer_layers    a folder that timm loads without this package",
     arguments=[
         _RUN_DIR,
-        _argument("--format", default="safetensors", metavar="NAME", help="safetensors, torch-export or onnx"),
-        _argument("--out", type=_path, metavar="FILE", help="the file (in the run directory unless given)"),
+        _argument(
+            "--format", default="safetensors", metavar="NAME", help="safetensors, torch-export, onnx, timm or hf"
+        ),
+        _argument("--out", type=_path, metavar="PATH", help="file or folder (in the run directory unless given)"),
     ],
 )
 def export(asked: Namespace) -> int:
@@ -247,6 +249,8 @@ def export(asked: Namespace) -> int:
         f"{done.path}: same class on {done.same_predictions} of {done.images} test images, "
         f"largest difference of a logit {done.max_difference:.2g}\n"
     )
+    if done.loads:
+        sys.stdout.write(f"load it with: {done.loads}\n")
     return 0
 
 

@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from consensus_cli.config.composition import read_config
+from consensus_cli.data.files import Geometry
 from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.errors import UserError, foreign_code, unknown_name
 from consensus_cli.evaluation.cost.runtime import Forward, check_onnx_installed, onnx_forward, quiet, write_onnx
 from consensus_cli.experiment import inputs
+from consensus_cli.models import hf, zoo
+from consensus_cli.models.classifier import Classifier, Normalize
+from consensus_cli.models.modes import alike
+from consensus_cli.models.stock import as_stock, not_stock
 from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.storage.atomic import try_writing, write_atomic
 from consensus_cli.storage.checkpoint import load_pruned
 from consensus_cli.storage.rundir import RunDir
 
 CHECKED_IMAGES = 64
+#: of a stock network: how far its logits may be from the pruned network's, relative to the largest
+SAME_ANSWER = 1e-5
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class Export:
     """An exported file, and how far its logits are from the network's on real test images."""
 
     path: Path
+    #: a line of Python that loads it without this package; empty where that takes more
+    loads: str
     images: int
     #: number of images for which both name the same class
     same_predictions: int
@@ -54,14 +64,20 @@ def export(run_dir: Path, form: str, out: Path | None) -> Export:
     if form == "onnx":
         check_onnx_installed()
     _check_target(path, chosen, files)
-    images = _test_images(files)
     model = load_pruned(run_dir)
+    going = as_stock(model, form) if chosen.holds else model
+    images = _test_images(files)
     with quiet(), foreign_code(f"the export as {form}", "any network can go as safetensors"):
-        run = chosen.write(model, images, path)
         with torch.no_grad():
-            expected, found = model(images), run(images)
+            expected = model(images)
+            if chosen.holds and not alike(going(images), expected, SAME_ANSWER):
+                raise not_stock("its blocks compute something else at another place, as those with shifted windows do")
+        run = chosen.write(going, images, path)
+        with torch.no_grad():
+            found = run(images)
     return Export(
         path=path,
+        loads=chosen.loads.format(path=str(path)),
         images=len(images),
         same_predictions=int((expected.argmax(1) == found.argmax(1)).sum()),
         max_difference=(expected - found).abs().max().item(),
@@ -69,19 +85,23 @@ def export(run_dir: Path, form: str, out: Path | None) -> Export:
 
 
 def _check_target(path: Path, form: Format, files: RunDir) -> None:
-    """Checks that a file can be written, and that it is not one of the run's own."""
-    name_another = "name a file in a folder that exists: --out FILE"
-    if path.is_dir():
+    """Checks that a file or folder can be written, and that it is not one of the run's own."""
+    name_another = f"name a {'folder' if form.holds else 'file'} in a folder that exists: --out PATH"
+    if path.is_dir() and not form.holds:
         raise UserError(f"'{path}' is a folder", name_another)
+    if form.holds and path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {*form.holds}):
+        raise UserError(
+            f"'{path}' holds something else already", "name a folder that is empty or not there: --out PATH"
+        )
     if not path.parent.is_dir():
         raise UserError(f"there is no folder '{path.parent}'", name_another)
     if path.resolve() in (files.pruned_checkpoint.resolve(), files.baseline_checkpoint.resolve()):
-        raise UserError(f"'{path}' holds the weights that the run has saved", "name another file: --out FILE")
+        raise UserError(f"'{path}' holds the weights that the run has saved", "name another file: --out PATH")
     suffix = Path(form.name).suffix
-    if path.suffix != suffix and path.suffix in {Path(other.name).suffix for other in FORMATS.values()}:
+    if path.suffix != suffix and path.suffix in ({Path(other.name).suffix for other in FORMATS.values()} - {""}):
         raise UserError(f"'{path.name}' ends like a file of another format", f"let it end in {suffix}")
     try:
-        try_writing(path)
+        try_writing(path / form.holds[0] if form.holds else path)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror}", name_another) from error
 
@@ -114,16 +134,71 @@ def _onnx(model: nn.Module, images: Tensor, path: Path) -> Forward:
     return onnx_forward(path)
 
 
+def _timm(model: nn.Module, images: Tensor, path: Path) -> Forward:
+    assert isinstance(model, Classifier)
+    timm, size = zoo.import_timm(), Geometry.for_size(images.shape[-1])
+    crop_pct = size.image_size / size.resize_size
+    timm.models.save_for_hf(
+        model.network,
+        path,
+        {"label_names": list(model.classes)},
+        safe_serialization=True,
+        data_config=_preprocessing(model, images) | {"crop_pct": crop_pct, "interpolation": "bilinear"},
+    )
+    loaded = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    said = timm.data.resolve_model_data_config(loaded)
+    return Classifier(Normalize(said["mean"], said["std"]), loaded)
+
+
+def _hf(model: nn.Module, images: Tensor, path: Path) -> Forward:
+    assert isinstance(model, Classifier)
+    size = Geometry.for_size(images.shape[-1])
+    hf.save(model.network, path, model.classes, size.resize_size, _preprocessing(model, images))
+    return hf.load(path)
+
+
+def _preprocessing(model: Classifier, images: Tensor) -> dict[str, Any]:
+    """Returns what the network takes: its input (c, h, w), mean and deviation of each channel."""
+    mean, std = (getattr(model.normalize, name).flatten().tolist() for name in ("mean", "std"))
+    channels = max(images.shape[1], len(mean), len(std))
+    return {
+        "input_size": (channels, *images.shape[2:]),
+        "mean": mean * (channels // len(mean)),
+        "std": std * (channels // len(std)),
+    }
+
+
 @dataclass(frozen=True)
 class Format:
-    """How to write a file and return it ready to run, and its name in a run directory."""
+    """How to write a file or folder and return it ready to run, and its name in a run directory.
+
+    Attributes:
+        write: returns what it has written, as it is when loaded again.
+        name: of the file or folder in a run directory.
+        holds: files in it, where it is a folder.
+        loads: Python that loads it from `{path}` where this package is not installed.
+    """
 
     write: Callable[[nn.Module, Tensor, Path], Forward]
     name: str
+    holds: tuple[str, ...] = ()
+    loads: str = ""
 
 
 FORMATS = {
     "safetensors": Format(_safetensors, "pruned_with_normalization.safetensors"),
     "torch-export": Format(_torch_export, "pruned.pt2"),
     "onnx": Format(_onnx, "pruned.onnx"),
+    "timm": Format(
+        _timm,
+        "pruned_timm",
+        holds=("config.json", "model.safetensors"),
+        loads="timm.create_model('local-dir:{path}', pretrained=True)",
+    ),
+    "hf": Format(
+        _hf,
+        "pruned_hf",
+        holds=("config.json", "model.safetensors", "preprocessor_config.json"),
+        loads="transformers.AutoModelForImageClassification.from_pretrained('{path}')",
+    ),
 }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.normalization import problems
+from consensus_cli.models.spec import ModelSpec
 
 
 class Normalize(nn.Module):
@@ -40,6 +41,7 @@ class Classifier(nn.Module):
         network: the module that is pruned; block names and state-dict names are relative to it.
         memory_format: of the images that the network gets; None leaves it as it comes.
         classes: names of the classes in the order of the logits, where they are known.
+        built: what the network was built from, and the channels of its images; None where it was given.
     """
 
     def __init__(self, normalize: nn.Module, network: nn.Module) -> None:
@@ -48,6 +50,7 @@ class Classifier(nn.Module):
         self.network = network
         self.memory_format: torch.memory_format | None = None
         self.classes: tuple[str, ...] = ()
+        self.built: tuple[ModelSpec, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (n, c, h, w) in [0, 1] to logits (n, num_classes)."""

@@ -10,7 +10,7 @@ import functools
 import importlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,51 @@ def published_weights(
         others = f" of {len(labels)}" if len(labels) > len(classes) else ""
         notes.append(f"{name}: its {len(classes)}{others} labels are put into the order of the classes, by name")
     return state, notes
+
+
+def save(
+    network: nn.Module, folder: Path, classes: Sequence[str], resize_size: int, preprocessing: Mapping[str, Any]
+) -> None:
+    """Writes a network with its labels, and an image processor that makes of image files what it takes.
+
+    Args:
+        network: of transformers.
+        folder: made where absent.
+        classes: names of the classes in the order of the logits; none keeps the labels that the network has.
+        resize_size: length of an image's shorter side before the centre is cropped, in pixels.
+        preprocessing: `input_size` (c, h, w); `mean` and `std` of each channel, of images in [0, 1].
+    """
+    config: Any = network.config
+    if len(classes) == config.num_labels:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: label for label, name in enumerate(classes)}
+    channels, height, width = preprocessing["input_size"]
+    processor = _library().CLIPImageProcessor(
+        size={"shortest_edge": resize_size},
+        crop_size={"height": height, "width": width},
+        resample=2,  # bilinear
+        image_mean=list(preprocessing["mean"]),
+        image_std=list(preprocessing["std"]),
+        do_convert_rgb=channels == 3,
+    )
+    with _quietly():
+        network.save_pretrained(folder)  # type: ignore[operator]
+        processor.save_pretrained(folder)
+
+
+def load(folder: Path) -> Callable[[Tensor], Tensor]:
+    """Returns what `save` has written, as others load it: maps images (n, c, h, w) in [0, 1] to logits (n, k)."""
+    library = _library()
+    with _quietly():
+        network = library.AutoModelForImageClassification.from_pretrained(folder).eval()
+        processor = library.AutoImageProcessor.from_pretrained(folder)
+
+    def run(images: Tensor) -> Tensor:
+        as_they_are = {"do_resize": False, "do_center_crop": False, "do_rescale": False}
+        logits: Tensor = network(**processor(list(images), **as_they_are, return_tensors="pt")).logits
+        return logits
+
+    return run
 
 
 def _order(labels: Sequence[str], classes: Sequence[str]) -> list[int] | None:

@@ -70,7 +70,9 @@ def build_with_notes(spec: ModelSpec, in_channels: int) -> tuple[Classifier, lis
         name = str(spec.target) if spec.source == "custom" else spec.name
         network = unwrapped(_construct(name, constructor, given | spec.kwargs))
     converted = to_float32(network)
-    return Classifier(Normalize(mean, std), network), [converted] if converted else []
+    made = Classifier(Normalize(mean, std), network)
+    made.built = spec, in_channels
+    return made, [converted] if converted else []
 
 
 def network_channels(spec: ModelSpec, in_channels: int) -> int:
