@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from consensus_cli.config.composition import read_config
+from consensus_cli.config.schema import RunConfig
 from consensus_cli.data.files import Geometry
 from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.errors import UserError, foreign_code, unknown_name
@@ -64,9 +65,9 @@ def export(run_dir: Path, form: str, out: Path | None) -> Export:
     if form == "onnx":
         check_onnx_installed()
     _check_target(path, chosen, files)
-    model = load_pruned(run_dir)
+    config, model = read_config(files.config), load_pruned(run_dir)
     going = as_stock(model, form) if chosen.holds else model
-    images = _test_images(files)
+    images = _test_images(config)
     with quiet(), foreign_code(f"the export as {form}", "any network can go as safetensors"):
         with torch.no_grad():
             expected = model(images)
@@ -106,8 +107,7 @@ def _check_target(path: Path, form: Format, files: RunDir) -> None:
         raise UserError(f"cannot write '{path}': {error.strerror}", name_another) from error
 
 
-def _test_images(run_dir: RunDir) -> Tensor:
-    config = read_config(run_dir.config)
+def _test_images(config: RunConfig) -> Tensor:
     try:
         images = inputs.read_images(config)
     except UserError as error:
@@ -136,12 +136,15 @@ def _onnx(model: nn.Module, images: Tensor, path: Path) -> Forward:
 
 def _timm(model: nn.Module, images: Tensor, path: Path) -> Forward:
     assert isinstance(model, Classifier)
+    assert model.built is not None
     timm, size = zoo.import_timm(), Geometry.for_size(images.shape[-1])
     crop_pct = size.image_size / size.resize_size
     timm.models.save_for_hf(
         model.network,
         path,
         {"label_names": list(model.classes)},
+        # Rates of dropping, which no answer depends on, it leaves out unless told.
+        {name: value for name, value in model.built[0].kwargs.items() if "drop" in name},
         safe_serialization=True,
         data_config=_preprocessing(model, images) | {"crop_pct": crop_pct, "interpolation": "bilinear"},
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -155,7 +155,7 @@ def _names(spec: ModelSpec, original: nn.Module) -> list[str]:
     return list(filter(_COUNT.search, names))
 
 
-def _changed(spec: ModelSpec, arguments: Mapping[str, Any]) -> ModelSpec:
+def _changed(spec: ModelSpec, arguments: dict[str, Any]) -> ModelSpec:
     if spec.source != "hf":
         return replace(spec, kwargs=spec.kwargs | arguments)
     config = {name: value for name, value in spec.kwargs["config"].items() if name not in _OF_BACKBONES}
