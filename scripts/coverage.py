@@ -41,6 +41,7 @@ import torchvision
 import transformers
 from safetensors.torch import load
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from consensus_cli.errors import UserError
 from consensus_cli.experiment.export import FORMATS, Format
@@ -48,7 +49,7 @@ from consensus_cli.models.classifier import logits_of
 from consensus_cli.models.modes import evaluating
 from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.pruning import Block, candidates, find_blocks, remove_blocks
-from consensus_cli.scoring.representations import AblationEngine
+from consensus_cli.scoring.representations import ONE_PASS, AblationEngine
 
 #: Candidates by hand, from the papers or the code of each architecture: those among whole blocks and, where a second
 #: number stands, those among the branches of blocks.
@@ -278,6 +279,9 @@ CLASSES = 10
 
 VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "torchvision", "transformers"))
 
+#: keys of what was found on scoring blocks, and branches
+SCORED = ("scored", "scored_branches")
+
 #: key of what was found -> format of the package
 EXPORTS = {"export": FORMATS["torch-export"], "onnx": FORMATS["onnx"]}
 
@@ -369,13 +373,13 @@ def examine(name: str, make: Callable[..., nn.Module], say: Callable[[dict[str, 
     say({"blocks": len(blocks), "candidates": len(removable), "stays": reasons})
     branches = candidates(find_blocks(network, images, "branch"))
     say({"branches": len(branches)})
+    if removable:
+        say({"scored": _scored(network, removable, images)})
+    if branches and len(branches) != len(removable):
+        say({"scored_branches": _scored(network, branches, images)})
     if not removable:
         return
     say({"removal": _removal(network, built(name, make)[0], [removable[0], removable[-1]], images)})
-    say({"one_pass": AblationEngine(network, removable, images, memory_format=torch.contiguous_format).one_pass})
-    if len(branches) != len(removable):
-        engine = AblationEngine(network, branches, images, memory_format=torch.contiguous_format)
-        say({"one_pass_branches": engine.one_pass})
     remove_blocks(network, [removable[0], removable[-1]])
     for key, form in EXPORTS.items():
         if all(find_spec(package) for package in form.needs):
@@ -385,6 +389,24 @@ def examine(name: str, make: Callable[..., nn.Module], say: Callable[[dict[str, 
 def _grouped(reason: str) -> str:
     reason = "first block of its stage" if "first block of stage" in reason else reason
     return re.sub(r"\S+\.\S+", "…", re.sub(r" \(.*", "", reason))
+
+
+def _scored(network: nn.Module, blocks: list[Block], images: Tensor) -> dict[str, Any]:
+    """Returns the way in which all candidates are scored, and what it costs in forward passes of the whole network."""
+    # The counter looks for gradients, of which there are none here.
+    network = copy.deepcopy(network).requires_grad_(False)
+    counted = []
+    for scored in ((), blocks):
+        engine = AblationEngine(network, scored, images, memory_format=torch.contiguous_format)
+        with FlopCounterMode(display=False) as counter:
+            engine.representations(images)
+        counted.append(counter.get_total_flops())
+    return {
+        "way": engine.way,
+        "passes": round(counted[1] / counted[0], 1),
+        "in_turn": 1 + len(blocks),
+        "features": engine.features,
+    }
 
 
 def _removal(network: nn.Module, rebuilt: nn.Module, blocks: list[Block], images: Tensor) -> str:
@@ -475,7 +497,7 @@ def row(family: str, found: dict[str, Any]) -> str:
         found.get("candidates", ""),
         found.get("branches", ""),
         {"right": "yes", "wrong": f"no: {_shown(EXPECTED.get(found['name']))}", "": "–"}[verdict(found)],
-        _shown_pass(found),
+        _shown_scoring(found),
         found.get("removal", ""),
         *(found.get(key, "") for key in EXPORTS),
         LEFT_OUT.get(found["name"]) or found.get("error") or stays,
@@ -487,9 +509,9 @@ def _shown(expected: Iterable[int] | None) -> str:
     return ", ".join(map(str, expected or ()))
 
 
-def _shown_pass(found: dict[str, Any]) -> str:
-    kinds = [found[kind] for kind in ("one_pass", "one_pass_branches") if kind in found]
-    return " / ".join("yes" if one_pass else "no" for one_pass in kinds)
+def _shown_scoring(found: dict[str, Any]) -> str:
+    kinds = [found[kind] for kind in SCORED if kind in found]
+    return " / ".join(f"{kind['way']} {kind['passes']} of {kind['in_turn']}" for kind in kinds)
 
 
 def page(chosen: dict[str, str], results: dict[str, dict[str, Any]], limit: int) -> str:
@@ -506,9 +528,10 @@ def page(chosen: dict[str, str], results: dict[str, dict[str, Any]], limit: int)
     ran = [found for found in results.values() if found.get("candidates")]
     minutes = sum(found["seconds"] for found in results.values()) / 60 / 2
 
-    def share(key: str, value: Any) -> str:
-        tried_at_all = [found for found in ran if key in found]
-        return f"{sum(found[key] == value for found in tried_at_all)} of {len(tried_at_all)}"
+    def share(key: str, *values: str) -> str:
+        tried_at_all = [found[key] for found in results.values() if key in found]
+        right = sum((one["way"] if isinstance(one, dict) else one) in values for one in tried_at_all)
+        return f"{right} of {len(tried_at_all)}"
 
     lines = [
         "# Which networks can be pruned",
@@ -524,15 +547,22 @@ def page(chosen: dict[str, str], results: dict[str, dict[str, Any]], limit: int)
         "after the result of discovery had been seen.",
         f"- Networks with candidates: {len(ran)}. Two blocks removed, and the weights loaded into a network that was "
         f"built and pruned anew: the same answers in {share('removal', 'yes')}.",
-        f"- One pass scores all blocks in {share('one_pass', True)}, all branches in "
-        f"{share('one_pass_branches', True)}; in the others each candidate is bypassed in turn, which takes longer and "
-        "gives the same.",
+        f"- One pass scores all blocks in {share('scored', *ONE_PASS)} networks, and all branches, where they are "
+        f"others than the blocks, in {share('scored_branches', *ONE_PASS)}: nothing that lies before a candidate is "
+        f"computed again for it. Forked ({share('scored', 'forked')} and {share('scored_branches', 'forked')}): the "
+        f"streams of all candidates go on as one batch. Resumed ({share('scored', 'resumed')} and "
+        f"{share('scored_branches', 'resumed')}): each goes on by itself from its block, where the network counts on "
+        "one number of images from before its blocks until behind them, or its blocks do not lie one after the other. "
+        f"In turn ({share('scored', 'in turn')} and {share('scored_branches', 'in turn')}): each candidate takes a "
+        "whole pass. All give the same.",
         "- Export of the pruned network for batches of any size, with the same answers: `torch.export` in "
         f"{share('export', 'yes')}, ONNX in {share('onnx', 'yes')}.",
         "",
         "Blocks and candidates are those of `granularity=block`, branches the candidates of `granularity=branch`. "
-        '"Right" compares with the count by hand (– : not counted). "One pass" is for blocks / for branches. '
-        "Networks are built narrower than published where they have more than 80 million parameters (see the script).",
+        '"Right" compares with the count by hand (– : not counted). "One pass" is for blocks / for branches: '
+        "forked 5.5 of 12 multiplies as often as 5.5 forward passes of the whole network do, where 11 candidates in "
+        "turn take 12. Networks are built narrower than published where they have more than 80 million parameters (see "
+        "the script).",
     ]
     if missing := [name for name in chosen if name not in results]:
         lines += ["", f"**Not tried yet** ({len(missing)}; the script goes on with them): {', '.join(missing)}."]

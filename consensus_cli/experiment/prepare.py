@@ -360,7 +360,7 @@ def _check_fit(prepared: Prepared) -> None:
         list(prepared.votes),
         samples=config.metrics.samples_per_class * len(prepared.images.classes),
         per_class=config.metrics.samples_per_class,
-        features=representation_size(network, prepared.example(), candidates) if prepared.votes else 0,
+        features=representation_size(network, prepared.example()) if prepared.votes else 0,
     )
     attempts: list[Callable[[], object]] = [functools.partial(_check_schedules, prepared)]
     shape, classes = prepared.images.test.image_shape, len(prepared.images.classes)

@@ -3,13 +3,16 @@
 The representation of an image is what the head gets. Which module, or which product in a function, is the head is read
 off one forward pass: from the logits back along everything that they were computed from, up to the first products. So a
 linear layer, a convolution, a cosine classifier written in the network's own forward and a distilled pair of heads are
-all found, and an auxiliary head that only contributes to the logits is not mistaken for one.
+all found, and an auxiliary head that only contributes to the logits is not mistaken for one. Where one of the products
+is made of another's result, they are what residual blocks add up: the network is a backbone without a head, and the
+features that it answers with are the representation.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +51,6 @@ class _Part:
 
     Attributes:
         path: the module that consists of it; None where it stands in the code of a larger module.
-        inside: the innermost module that it runs in.
         number: how many calls that may be products ran before it.
         operand: which of the tensors it is given holds the features.
         channels_first: whether the features are the second dimension and positions follow.
@@ -56,7 +58,6 @@ class _Part:
     """
 
     path: str | None
-    inside: str
     number: int
     operand: int
     channels_first: bool
@@ -76,7 +77,8 @@ class Head:
     """What computes the logits of a network.
 
     Attributes:
-        parts: one product, or several whose results together are the logits (a distilled pair).
+        parts: one product, or several whose results together are the logits (a distilled pair); none in a backbone,
+            whose answer is the representation.
         calls: how many calls that may be products one forward pass makes.
     """
 
@@ -87,10 +89,6 @@ class Head:
     def modules(self) -> tuple[str, ...]:
         """Dotted names of the modules that the head consists of; none where it is written in other code."""
         return tuple(part.path for part in self.parts if part.path is not None)
-
-    def lies_in(self, path: str) -> bool:
-        """Whether some of it runs in the module of this dotted name."""
-        return any(f"{part.inside}.".startswith(f"{path}.") for part in self.parts)
 
     @contextmanager
     def watching(self, network: nn.Module) -> Iterator[Callable[[], Tensor]]:
@@ -108,6 +106,8 @@ class Head:
         products = _LatestProducts(max(from_end.values(), default=0))
 
         def representation() -> Tensor:
+            if not self.parts:
+                return seen[""]
             found = [
                 part.representation(
                     products.operands[-from_end[part]][part.operand] if part.path is None else seen[part.path]
@@ -122,28 +122,38 @@ class Head:
                 stack.enter_context(network.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
             if from_end:
                 stack.enter_context(products)
+            if not self.parts:
+                stack.enter_context(network.register_forward_hook(functools.partial(_keep_answer, seen)))
             yield representation
 
 
+#: of a backbone: what the network answers is the representation
+ANSWER = Head((), 0)
+
+
 def find_head(network: nn.Module, images: Tensor) -> Head:
-    """Returns the head of a network.
+    """Returns the head of a network, or `ANSWER` where it has none: what it answers is what its blocks add up.
 
     Args:
         network: answers with logits in any form that `logits_of` reads; runs once, in eval mode, and is left as it was.
         images: (n, …) as the network takes them.
 
     Raises:
-        UserError: the logits are not made of features and weights.
+        UserError: the answer is not made of features and weights.
     """
     recorder = _Recorder(images)
     with following(network, recorder.enter, recorder.leave), evaluating(network), uncompiled(), recorder:
         logits = logits_of(network(images))
-    found = recorder.parts_behind(logits)
-    if not found:
+    products = recorder.products_behind([logits])
+    if not products:
         raise no_head(network, "no linear layer, convolution or matrix product gives its logits")
+    for number, product in products.items():
+        if (products.keys() - {number}) & recorder.products_behind(product.operands, all_of_them=True).keys():
+            return ANSWER
+    in_order = [products[number] for number in sorted(products)]
     # An auxiliary head adds something to every logit; its own result has another size.
-    whole = tuple(part for part, size in found if size == logits.numel())
-    return Head(whole or tuple(part for part, _ in found), recorder.calls)
+    whole = tuple(product.part for product in in_order if product.size == logits.numel())
+    return Head(whole or tuple(product.part for product in in_order), recorder.calls)
 
 
 def no_head(network: nn.Module, why: str) -> UserError:
@@ -154,6 +164,15 @@ def no_head(network: nn.Module, why: str) -> UserError:
     )
 
 
+@dataclass(frozen=True)
+class _Product:
+    """A call of a product: the part of a head that it may be, how many numbers it computes, and what it was given."""
+
+    part: _Part
+    size: int
+    operands: list[Tensor]
+
+
 class _Recorder(TorchFunctionMode):
     """Notes what the tensors of a forward pass are computed from; keeps them alive, so that no id is used twice."""
 
@@ -161,7 +180,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.calls = 0
         self._made_from: dict[int, list[Tensor]] = {id(images): [images]}
-        self._part_of: dict[int, tuple[_Part, int]] = {}
+        self._products: dict[int, _Product] = {}
         self._images = len(images)
         self._running: list[tuple[str, list[Tensor]]] = []
 
@@ -197,33 +216,29 @@ class _Recorder(TorchFunctionMode):
         spread_last = func in _SPREADING and features.shape[-1] == 1
         part = _Part(
             path=(path or None) if makes_up_module else None,
-            inside=path,
             number=self.calls,
             operand=operand,
             channels_first=func in _CONVOLUTIONS or spread_last,
             transposed=features.ndim == 2 and len(features) != self._images == features.shape[1],
         )
-        self._part_of[id(result)] = part, result.numel()
+        self._products[id(result)] = _Product(part, result.numel(), sources)
 
-    def parts_behind(self, logits: Tensor) -> list[tuple[_Part, int]]:
-        """Returns the products that the logits are made of without another one in between, in order of execution.
-
-        Each with how many numbers it computes.
-        """
-        found: dict[int, tuple[_Part, int]] = {}
+    def products_behind(self, tensors: Iterable[Tensor], *, all_of_them: bool = False) -> dict[int, _Product]:
+        """Returns the products that tensors are made of, by number: the last on each way, or all of them."""
+        found: dict[int, _Product] = {}
         seen: set[int] = set()
-        waiting = [logits]
+        waiting = list(tensors)
         while waiting:
             tensor = waiting.pop()
             if id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            product = self._part_of.get(id(tensor))
-            if product is None:
+            product = self._products.get(id(tensor))
+            if product is not None:
+                found[product.part.number] = product
+            if product is None or all_of_them:
                 waiting += self._made_from.get(id(tensor), [])
-            else:
-                found[product[0].number] = product
-        return [found[number] for number in sorted(found)]
+        return found
 
 
 class _LatestProducts(TorchFunctionMode):
@@ -244,3 +259,7 @@ def _keep_input(seen: dict[str, Tensor], path: str) -> Callable[..., None]:
         seen[path] = next(tensors_in([args, kwargs]))
 
     return keep
+
+
+def _keep_answer(seen: dict[str, Tensor], _module: nn.Module, _args: Any, answer: Any) -> None:
+    seen[""] = logits_of(answer)

@@ -4,10 +4,14 @@ Removing a block changes nothing before it. So the network runs once: at every c
 stream, which takes the block's shortcut, and all streams go on together as one larger batch. A block at depth p of the
 network costs the share 1 − p of a forward pass, about half a pass per candidate instead of a whole one. The stream that
 goes without a branch begins before the block that the branch is part of, and the branch adds zeros to it.
+
+Where the network does not take a larger batch on the way, every stream goes on by itself from its block on
+(`consensus_cli.scoring.resuming`), at the same cost.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -15,18 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consensus_cli.errors import unknown_name
-from consensus_cli.models.classifier import logits_of
+from consensus_cli.errors import foreign_code, unknown_name
 from consensus_cli.models.copying import clone, to_layout
-from consensus_cli.models.head import Head, find_head, no_head
-from consensus_cli.models.modes import alike, tensors_in
+from consensus_cli.models.head import ANSWER, Head, find_head
+from consensus_cli.models.modes import SAME, alike, tensors_in
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.surgery import bypassed, parts_of
 from consensus_cli.scoring.folding import fold_batch_norms
+from consensus_cli.scoring.resuming import ResumedPasses
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 PROBE_IMAGES = 3
+
+#: Ways to serve all candidates by one pass, in the order in which they are tried -> how far results may be off, as a
+#: share of the largest number: a batch of another size takes other kernels, one of the same size takes the same.
+ONE_PASS = {"forked": SAME, "resumed": 1e-5}
+
+_NEEDED = "find_blocks(model, example) tries which blocks a network can do without, unless verify=False"
 
 #: Tensors of the largest size that live at once: a block's input, its output, a temporary and the forked batch.
 LIVE_TENSORS = 4
@@ -43,13 +53,14 @@ class AblationEngine:
 
     The representation is what the network's head gets (`consensus_cli.models.head`). The engine works on a copy of the
     network, in eval mode and with batch norms folded into convolutions, so the network itself is never touched. On
-    construction a few random images go through both ways; where one pass over the network does not give what one
-    bypassed forward per candidate gives (blocks that do not lie one after the other), the engine takes the slow way.
+    construction a few random images go through it: where neither way to serve all candidates by one pass gives what a
+    whole forward pass per candidate gives, the engine takes that one.
 
     Attributes:
         candidates: names of the c candidate blocks, in the order of the rows.
         features: length d of a representation.
-        one_pass: whether one pass over the network serves all candidates.
+        way: `forked` where the streams of all candidates go on as one batch, `resumed` where each goes on by itself
+            from its block, `in turn` where each candidate takes a whole forward pass.
         batch_size: images per call of `representations` that keep it within the memory budget.
 
     Args:
@@ -64,7 +75,8 @@ class AblationEngine:
         answers: whether the rows are the networks' logits, and not their representations.
 
     Raises:
-        UserError: unknown precision, or a network without a head.
+        UserError: unknown precision, a network that answers in another form than (n, d), or one that cannot do without
+            a block.
     """
 
     def __init__(
@@ -91,13 +103,20 @@ class AblationEngine:
         probe = torch.rand((PROBE_IMAGES, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
         probe = self._laid_out(probe.to(example))
         self._network, self._head = _scoring_copy(network, probe, self._memory_format, answers=answers)
+        self._resumed = ResumedPasses(
+            self._network,
+            {block.name: [self._network.get_submodule(path) for path in parts_of(block.name)] for block in blocks},
+            functools.partial(bypassed, self._network, using=self._maps),
+        )
         with torch.no_grad():
-            expected = self._bypassing(probe)
-            self.one_pass = self._one_pass_gives(expected, probe)
+            with foreign_code(f"{type(network).__name__}, without one of the blocks,", _NEEDED):
+                expected = self._bypassing(probe)
+            self.way = next((way for way in ONE_PASS if self._gives(way, expected, probe)), "in turn")
             self.features = expected.shape[-1]
             bytes_per_image = self._largest_tensor_bytes(probe) / PROBE_IMAGES
         result_bytes = expected[:, 0].numel() * expected.element_size()
-        budget = memory_gb * 2**30 / (LIVE_TENSORS * bytes_per_image + LIVE_TENSORS * result_bytes)
+        kept = self._resumed.bytes_kept / PROBE_IMAGES if self.way == "resumed" else 0
+        budget = memory_gb * 2**30 / (LIVE_TENSORS * bytes_per_image + LIVE_TENSORS * result_bytes + kept)
         self.batch_size = int(min(max(budget, 1), MAX_BATCH_SIZE))
         in_cache = int(CACHE_BYTES / bytes_per_image) if example.device.type == "cpu" else self.batch_size
         self._images_per_pass = min(max(in_cache, 1), self.batch_size)
@@ -109,7 +128,6 @@ class AblationEngine:
             images: (b, ...) as the network takes them, any number.
         """
         result = torch.empty(1 + len(self.candidates), len(images), self.features, device=images.device)
-        forward = self._forking if self.one_pass else self._bypassing
         images = self._laid_out(images)
         with (
             torch.no_grad(),
@@ -117,8 +135,13 @@ class AblationEngine:
         ):
             for start in range(0, len(images), self._images_per_pass):
                 chunk = slice(start, start + self._images_per_pass)
-                result[:, chunk] = forward(images[chunk])
+                result[:, chunk] = self._rows(self.way, images[chunk])
         return result
+
+    def _rows(self, way: str, images: Tensor) -> Tensor:
+        if way == "forked":
+            return self._forking(images)
+        return self._resuming(images) if way == "resumed" else self._bypassing(images)
 
     def _forking(self, images: Tensor) -> Tensor:
         """One pass: each candidate appends the stream that goes without it."""
@@ -178,6 +201,11 @@ class AblationEngine:
             streams = self._representation(images).unflatten(0, (1 + len(self.candidates), len(images)))
         return streams[[0, *(1 + forks.index(name) for name in self.candidates)]]
 
+    def _resuming(self, images: Tensor) -> Tensor:
+        """One pass, and for each candidate what lies behind it, without it."""
+        found = self._resumed(lambda: self._representation(images))
+        return torch.stack([found[name] for name in (None, *self.candidates)])
+
     def _bypassing(self, images: Tensor) -> Tensor:
         """One forward pass per candidate, which goes around it."""
         rows = [self._representation(images)]
@@ -192,11 +220,11 @@ class AblationEngine:
             self._tick()
         return representation
 
-    def _one_pass_gives(self, expected: Tensor, images: Tensor) -> bool:
+    def _gives(self, way: str, expected: Tensor, images: Tensor) -> bool:
         try:
-            return alike(self._forking(images), expected)
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError):
-            # Whatever code of the network's the streams upset, the other way has just worked.
+            return alike(self._rows(way, images), expected, ONE_PASS[way])
+        except Exception:
+            # Whatever code of the network's the streams upset, bypassing has just worked.
             return False
 
     def _largest_tensor_bytes(self, images: Tensor) -> int:
@@ -211,39 +239,35 @@ class AblationEngine:
         with ExitStack() as hooks:
             for module in self._network.modules():
                 hooks.enter_context(module.register_forward_hook(note_size))
-            (self._forking if self.one_pass else self._representation)(images)
+            (self._forking if self.way == "forked" else self._representation)(images)
         return largest
 
     def _laid_out(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=self._memory_format)
 
 
-def representation_size(network: nn.Module, example: Tensor, candidates: Sequence[Block] = ()) -> int:
+def representation_size(network: nn.Module, example: Tensor) -> int:
     """Returns the length d of a representation.
 
     Args:
         network: takes images as `example`; a copy of it runs.
         example: (n, c, h, w) or other images as the network takes them.
-        candidates: removable blocks of the network.
 
     Raises:
-        UserError: a network without a head, or with one that goes with a block.
+        UserError: a network without weights before its answer, or one that answers in another form than (n, d).
     """
     copied = clone(network).eval()
     head = find_head(copied, example)
-    paths = {path for block in candidates for path in parts_of(block.name)}
-    if inside := next((path for path in sorted(paths) if head.lies_in(path)), None):
-        raise no_head(network, f"the last weights before its logits are those of the block {inside}")
     with torch.no_grad():
         return _representation(copied, head, example).shape[1]
 
 
 def _scoring_copy(
     network: nn.Module, images: Tensor, memory_format: torch.memory_format, *, answers: bool
-) -> tuple[nn.Module, Head | None]:
-    """Returns a copy made for speed, and its head; None where the logits themselves are wanted."""
+) -> tuple[nn.Module, Head]:
+    """Returns a copy made for speed, and its head."""
     copied = to_layout(clone(network).eval(), memory_format)
-    head = None if answers else find_head(copied, images)
+    head = ANSWER if answers else find_head(copied, images)
     folded = clone(copied)
     with torch.no_grad():
         expected = _representation(copied, head, images)
@@ -256,9 +280,8 @@ def _scoring_copy(
     return (folded if same else copied), head
 
 
-def _representation(network: nn.Module, head: Head | None, images: Tensor) -> Tensor:
-    if head is None:
-        return logits_of(network(images))
+def _representation(network: nn.Module, head: Head, images: Tensor) -> Tensor:
     with head.watching(network) as representation:
-        network(images)
+        # Networks may write into the images that they are given.
+        network(images.clone())
         return representation()

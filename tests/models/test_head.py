@@ -147,6 +147,31 @@ class Written(Headless):
         return logits
 
 
+class DeeperPair(Pair):
+    """One of two heads is deeper, but made of what the other is made of, not of its result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.features(x)
+        return self.fc(y) + self.other(torch.relu(y @ self.weights.T @ self.weights))
+
+    def expected(self, x: Tensor) -> Tensor:
+        y = self.features(x)
+        return torch.cat([y, torch.relu(y @ self.weights.T @ self.weights)], dim=1)
+
+
+class Backbone(Headless):
+    """Answers with the features that its blocks add up, in place and then normalised."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.features(x)
+        y = y + functional.gelu(y) @ self.weights.T @ self.weights
+        y += y.sigmoid() @ self.weights.T @ self.weights
+        return functional.layer_norm(y, (WIDTH,))
+
+    def expected(self, x: Tensor) -> Tensor:
+        return self(x)
+
+
 @pytest.mark.parametrize(
     ("build", "modules"),
     [
@@ -164,6 +189,8 @@ class Written(Headless):
         (CosineSimilarity, ()),
         (LogProbabilities, ("fc",)),
         (Written, ("fc",)),
+        (DeeperPair, ("fc", "other")),
+        (Backbone, ()),
     ],
 )
 def test_the_representation_is_what_the_logits_are_computed_from(

@@ -3,10 +3,12 @@ import pytest
 import torch
 from helpers.authors_network import REFERENCE, authors_blocks, golden_images, needs_reference, trained
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from consensus_cli.errors import UserError
+from consensus_cli.models.classifier import logits_of
 from consensus_cli.models.resnet import ResNet, resnet
-from consensus_cli.pruning.blocks import Block
+from consensus_cli.pruning.blocks import Block, candidates, find_blocks
 from consensus_cli.pruning.surgery import bypassed
 from consensus_cli.scoring.folding import fold_batch_norms
 from consensus_cli.scoring.representations import AblationEngine, representation_size
@@ -57,7 +59,7 @@ def test_one_pass_gives_what_a_forward_pass_per_block_gives():
     images = torch.rand(5, 3, 32, 32)
     engine = AblationEngine(network, blocks, images)
     features = engine.representations(images)
-    assert engine.one_pass
+    assert engine.way == "forked"
     assert engine.candidates == tuple(each.name for each in blocks)
     assert features.shape == (7, 5, 64)
     assert engine.features == 64
@@ -191,18 +193,163 @@ def test_one_pass_serves_branches(network_class, names):
     blocks = [block(name) for name in names]
     images = torch.rand(4, 3, 8, 8)
     engine = AblationEngine(network, blocks, images)
-    assert engine.one_pass
+    assert engine.way == "forked"
     torch.testing.assert_close(engine.representations(images), one_by_one(network, blocks, images))
 
 
-@pytest.mark.parametrize("network_class", [TwoReaders, Gathering])
+class KeepsBatchSize(TwoReaders):
+    """Reads the number of images before the blocks and counts on it behind them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = len(x)
+        return self.fc(self.b(self.a(self.stem(x))).reshape(count, 8, -1).mean(2))
+
+
+class EarlyToken(nn.Module):
+    """Gives each image its class token before any block; the second block goes through them together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.token = nn.Parameter(torch.randn(1, 8, 1, 1))
+        self.a, self.b = Residual(8), Residual(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        token = self.token.expand(len(x), 8, 1, x.shape[-1])
+        x = self.a(self.stem(x))
+        return self.fc(self.b(torch.cat([token, x], dim=2))[:, :, 0].mean(2))
+
+
+class Stage(nn.Module):
+    """Keeps the number of images while its blocks of two branches run, writes into what they return, returns a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = TwoBranches(), TwoBranches()
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        count = len(maps["x"])
+        x = self.a(shift=0.5, x=maps["x"])
+        x += 1
+        x = self.b(shift=1.0, x=x).mul_(2)
+        return {"x": x.reshape(count, 8, *x.shape[2:])}
+
+
+class OfStages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two, self.fc = nn.Conv2d(3, 8, 3), Stage(), Stage(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.one({"x": self.stem(x)})
+        maps["x"].relu_()
+        return self.fc(self.two(maps)["x"].mean((2, 3)))
+
+
+class Remembers(Residual):
+    """Keeps what it computed last for code elsewhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.latest = super().forward(x)
+        return self.latest
+
+
+class ReadsKept(KeepsBatchSize):
+    """Reads at the end what its first block has kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = Remembers(8), Residual(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = len(x)
+        x = self.c(self.b(self.a(self.stem(x))))
+        return self.fc((x * self.a.latest).reshape(count, 8, -1).mean(2))
+
+
+STAGES = [
+    f"{stage}.{block}+{branch}"
+    for stage in ("one", "two")
+    for block in ("a", "b")
+    for branch in ("norm+first", "second")
+]
+
+
+@pytest.mark.parametrize(
+    ("network_class", "names"),
+    [
+        (KeepsBatchSize, ["b", "a"]),
+        (EarlyToken, ["a", "b"]),
+        (TwoReaders, ["a", "b"]),
+        (Gathering, ["a", "b"]),
+        (OfStages, STAGES),
+        (ReadsKept, ["b", "c"]),
+    ],
+)
+def test_streams_that_cannot_join_on_the_way_are_taken_up_at_their_blocks(network_class, names):
+    torch.manual_seed(0)
+    network = network_class()
+    blocks = [block(name) for name in names]
+    images = torch.rand(4, 3, 8, 8)
+    engine = AblationEngine(network, blocks, images)
+    assert engine.way == "resumed"
+    expected = one_by_one(network, blocks, images)
+    torch.testing.assert_close(engine.representations(images), expected)
+    # Once more, and of another number of images: nothing is left over from before.
+    torch.testing.assert_close(engine.representations(images[:3]), one_by_one(network, blocks, images[:3]))
+    assert all("forward" not in vars(module) for module in engine._network.modules())
+
+
+def test_what_lies_before_a_block_is_not_computed_again():
+    images = torch.rand(2, 3, 8, 8)
+    engine = AblationEngine(OfStages().requires_grad_(False), [block(name) for name in STAGES], images)
+    with FlopCounterMode(display=False) as counter:
+        engine.representations(images)
+    # Of 2 images: 8 maps of 6 × 6, by kernels of 3 × 3 for 3 channels (stem) or 8 (branches); 4 classes.
+    stem, branch, head = (2 * 2 * products for products in (8 * 36 * 9 * 3, 8 * 36 * 9 * 8, 8 * 4))
+    # All 8 branches once; without the first one the 7 behind it, and so on.
+    assert counter.get_total_flops() == stem + (8 + 7 * 8 // 2) * branch + 9 * head
+
+
+def test_memory_kept_for_streams_counts():
+    images = torch.rand(1, 3, 8, 8)
+    sizes = [AblationEngine(KeepsBatchSize(), [block("b")], images, memory_gb=gb).batch_size for gb in (1e-3, 2e-3)]
+    # Four tensors of 8 × 8 × 8 floats at once, two kept (of the stem and of the first block), and the results.
+    assert sizes[0] == pytest.approx(1e-3 * 2**30 / (6 * 2048 + 4 * 2 * 8 * 4), rel=0.05)
+    assert sizes[1] == pytest.approx(2 * sizes[0], abs=1)
+
+
+class Moody(KeepsBatchSize):
+    """Looks for what stands in the place of its block before it comes to it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, x = len(x), self.stem(x)
+        x = self.a(x) if isinstance(self.b, Residual) else x + self.a.conv(x).relu()
+        return self.fc(self.b(x).reshape(count, 8, -1).mean(2))
+
+
+class LooksAhead(Residual):
+    """Computes otherwise where a block behind it is another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 if isinstance(self.network[0].b, Residual) else 2)
+
+
+class Wavering(KeepsBatchSize):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = LooksAhead(8)
+        self.a.network = [self]
+
+
+@pytest.mark.parametrize("network_class", [Moody, Wavering])
 def test_falls_back_where_one_pass_does_not_do(network_class):
     torch.manual_seed(0)
     network = network_class()
     blocks = [block("a"), block("b")]
     images = torch.rand(4, 3, 8, 8)
     engine = AblationEngine(network, blocks, images)
-    assert not engine.one_pass
+    assert engine.way == "in turn"
     torch.testing.assert_close(engine.representations(images), one_by_one(network, blocks, images))
 
 
@@ -290,6 +437,24 @@ def test_a_network_without_a_head_is_named():
     assert "random" in error.value.hint
 
 
+class ReadsItsBlock(KeepsBatchSize):
+    """Reads an attribute of what stands where its block stood."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.b.conv.stride[0]
+
+
+def test_a_network_that_cannot_do_without_a_block_is_named():
+    network, images = ReadsItsBlock(), torch.rand(2, 3, 8, 8)
+    (first, second) = find_blocks(network, images)
+    assert not first.removable
+    assert "AttributeError: 'Shortcut' object has no attribute 'conv'" in second.reason
+    believed = candidates(find_blocks(network, images, verify=False))
+    with pytest.raises(UserError, match=r"ReadsItsBlock, without one of the blocks, raised AttributeError") as error:
+        AblationEngine(network, believed, images)
+    assert "verify" in error.value.hint
+
+
 def test_unknown_precision_is_named():
     network, blocks = resnet20()
     with pytest.raises(UserError, match="unknown precision 'fp8'") as error:
@@ -309,7 +474,7 @@ def test_features_of_the_authors_network_are_the_golden_ones(per_class):
     images = golden_images(per_class)
     engine = AblationEngine(trained(), authors_blocks(), images[:1])
     golden, candidates = golden_features(per_class)
-    assert engine.one_pass
+    assert engine.way == "forked"
     assert [name.split(".")[1] for name in engine.candidates] == [str(number) for number in candidates]
     # Of each representation's own length: the golden ones are themselves up to 2e-4 away from float64 (next test).
     away = np.linalg.norm(engine.representations(images).numpy() - golden, axis=-1)
@@ -340,22 +505,44 @@ class Remembering(nn.Module):
 
 
 class Pooled(nn.Module):
-    """Features that are logits as they are: a block's convolution is the last that they are made with."""
+    """A backbone: what its blocks add up is the answer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.a = nn.Conv2d(3, 8, 3), Residual(8)
+        self.stem, self.a, self.b = nn.Conv2d(3, 8, 3), Residual(8), Residual(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(self.stem(x)).mean((2, 3))
+        return self.b(self.a(self.stem(x))).mean((2, 3))
 
 
-def test_a_head_that_would_go_with_a_block_is_none():
-    with pytest.raises(
-        UserError, match="Pooled has no head: the last weights before its logits are those of the block a"
-    ) as error:
-        representation_size(Pooled(), torch.rand(2, 3, 4, 4), [block("a")])
-    assert "random" in error.value.hint
+class Normed(Pooled):
+    """One with a norm at the end, and an answer in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"features": self.norm(super().forward(x))}
+
+
+@pytest.mark.parametrize("network_class", [Pooled, Normed])
+def test_of_a_backbone_the_features_are_the_representation(network_class):
+    torch.manual_seed(0)
+    network, blocks = network_class().eval(), [block("a"), block("b")]
+    images = torch.rand(4, 3, 8, 8)
+    assert representation_size(network, images) == 8
+    rows = AblationEngine(network, blocks, images).representations(images)
+    for row, names in zip(rows, ([], ["a"], ["b"]), strict=True):
+        with bypassed(network, *names), torch.no_grad():
+            torch.testing.assert_close(row, logits_of(network(images)))
+
+
+def test_a_backbone_that_answers_with_maps_is_named():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Residual(8), Residual(8))
+    with pytest.raises(UserError, match=r"answers with a tensor of shape \(2, 8, 6, 6\)") as error:
+        representation_size(network, torch.rand(2, 3, 8, 8))
+    assert error.value.hint
 
 
 def test_looking_for_the_size_leaves_a_network_that_can_be_trained():

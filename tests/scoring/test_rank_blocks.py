@@ -11,9 +11,12 @@ from consensus_cli.data.share import Share
 from consensus_cli.errors import UserError
 from consensus_cli.models.classifier import normalized
 from consensus_cli.models.resnet import resnet
-from consensus_cli.pruning.blocks import find_blocks
+from consensus_cli.pruning.blocks import candidates, find_blocks
+from consensus_cli.pruning.surgery import bypassed
+from consensus_cli.scoring.metrics import compute
 from consensus_cli.scoring.samples import Samples
 from consensus_cli.scoring.score import rank_blocks, shard
+from consensus_cli.scoring.statistics.moments import PairStatistics
 
 FAST = ("cka", "linear_alpha1", "permutation", "wasserstein")
 BLOCKS = tuple(f"layer{stage}.{i}" for stage in (1, 2, 3) for i in (1, 2))
@@ -78,6 +81,29 @@ def test_a_classifier_normalizes_the_images_and_blocks_may_be_given(network, ima
     expected = rank_blocks(network, plain, metrics="cka", blocks=blocks)
     ranking = rank_blocks(normalized(network, 0.5, 0.25), DataLoader(images, 60), metrics="cka", blocks=blocks[2:])
     np.testing.assert_allclose(ranking.distances["cka"], expected.distances["cka"][1:], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet26", "vit_tiny_patch16_224"])
+def test_blocks_of_a_backbone_without_a_head_are_ranked_by_its_features(name, images):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    sizes = {"img_size": 8, "patch_size": 4, "depth": 3} if name.startswith("vit") else {"zero_init_last": False}
+    backbone = timm.create_model(name, num_classes=0, **sizes).eval()
+    loader, blocks = DataLoader(images, 30), candidates(find_blocks(backbone, images.tensors[0][:2]))
+    ranking = rank_blocks(backbone, loader, metrics=("wasserstein",))
+    with torch.no_grad():
+        features = [backbone(images.tensors[0])]
+        for block in blocks:
+            with bypassed(backbone, block):
+                features.append(backbone(images.tensors[0]))
+    expected = PairStatistics(len(blocks), features[0].shape[1], 3, device=torch.device("cpu"))
+    expected.update(features[0], torch.stack(features[1:]), images.tensors[1], torch.arange(60))
+    np.testing.assert_allclose(
+        ranking.distances["wasserstein"], compute(["wasserstein"], expected)["wasserstein"], rtol=1e-3
+    )
+    # One block by itself, which is not the last, is compared in the same features.
+    alone = rank_blocks(backbone, loader, metrics=("wasserstein",), blocks=blocks[:1])
+    np.testing.assert_allclose(alone.distances["wasserstein"][0], ranking.distances["wasserstein"][0], rtol=1e-3)
 
 
 def test_against_another_network(network, images):
