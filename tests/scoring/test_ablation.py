@@ -183,20 +183,6 @@ class OfBranches(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize(
-    ("network_class", "names"),
-    [(OfBranches, ["a+norm+first", "a+second", "b+norm+first", "b+second"]), (TwoReaders, ["a+conv"])],
-)
-def test_one_pass_serves_branches(network_class, names):
-    torch.manual_seed(0)
-    network = network_class()
-    blocks = [block(name) for name in names]
-    images = torch.rand(4, 3, 8, 8)
-    engine = AblationEngine(network, blocks, images)
-    assert engine.way == "forked"
-    torch.testing.assert_close(engine.representations(images), one_by_one(network, blocks, images))
-
-
 class KeepsBatchSize(TwoReaders):
     """Reads the number of images before the blocks and counts on it behind them."""
 
@@ -275,50 +261,6 @@ STAGES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("network_class", "names"),
-    [
-        (KeepsBatchSize, ["b", "a"]),
-        (EarlyToken, ["a", "b"]),
-        (TwoReaders, ["a", "b"]),
-        (Gathering, ["a", "b"]),
-        (OfStages, STAGES),
-        (ReadsKept, ["b", "c"]),
-    ],
-)
-def test_streams_that_cannot_join_on_the_way_are_taken_up_at_their_blocks(network_class, names):
-    torch.manual_seed(0)
-    network = network_class()
-    blocks = [block(name) for name in names]
-    images = torch.rand(4, 3, 8, 8)
-    engine = AblationEngine(network, blocks, images)
-    assert engine.way == "resumed"
-    expected = one_by_one(network, blocks, images)
-    torch.testing.assert_close(engine.representations(images), expected)
-    # Once more, and of another number of images: nothing is left over from before.
-    torch.testing.assert_close(engine.representations(images[:3]), one_by_one(network, blocks, images[:3]))
-    assert all("forward" not in vars(module) for module in engine._network.modules())
-
-
-def test_what_lies_before_a_block_is_not_computed_again():
-    images = torch.rand(2, 3, 8, 8)
-    engine = AblationEngine(OfStages().requires_grad_(False), [block(name) for name in STAGES], images)
-    with FlopCounterMode(display=False) as counter:
-        engine.representations(images)
-    # Of 2 images: 8 maps of 6 × 6, by kernels of 3 × 3 for 3 channels (stem) or 8 (branches); 4 classes.
-    stem, branch, head = (2 * 2 * products for products in (8 * 36 * 9 * 3, 8 * 36 * 9 * 8, 8 * 4))
-    # All 8 branches once; without the first one the 7 behind it, and so on.
-    assert counter.get_total_flops() == stem + (8 + 7 * 8 // 2) * branch + 9 * head
-
-
-def test_memory_kept_for_streams_counts():
-    images = torch.rand(1, 3, 8, 8)
-    sizes = [AblationEngine(KeepsBatchSize(), [block("b")], images, memory_gb=gb).batch_size for gb in (1e-3, 2e-3)]
-    # Four tensors of 8 × 8 × 8 floats at once, two kept (of the stem and of the first block), and the results.
-    assert sizes[0] == pytest.approx(1e-3 * 2**30 / (6 * 2048 + 4 * 2 * 8 * 4), rel=0.05)
-    assert sizes[1] == pytest.approx(2 * sizes[0], abs=1)
-
-
 class Moody(KeepsBatchSize):
     """Looks for what stands in the place of its block before it comes to it."""
 
@@ -342,15 +284,51 @@ class Wavering(KeepsBatchSize):
         self.a.network = [self]
 
 
-@pytest.mark.parametrize("network_class", [Moody, Wavering])
-def test_falls_back_where_one_pass_does_not_do(network_class):
+@pytest.mark.parametrize(
+    ("network_class", "names", "way"),
+    [
+        (OfBranches, ["a+norm+first", "a+second", "b+norm+first", "b+second"], "forked"),
+        (TwoReaders, ["a+conv"], "forked"),
+        (TwoReaders, ["a", "b"], "resumed"),
+        (Gathering, ["a", "b"], "resumed"),
+        (KeepsBatchSize, ["b", "a"], "resumed"),
+        (EarlyToken, ["a", "b"], "resumed"),
+        (OfStages, STAGES, "resumed"),
+        (ReadsKept, ["b", "c"], "resumed"),
+        (Moody, ["a", "b"], "in turn"),
+        (Wavering, ["a", "b"], "in turn"),
+    ],
+)
+def test_every_way_gives_what_a_whole_pass_without_each_block_gives(network_class, names, way):
     torch.manual_seed(0)
     network = network_class()
-    blocks = [block("a"), block("b")]
+    blocks = [block(name) for name in names]
     images = torch.rand(4, 3, 8, 8)
     engine = AblationEngine(network, blocks, images)
-    assert engine.way == "in turn"
-    torch.testing.assert_close(engine.representations(images), one_by_one(network, blocks, images))
+    assert engine.way == way
+    # The second time of another number of images: nothing is left over from before.
+    for some in (images, images[:3]):
+        torch.testing.assert_close(engine.representations(some), one_by_one(network, blocks, some))
+    assert not any("forward" in vars(module) for module in engine._network.modules())
+
+
+def test_what_lies_before_a_block_is_not_computed_again():
+    images = torch.rand(2, 3, 8, 8)
+    engine = AblationEngine(OfStages().requires_grad_(False), [block(name) for name in STAGES], images)
+    with FlopCounterMode(display=False) as counter:
+        engine.representations(images)
+    # Of 2 images: 8 maps of 6 × 6, by kernels of 3 × 3 for 3 channels (stem) or 8 (branches); 4 classes.
+    stem, branch, head = (2 * 2 * products for products in (8 * 36 * 9 * 3, 8 * 36 * 9 * 8, 8 * 4))
+    # All 8 branches once; without the first one the 7 behind it, and so on.
+    assert counter.get_total_flops() == stem + (8 + 7 * 8 // 2) * branch + 9 * head
+
+
+def test_memory_kept_for_streams_counts():
+    images = torch.rand(1, 3, 8, 8)
+    sizes = [AblationEngine(KeepsBatchSize(), [block("b")], images, memory_gb=gb).batch_size for gb in (1e-3, 2e-3)]
+    # Four tensors of 8 × 8 × 8 floats at once, two kept (of the stem and of the first block), and the results.
+    assert sizes[0] == pytest.approx(1e-3 * 2**30 / (6 * 2048 + 4 * 2 * 8 * 4), rel=0.05)
+    assert sizes[1] == pytest.approx(2 * sizes[0], abs=1)
 
 
 class Unfoldable(nn.Module):
