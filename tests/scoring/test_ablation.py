@@ -241,16 +241,16 @@ class Remembers(Residual):
 
 
 class ReadsKept(KeepsBatchSize):
-    """Reads at the end what its first block has kept."""
+    """Reads at the end what a block in the middle has kept."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.c = Remembers(8), Residual(8)
+        self.b, self.c = Remembers(8), Residual(8)
 
     def forward(self, x: Tensor) -> Tensor:
         count = len(x)
         x = self.c(self.b(self.a(self.stem(x))))
-        return self.fc((x * self.a.latest).reshape(count, 8, -1).mean(2))
+        return self.fc((x * self.b.latest).reshape(count, 8, -1).mean(2))
 
 
 STAGES = [
@@ -294,7 +294,7 @@ class Wavering(KeepsBatchSize):
         (KeepsBatchSize, ["b", "a"], "resumed"),
         (EarlyToken, ["a", "b"], "resumed"),
         (OfStages, STAGES, "resumed"),
-        (ReadsKept, ["b", "c"], "resumed"),
+        (ReadsKept, ["a", "c"], "resumed"),
         (Moody, ["a", "b"], "in turn"),
         (Wavering, ["a", "b"], "in turn"),
     ],
