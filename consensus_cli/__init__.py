@@ -14,6 +14,7 @@ _PUBLIC = {
     "data.split": ("Augmentation",),
     "errors": ("RunFailedError", "UserError"),
     "evaluation.comparison": ("Comparison", "compare"),
+    "evaluation.cost.block_costs": ("Costs", "costs"),
     "evaluation.cost.energy": ("EnergyMeter",),
     "evaluation.robustness.attacks": ("Attack",),
     "experiment.python": ("RunResult", "run"),

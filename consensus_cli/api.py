@@ -6,6 +6,7 @@ docs/python.md shows them at work.
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import RunFailedError, UserError
 from consensus_cli.evaluation.comparison import Comparison, compare
+from consensus_cli.evaluation.cost.block_costs import Costs, costs
 from consensus_cli.evaluation.cost.energy import EnergyMeter
 from consensus_cli.evaluation.robustness.attacks import Attack
 from consensus_cli.experiment.python import RunResult, run

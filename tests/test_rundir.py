@@ -48,6 +48,7 @@ def test_every_file_has_its_own_name_inside_the_directory(tmp_path: Path) -> Non
         "identity.json",
         "config.yaml",
         "scores.csv",
+        "costs.csv",
         "run.log",
         "row.json",
         "answers.json",

@@ -149,6 +149,28 @@ def score(asked: Namespace) -> int:
 
 
 @_command(
+    "model=resnet56",
+    "model=mobilenet_v2 dataset.image_size=64 prune.batch_size=8 prune.runtime=onnxruntime",
+    arguments=[_SETTINGS, _SCREEN],
+)
+def costs(asked: Namespace) -> int:
+    """What the network saves without each block: MACs, parameters, latency, energy, memory, on screen and as CSV.
+
+    Measured in turn with the whole network on this machine, which should be quiet; runs with criterion.per=latency or
+    energy use the table. The settings are those of consensus run: prune.batch_size, prune.runtime and prune.precision
+    say how the network runs, evaluate.latency_min_run_s=2 takes longer and narrows the intervals.
+    """
+    from consensus_cli.config.composition import compose_run
+
+    config = compose_run(asked.settings)
+    with _screen(asked.screen) as screen:
+        from consensus_cli.experiment import looking
+
+        looking.costs(config, screen)
+    return 0
+
+
+@_command(
     "models",
     "blocks model=mobilenet_v2 dataset.image_size=64",
     arguments=[

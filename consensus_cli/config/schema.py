@@ -122,6 +122,9 @@ class PruneConfig:
 
     Attributes:
         unit: `blocks` (ratio = share of the candidates) or `macs` (ratio = MACs reduction to reach).
+        confidence: with which the intervals of what is measured hold.
+        batch_size, runtime, precision: images per forward pass, what runs it (`torch`, `torch-compile`, `onnxruntime`)
+            and in which precision, where something is measured to decide.
         step: blocks removed between two fine-tunings.
         min_blocks_per_stage: residual blocks every stage keeps.
         granularity: `block`, or `branch` for attention and MLP of a transformer layer on their own.
@@ -133,6 +136,10 @@ class PruneConfig:
     """
 
     unit: str = field(default="blocks", metadata={"choices": ("blocks", "macs")})
+    confidence: float = field(default=0.95, metadata={"above": 0, "below": 1})
+    batch_size: int = field(default=1, metadata={"range": (1, 65_536)})
+    runtime: str = field(default="torch", metadata={"choices": ("torch", "torch-compile", "onnxruntime")})
+    precision: str = field(default="fp32", metadata={"choices": PRECISIONS[1:]})
     step: int = field(default=1, metadata={"range": (1, math.inf)})
     min_blocks_per_stage: int = field(default=1, metadata={"range": (1, math.inf)})
     granularity: str = field(default="block", metadata={"choices": ("block", "branch")})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import bootstrap, quantile_test
 from torch import Tensor
 
@@ -89,9 +90,7 @@ class Saving(NamedTuple):
 def paired_saving(before: Sequence[float], after: Sequence[float], confidence: float = 0.95) -> Saving:
     """Returns by which share readings (n,) are below others that were taken in turn with them.
 
-    1 − median of after_i / before_i. The interval is that of a median by order statistics (Conover 1999, section 3.2),
-    which assumes nothing of how the ratios are distributed. Where n readings are too few for the confidence (see
-    `readings_needed`), it goes to infinity.
+    1 − median of after_i / before_i, of readings (n,), with the interval of that median.
 
     Raises:
         ValueError: if they are no pairs.
@@ -99,9 +98,18 @@ def paired_saving(before: Sequence[float], after: Sequence[float], confidence: f
     if len(before) != len(after) or not before:
         raise ValueError(f"{len(before)} and {len(after)} readings are no pairs")
     ratios = np.divide(after, before)
-    low, high = quantile_test(ratios, p=0.5).confidence_interval(confidence)
-    high, low = (1 - (infinite if np.isnan(end) else end) for end, infinite in ((low, -np.inf), (high, np.inf)))
-    return Saving(1 - float(np.median(ratios)), float(low), float(high))
+    low, high = median_interval(ratios, confidence)
+    return Saving(1 - float(np.median(ratios)), 1 - high, 1 - low)
+
+
+def median_interval(readings: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Returns the interval of the median of readings (n,) by order statistics (Conover 1999, section 3.2).
+
+    It assumes nothing of how they are distributed. Where they are too few for the confidence (see `readings_needed`),
+    it is infinite.
+    """
+    low, high = quantile_test(readings, p=0.5).confidence_interval(confidence)
+    return (-math.inf if math.isnan(low) else float(low)), (math.inf if math.isnan(high) else float(high))
 
 
 def readings_needed(confidence: float) -> int:

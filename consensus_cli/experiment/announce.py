@@ -11,7 +11,10 @@ import torch
 
 from consensus_cli import __version__
 from consensus_cli.config.schema import EvaluateConfig
+from consensus_cli.errors import enumerated
+from consensus_cli.evaluation.cost.block_costs import Costs
 from consensus_cli.evaluation.cost.cost_comparison import DISTURBING_PCT, EVERYTHING_COUNTED
+from consensus_cli.evaluation.cost.quantities import COUNTED, MEASURED, written
 from consensus_cli.experiment.controls import asked
 from consensus_cli.experiment.measuring import IDLE_WINDOWS
 from consensus_cli.experiment.prepare import Prepared
@@ -162,6 +165,25 @@ def show_scores(screen: Screen, ranking: Ranking, path: Path) -> None:
         agreement = [[name, *(f"{tau.loc[name, other]:.2f}" for other in tau.columns)] for name in tau.index]
         screen.table("Kendall's tau between the metrics", ["", *tau.columns], agreement)
     screen.result(f"scores: {path}")
+
+
+def show_costs(screen: Screen, network: str, costs: Costs, path: Path) -> None:
+    """Shows what the network saves without each block, as measured, and where the table is."""
+    line = costs.table.iloc[0]
+    head, rows = costs.rows()
+    screen.table(f"{network} without each block", head, rows)
+    totals = {quantity: line[f"{quantity}_base"] for quantity in COUNTED}
+    totals |= {quantity: line[f"{quantity}_base_{MEASURED[quantity].lower()}"] for quantity in costs.measured}
+    of_whole = ", ".join(f"{quantity} {written(quantity, value)}" for quantity, value in totals.items())
+    how = f"batch {line['batch_size']}, {line['runtime']}, {line['precision']}, {line['threads']} threads"
+    screen.result(f"the whole network: {of_whole} ({line['device']}, {how})")
+    for quantity in costs.measured:
+        if bool(costs.is_noise(quantity).any()):
+            noise = enumerated(costs.table["block"][costs.is_noise(quantity)])
+            screen.result(f"within the noise of {quantity}: {noise}")
+        for blocks in costs.disagreeing(quantity):
+            screen.warning(f"these blocks are the same work, and differ in {quantity} all the same: {blocks}")
+    screen.result(f"intervals hold all at once with {line['confidence']:.4g} confidence; table: {path}")
 
 
 def show_blocks(screen: Screen, network: str, blocks: Sequence[Block], count: MacCount) -> None:

@@ -36,6 +36,10 @@ _LATER = {
     "prune.replace": "nothing",
     "prune.refit": False,
     "scoring.repair": False,
+    "prune.confidence": 0.95,
+    "prune.batch_size": 1,
+    "prune.runtime": "torch",
+    "prune.precision": "fp32",
 }
 
 

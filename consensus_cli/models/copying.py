@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,11 +16,15 @@ from consensus_cli.models.modes import tensors_in
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def clone(network: Network) -> Network:
+def clone(network: Network, memo: Mapping[int, Any] | None = None) -> Network:
     """Returns a deep copy, also of a network whose modules keep tensors that they computed.
 
     PyTorch refuses to copy a tensor that is part of a graph: features kept from the last forward pass, or the weight
     that the older `torch.nn.utils.weight_norm` computes. The copy gets the same values without the graph.
+
+    Args:
+        network: any module.
+        memo: id of what is not copied -> what the copy has in its place, as `copy.deepcopy` takes it.
     """
     computed = {
         id(value): value.detach().clone()
@@ -27,7 +32,16 @@ def clone(network: Network) -> Network:
         for value in tensors_in(vars(module))
         if value.grad_fn is not None
     }
-    return copy.deepcopy(network, dict(computed))
+    return copy.deepcopy(network, {**computed, **(memo or {})})
+
+
+def sharing(network: Network) -> Network:
+    """Returns a copy whose modules are its own, while its parameters and buffers are those of the network.
+
+    It takes no memory to speak of, and blocks can be removed from it. What trains or loads weights in place changes
+    both.
+    """
+    return clone(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
 
 
 def to_layout(module: nn.Module, memory_format: torch.memory_format) -> nn.Module:

@@ -47,6 +47,8 @@ class RunDir:
     config = _Inside("config.yaml")
     #: the scores of every removal (CSV: step, block, metric, distance, rank, sum)
     scores = _Inside("scores.csv")
+    #: what the network saves without each block (CSV), where that was measured
+    costs = _Inside("costs.csv")
     #: the log, plain text
     log = _Inside("run.log")
     #: the row of `results.csv` as JSON, from which `collect` rebuilds that file

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from consensus_cli.errors import ForeignCodeError, UserError
 from consensus_cli.evaluation.cost import runtime as runtimes
-from consensus_cli.evaluation.cost.complexity import latency_ms
 from consensus_cli.evaluation.cost.runtime import RUNTIMES, check_runtime, forward_of, onnx_forward, write_onnx
 from consensus_cli.models.modes import evaluating
 
@@ -114,16 +113,3 @@ def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtimes, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="needs triton, which is not installed"):
         check_runtime("torch-compile", torch.device("cuda"))
-
-
-def test_latency_is_of_the_runtime(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-
-    def counting(model: nn.Module, images: Tensor, precision: str):
-        called.append((tuple(images.shape), precision))
-        return model
-
-    monkeypatch.setitem(RUNTIMES, "torch", counting)
-    found = latency_ms({"one": network, "two": network}, (3, 8, 8), 4, "cpu", 0.01, precision="bf16")
-    assert called == [((4, 3, 8, 8), "bf16")] * 2
-    assert found.keys() == {"one", "two"}

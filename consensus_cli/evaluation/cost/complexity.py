@@ -6,7 +6,6 @@ import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,6 @@ from torch.utils import benchmark
 # Private by its path alone: PyTorch's documentation names it as the way to see every operator, and has no other.
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from consensus_cli.evaluation.cost.runtime import forward_of
 from consensus_cli.evaluation.statistics import alternating
 from consensus_cli.models.macs import count_macs
 from consensus_cli.models.modes import evaluating, tensors_in
@@ -58,11 +56,12 @@ def latency_ms(
     device: torch.device | str,
     min_run_time_s: float,
     *,
-    runtime: str = "torch",
-    precision: str = "fp32",
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Latency]:
-    """Times the forward pass of every network in turn, as `time_in_turn` does.
+    """Times the forward pass of every network, in short alternating blocks.
+
+    Blocks alternate (A B B A …), so that a machine that slows down for longer than a block slows every network down
+    alike, and that a steady drift cancels. Two untimed passes warm the caches before each.
 
     Args:
         models: networks by name, on `device`.
@@ -70,47 +69,27 @@ def latency_ms(
         batch_size: images per forward pass.
         device: where the networks are.
         min_run_time_s: seconds to time each network for, over all its blocks together.
-        runtime: what runs them, a name in `runtime.RUNTIMES`.
-        precision: `fp32` or `bf16`.
         tick: called after each block; where it changes PyTorch's number of threads, timing starts again.
-
-    Raises:
-        UserError: the runtime is missing, or cannot take a network.
     """
     images = torch.rand(batch_size, *image_shape, device=device)
+    threads = torch.get_num_threads()
+    times_ms: dict[str, list[float]] = {name: [] for name in models}
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
-        passes = {name: partial(forward_of(m, images, runtime, precision), images) for name, m in models.items()}
-        return time_in_turn(passes, min_run_time_s, tick=tick)
-
-
-def time_in_turn(
-    passes: Mapping[str, Callable[[], object]], min_run_time_s: float, *, tick: Callable[[], None] = lambda: None
-) -> dict[str, Latency]:
-    """Times forward passes in short alternating blocks.
-
-    Blocks alternate (A B B A …, or an order drawn anew, and then backwards), so that a machine that slows down for
-    longer than a block slows every network down alike, and that a steady drift cancels. Two untimed passes warm the
-    caches before each.
-
-    Args:
-        passes: by name: what runs one forward pass.
-        min_run_time_s: seconds to time each of them for, over all its blocks together.
-        tick: called after each block; where it changes PyTorch's number of threads, timing starts again.
-    """
-    threads = torch.get_num_threads()
-    times_ms: dict[str, list[float]] = {name: [] for name in passes}
-    timers = {name: benchmark.Timer("run()", globals={"run": run}, num_threads=threads) for name, run in passes.items()}
-    passes_s = {name: timer.timeit(1).median for name, timer in timers.items()}
-    repeats = {name: math.ceil(LATENCY_BLOCK_S / pass_s) for name, pass_s in passes_s.items()}
-    shortest_block_s = min(repeats[name] * pass_s for name, pass_s in passes_s.items())
-    for block in range(max(LATENCY_MIN_BLOCKS, math.ceil(min_run_time_s / shortest_block_s))):
-        for name in alternating(list(passes), block):
-            times_ms[name] += [1000 * time_s for time_s in timers[name].timeit(repeats[name]).times]
-            tick()
-            if torch.get_num_threads() != threads:
-                return time_in_turn(passes, min_run_time_s, tick=tick)
+        timers = {
+            name: benchmark.Timer("model(images)", globals={"model": model, "images": images}, num_threads=threads)
+            for name, model in models.items()
+        }
+        passes_s = {name: timer.timeit(1).median for name, timer in timers.items()}
+        passes = {name: math.ceil(LATENCY_BLOCK_S / pass_s) for name, pass_s in passes_s.items()}
+        shortest_block_s = min(passes[name] * pass_s for name, pass_s in passes_s.items())
+        for block in range(max(LATENCY_MIN_BLOCKS, math.ceil(min_run_time_s / shortest_block_s))):
+            for name in alternating(list(models), block):
+                times_ms[name] += [1000 * time_s for time_s in timers[name].timeit(passes[name]).times]
+                tick()
+                if torch.get_num_threads() != threads:
+                    return latency_ms(models, image_shape, batch_size, device, min_run_time_s, tick=tick)
     return {name: _latency(times) for name, times in times_ms.items()}
 
 

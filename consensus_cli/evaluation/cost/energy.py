@@ -88,12 +88,12 @@ class EnergyMeter:
         """Yields a `Consumption` that is filled when the block ends, also if it ends with an exception."""
         consumption = Consumption()
         tracker = self._tracker()
-        _synchronize(self.device)
+        synchronize(self.device)
         start_s = time.perf_counter()
         tracker.start()
         try:
             yield consumption
-            _synchronize(self.device)
+            synchronize(self.device)
         finally:
             tracker.stop()
             consumption.duration_s = time.perf_counter() - start_s
@@ -127,7 +127,7 @@ class EnergyMeter:
 
 
 def compare_energy(
-    work: Mapping[str, Callable[[], None]],
+    work: Mapping[str, Callable[[], object]],
     *,
     meter: EnergyMeter,
     window_s: float,
@@ -195,14 +195,14 @@ def _source(parts: list[str], device: torch.device, *, estimated: bool) -> str:
     return f"codecarbon {version('codecarbon')} process: {cpu} + RAM model{gpu}"
 
 
-def _window(call: Callable[[], None], meter: EnergyMeter, window_s: float) -> tuple[Consumption, int]:
+def _window(call: Callable[[], object], meter: EnergyMeter, window_s: float) -> tuple[Consumption, int]:
     calls = 0
     with meter.measure() as reading:
         end_s = time.perf_counter() + window_s
         while calls == 0 or time.perf_counter() < end_s:
             call()
             # Without waiting, the loop would run far ahead of a GPU, which only queues the work.
-            _synchronize(meter.device)
+            synchronize(meter.device)
             calls += 1
     return reading, calls
 
@@ -218,7 +218,7 @@ def _medians(windows: list[tuple[Consumption, int]]) -> Energy:
     )
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -10,8 +10,9 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli.errors import UserError, foreign_code, unknown_name
+from consensus_cli.models.modes import evaluating
 
 #: one forward pass: images (n, c, h, w) -> logits (n, k)
 Forward = Callable[[Tensor], Tensor]
@@ -51,6 +53,17 @@ def forward_of(model: nn.Module, images: Tensor, runtime: str = "torch", precisi
         forward = RUNTIMES[runtime](model, images, precision)
         forward(images)
     return forward
+
+
+@contextmanager
+def ready(
+    models: Mapping[str, nn.Module], images: Tensor, runtime: str = "torch", precision: str = "fp32"
+) -> Iterator[dict[str, Callable[[], object]]]:
+    """Yields, by name, what runs one forward pass of each network, in eval mode; arguments as in `forward_of`."""
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluating(model))
+        yield {name: partial(forward_of(model, images, runtime, precision), images) for name, model in models.items()}
 
 
 def check_runtime(runtime: str, device: torch.device, precision: str = "fp32") -> None:
