@@ -267,10 +267,7 @@ def export(asked: Namespace) -> int:
 
     with _files():
         done = write(asked.run, asked.format, asked.out)
-    sys.stdout.write(
-        f"{done.path}: same class on {done.same_predictions} of {done.images} test images, "
-        f"largest difference of a logit {done.max_difference:.2g}\n"
-    )
+    sys.stdout.write(f"{done.path}: {done.difference}\n")
     if done.loads:
         sys.stdout.write(f"load it with: {done.loads}\n")
     return 0

@@ -81,7 +81,7 @@ class Comparison:
         return "\n".join([table, "", *others])
 
     def _row(self, what: str, rest: str) -> tuple[str, str, str, str]:
-        """Returns label, original, pruned and change: in percentage points with its 95 % interval, or in percent."""
+        """Returns label, original, pruned and change: in percentage points or percent, with its 95 % interval."""
         ending = next((ending for ending in _UNITS if rest.endswith(ending)), "")
         unit, scale = _UNITS.get(ending, ("", 1))
         original, pruned = (float(self.columns[f"{what}_{network}{rest}"]) for network in ("base", "pruned"))
@@ -94,6 +94,9 @@ class Comparison:
             measured = self.columns.get(f"{what}_reduction_pct") if rest == ending else None
             reduced_pct = reduction_pct(original, pruned) if measured is None else float(measured)
             change = "–" if math.isnan(reduced_pct) else f"{0.0 - reduced_pct:+.1f} %"
+            low, high = (float(self.columns.get(f"{what}_ci95_{end}", math.nan)) for end in ("low", "high"))
+            if math.isfinite(low) and math.isfinite(high):
+                change += f" [{-high:+.1f}, {-low:+.1f}]"
         return label, _text(scale * original), _text(scale * pruned), change
 
 

@@ -22,12 +22,14 @@ from consensus_cli.experiment.session import Session
 from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.schedule import block_costs
-from consensus_cli.report import robustness
+from consensus_cli.report import certificates, robustness
 from consensus_cli.report.attribution import sentences
 from consensus_cli.report.comparison import run_changes
 from consensus_cli.report.formatting import NONE
 from consensus_cli.scoring.ranking.consensus import Ranking, kendall_tau
 from consensus_cli.screen import Screen, events
+from consensus_cli.storage.certificate import read_certificate
+from consensus_cli.storage.rundir import RunDir
 
 
 def show_header(screen: Screen, prepared: Prepared, session: Session) -> None:
@@ -139,8 +141,9 @@ def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
         )
     if row["removed_blocks"]:
         screen.result(f"removed, in order: {row['removed_blocks'].replace(';', ' ')}")
-    for sentence in sentences(row):
-        screen.result(sentence)
+    for sentence in (*sentences(row), certificates.sentence(read_certificate(RunDir(Path(row["run_dir"]))))):
+        if sentence:
+            screen.result(sentence)
     if row.get("control"):
         return
     screen.result(f"run {row['run_id']} took {row['duration_s']:.0f} s; its files: {row['run_dir']}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from consensus_cli.config.composition import read_config
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.data.files import Geometry
-from consensus_cli.data.sampling import stratified_subset
-from consensus_cli.errors import UserError, foreign_code, unknown_name
+from consensus_cli.errors import RunFailedError, UserError, foreign_code, unknown_name
 from consensus_cli.evaluation.cost.runtime import Forward, check_onnx_installed, onnx_forward, quiet, write_onnx
 from consensus_cli.experiment import inputs
+from consensus_cli.experiment.certificate import Difference, checked_images, difference
 from consensus_cli.models import hf, zoo
 from consensus_cli.models.classifier import Classifier, Normalize
-from consensus_cli.models.modes import alike
+from consensus_cli.models.modes import SAME, alike
 from consensus_cli.models.stock import as_stock, not_stock
 from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.storage.atomic import try_writing, write_atomic
+from consensus_cli.storage.certificate import add_export
 from consensus_cli.storage.checkpoint import load_pruned
 from consensus_cli.storage.rundir import RunDir
 
-CHECKED_IMAGES = 64
 #: of a stock network: how far its logits may be from the pruned network's, relative to the largest
 SAME_ANSWER = 1e-5
 
@@ -39,11 +39,7 @@ class Export:
     path: Path
     #: a line of Python that loads it without this package; empty where that takes more
     loads: str
-    images: int
-    #: number of images for which both name the same class
-    same_predictions: int
-    #: largest difference between two logits
-    max_difference: float
+    difference: Difference
 
 
 def export(run_dir: Path, form: str, out: Path | None) -> Export:
@@ -57,6 +53,7 @@ def export(run_dir: Path, form: str, out: Path | None) -> Export:
     Raises:
         UserError: unknown format, a missing extra, no such run, a file that cannot be written, test images that are
             gone, or a network that the exporter cannot take.
+        RunFailedError: what was written does not answer as the network.
     """
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
@@ -76,13 +73,14 @@ def export(run_dir: Path, form: str, out: Path | None) -> Export:
         run = chosen.write(going, images, path)
         with torch.no_grad():
             found = run(images)
-    return Export(
-        path=path,
-        loads=chosen.loads.format(path=str(path)),
-        images=len(images),
-        same_predictions=int((expected.argmax(1) == found.argmax(1)).sum()),
-        max_difference=(expected - found).abs().max().item(),
-    )
+    done = Export(path, chosen.loads.format(path=str(path)), difference(expected, found, relative=SAME))
+    add_export(files, form, {"path": str(path), **asdict(done.difference)})
+    if not done.difference.is_same:
+        raise RunFailedError(
+            f"'{path}' does not answer as the pruned network: {done.difference}",
+            "the file is kept to look at; any network can go as --format safetensors",
+        )
+    return done
 
 
 def _check_target(path: Path, form: Format, files: RunDir) -> None:
@@ -109,11 +107,10 @@ def _check_target(path: Path, form: Format, files: RunDir) -> None:
 
 def _test_images(config: RunConfig) -> Tensor:
     try:
-        images = inputs.read_images(config)
+        images = inputs.read_images(replace(config, dataset=inputs.transfer_request(config) or config.dataset))
     except UserError as error:
         raise UserError(f"no test images to check the file with: {error.message}", error.hint) from error
-    chosen = images.test.subset(stratified_subset(images.test.labels, CHECKED_IMAGES, config.seed))
-    return next(chosen.batches(CHECKED_IMAGES))[0].contiguous()
+    return checked_images(images.test, config.seed)
 
 
 def _safetensors(model: nn.Module, images: Tensor, path: Path) -> Forward:

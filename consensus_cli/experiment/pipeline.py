@@ -104,7 +104,9 @@ def _finish(
         row = session.recorded(ratio, steps.screen, control)
         row = row or _control(session, steps, ratio, original, going, control=control)
         announce.show_comparison(steps.screen, row)
-    row = session.record(ratio, *steps.evaluate(original, pruned, ratio), steps.screen)
+    columns, right = steps.evaluate(original, pruned, ratio)
+    session.certify(prepared, ratio, pruned, columns)
+    row = session.record(ratio, columns, right, steps.screen)
     steps.track_row(row)
     return row
 
@@ -117,7 +119,9 @@ def _control(
     if trained is None:
         trained = steps.train_control(control, original, ratio)
         session.save_pruned(steps.prepared, ratio, original, network, trained, control=control)
-    return session.record(ratio, *steps.evaluate(original, trained, ratio, control), steps.screen, control)
+    columns, right = steps.evaluate(original, trained, ratio, control)
+    session.certify(steps.prepared, ratio, trained, columns, control)
+    return session.record(ratio, columns, right, steps.screen, control)
 
 
 def _transferred(session: Session, steps: Steps, original: Classifier, network: Classifier) -> Classifier:

@@ -21,7 +21,7 @@ from consensus_cli.config.composition import read_config
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.data.share import Share
 from consensus_cli.errors import UserError
-from consensus_cli.experiment import controls, limits, row
+from consensus_cli.experiment import certificate, controls, limits, row
 from consensus_cli.experiment.inputs import located
 from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.experiment.run_hash import run_hash
@@ -64,6 +64,7 @@ class Session:
         hashes: ratio -> hash of the run at that ratio alone, from the start: the weights may be overwritten meanwhile.
         earlier_s: wall-clock seconds of earlier sessions.
         began_s: reading of `time.perf_counter` at the start of this one.
+        measured: columns of the last row, once they are measured: a run that fails then keeps them.
     """
 
     config: RunConfig
@@ -76,6 +77,7 @@ class Session:
     hashes: Mapping[float, str]
     earlier_s: float
     began_s: float = field(default_factory=time.perf_counter)
+    measured: row.Row = field(default_factory=dict)
 
     def saved_original(self, prepared: Prepared) -> Classifier | None:
         """Returns the original network as an earlier session left it; None where the run begins."""
@@ -160,6 +162,25 @@ class Session:
             return None
         return self.share.lead(lambda: row.settle(files, Path(self.config.output_dir), screen.warning))
 
+    def certify(
+        self, prepared: Prepared, ratio: float, pruned: Classifier, columns: row.Row, control: str = ""
+    ) -> None:
+        """Writes the certificate that belongs to a row.
+
+        Raises:
+            RunFailedError: what is saved does not answer as what was measured, which a failed row keeps.
+        """
+        files = self._files(ratio, control)
+        measured = columns | self._identity_columns(ratio, control)
+
+        def check() -> None:
+            images = certificate.checked_images(prepared.images.test, self.config.seed).to(prepared.device)
+            with self.stopper.held_off():
+                certificate.certify(files, measured, pruned, images)
+
+        self.measured = columns if files == self.files else {}
+        self.share.lead(check)
+
     def record(
         self, ratio: float, columns: row.Row, right: Mapping[str, Tensor], screen: Screen, control: str = ""
     ) -> row.Row:
@@ -203,8 +224,8 @@ class Session:
             # On a full disk the row cannot be written either; the error is shown all the same.
             with suppress(OSError):
                 if not is_done(self.files):
-                    failed = self._identity_columns(self.config.ratios[-1]) | row.failure_columns(error)
-                    row.write(self.files, Path(self.config.output_dir), failed)
+                    failed = self.measured | self._identity_columns(self.config.ratios[-1])
+                    row.write(self.files, Path(self.config.output_dir), failed | row.failure_columns(error))
             raise
 
     def _files(self, ratio: float, control: str = "") -> RunDir:

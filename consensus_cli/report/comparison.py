@@ -69,15 +69,8 @@ def changes(row: pd.Series, rows: pd.DataFrame) -> list[Change]:
 
     An attack that any of `rows`, the runs to compare, knows has a line in all.
     """
-    found = [_change(row, measure) for measure in _measures(rows)]
-    for name in attacks(rows):
-        change = _change(row, Measure(attack_label(name, rows), name + "_{}_pct", 1, "%"))
-        ends = [row.get(f"{name}_ci95_{end}", math.nan) for end in ("low", "high")]
-        if all(map(math.isfinite, ends)):
-            low, high = (fixed(end, 1, sign=True) for end in ends)
-            change = replace(change, change=f"{change.change} [{low}, {high}]")
-        found.append(change)
-    return found
+    attacked = [Measure(attack_label(name, rows), name + "_{}_pct", 1, "%") for name in attacks(rows)]
+    return [_with_interval(_change(row, measure), measure, row) for measure in (*_measures(rows), *attacked)]
 
 
 def compare_runs(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -131,6 +124,16 @@ def _change(row: pd.Series, measure: Measure) -> Change:
     difference, unit = (after - before, "pp") if measure.unit == "%" else (relative_pct - 100, "%")
     old, new = (fixed(value, measure.digits, measure.unit) for value in (before, after))
     return Change(measure.label, old, new, fixed(difference, 2, unit, sign=True), relative_pct)
+
+
+def _with_interval(change: Change, measure: Measure, row: pd.Series) -> Change:
+    """Adds the 95 % interval of the change, where the row has it: of a reduction, if that is what was measured."""
+    name = measure.columns.partition("_{}")[0]
+    ends = [row.get(f"{name}_ci95_{end}", math.nan) for end in ("low", "high")]
+    if not all(map(math.isfinite, ends)):
+        return change
+    low, high = (fixed(end, 1, sign=True) for end in ([-end for end in reversed(ends)] if measure.reduction else ends))
+    return replace(change, change=f"{change.change} [{low}, {high}]")
 
 
 def _arrow(change: Change) -> str:

@@ -18,7 +18,7 @@ from vl_convert import javascript_bundle
 
 from consensus_cli import __version__
 from consensus_cli.errors import UserError
-from consensus_cli.report import charts, energy, figures, removal, robustness, run_table, tradeoff
+from consensus_cli.report import certificates, charts, energy, figures, removal, robustness, run_table, tradeoff
 from consensus_cli.report.formatting import command
 from consensus_cli.report.palette import SCALE, Style, styles
 from consensus_cli.report.published import published
@@ -117,6 +117,8 @@ def render(runs: Runs, title: str) -> str:
         attack_rows=robustness.attack_rows(front.head(MOST_POINTS), finished),
         phase_rows=energy.phase_rows(finished),
         network_rows=energy.network_rows(front.head(MOST_POINTS), finished),
+        certificate_headings=certificates.HEADINGS,
+        certificate_rows=certificates.rows(runs, MOST_POINTS),
         energy_sources=energy.sources(finished),
         networks=networks,
         left_out_networks=left_out,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from consensus_cli.report import figures
+from consensus_cli.report import certificates, figures
 from consensus_cli.report.attribution import sentences
 from consensus_cli.report.comparison import Change, run_changes
 from consensus_cli.report.formatting import command, duration, ratio_text
@@ -16,6 +17,7 @@ from consensus_cli.report.palette import COLOURS
 from consensus_cli.report.removal import Removal, read_scores, removal
 from consensus_cli.report.text import escape_markdown, markdown_table
 from consensus_cli.storage.atomic import write_atomic
+from consensus_cli.storage.certificate import read_certificate
 from consensus_cli.storage.rundir import RunDir
 
 
@@ -29,7 +31,7 @@ def write_summary(run_dir: RunDir, row: Mapping[str, object]) -> list[Path]:
     gone = removal(run, read_scores(run_dir.scores))
     if gone.steps:
         written += figures.save(figures.removal_figure(gone), run_dir.removal_figure.with_suffix(""), ("svg",))
-    write_atomic(run_dir.summary, _text(run, changes, gone, [path.name for path in written]))
+    write_atomic(run_dir.summary, _text(run, changes, gone, [path.name for path in written], read_certificate(run_dir)))
     return [run_dir.summary, *written]
 
 
@@ -49,9 +51,12 @@ def comparison_figure(changes: list[Change]) -> Figure:
     return figure
 
 
-def _text(run: pd.Series, changes: list[Change], gone: Removal, drawn: list[str]) -> str:
+def _text(
+    run: pd.Series, changes: list[Change], gone: Removal, drawn: list[str], certificate: Mapping[str, Any]
+) -> str:
     title = f"{run['model']} on {run['dataset']} without {len(gone.removed)} blocks"
     table = [(change.label, change.before, change.after, change.change) for change in changes]
+    told = filter(None, (*sentences(run.to_dict()), certificates.sentence(certificate)))
     parts = [
         f"# {escape_markdown(title)}",
         "",
@@ -63,7 +68,7 @@ def _text(run: pd.Series, changes: list[Change], gone: Removal, drawn: list[str]
         "",
         f"Accuracy over {run['test_images']:.0f} test images. Energy: {escape_markdown(run['energy_source'])}.",
         "",
-        *(part for sentence in sentences(run.to_dict()) for part in (escape_markdown(sentence), "")),
+        *(part for sentence in told for part in (escape_markdown(sentence), "")),
         f"Removed, in order: {escape_markdown(' '.join(gone.removed)) or 'nothing'}.",
         "",
         *(f"![{Path(name).stem}]({name})" for name in drawn),

@@ -55,6 +55,8 @@ class RunDir:
     row = _Inside(_ROW)
     #: whether each network is right about each test image (JSON), by which runs are paired
     answers = _Inside("answers.json")
+    #: how fast the pruned network is, and that what is saved answers as what was measured (JSON)
+    certificate = _Inside("certificate.json")
     #: the final table original / pruned / change (Markdown)
     summary = _Inside("summary.md")
     #: held by the process that works on the run
@@ -65,6 +67,8 @@ class RunDir:
     baseline_checkpoint = _Inside("checkpoints/baseline.safetensors")
     #: the pruned, fine-tuned network (safetensors)
     pruned_checkpoint = _Inside("checkpoints/pruned.safetensors")
+    #: a pruned network that did not answer as the one that was measured (safetensors)
+    rejected_checkpoint = _Inside("checkpoints/pruned.rejected.safetensors")
     #: how to rebuild the pruned network that `pruned_checkpoint` fits (JSON)
     pruned_structure = _Inside("checkpoints/pruned.json")
     #: every measure of the pruned network in percent of the original's (SVG)

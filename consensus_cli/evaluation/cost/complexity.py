@@ -22,7 +22,7 @@ from consensus_cli.models.modes import evaluating, tensors_in
 
 #: least length of one timed block of forward passes, and least number of blocks per network
 LATENCY_BLOCK_S = 0.02
-LATENCY_MIN_BLOCKS = 5
+LATENCY_MIN_BLOCKS = 6
 
 
 class Complexity(NamedTuple):

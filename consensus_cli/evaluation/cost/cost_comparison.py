@@ -13,7 +13,7 @@ from torch import nn
 from consensus_cli.evaluation.cost.complexity import complexity, latency_ms, peak_memory_mib
 from consensus_cli.evaluation.cost.energy import EnergyMeter, compare_energy
 from consensus_cli.evaluation.pair import Columns, Pair
-from consensus_cli.evaluation.statistics import paired_reduction_pct
+from consensus_cli.evaluation.statistics import paired_reduction_pct, paired_saving
 
 #: what `macs_uncounted` says where every operator that multiplies and adds was counted
 EVERYTHING_COUNTED = "nothing"
@@ -41,7 +41,7 @@ def complexity_columns(original: nn.Module, pruned: nn.Module, image_shape: Sequ
 
 
 def latency_columns(pair: Pair, batch_sizes: Sequence[int], min_run_time_s: float) -> Columns:
-    """Returns latency (median, interquartile range, reduction), throughput and peak memory of both networks.
+    """Returns latency (median, interquartile range, reduction, interval), throughput and peak memory of both networks.
 
     Args:
         pair: the networks; progress is reported after each timed block and each batch size.
@@ -62,6 +62,8 @@ def latency_columns(pair: Pair, batch_sizes: Sequence[int], min_run_time_s: floa
             }
         blocks_ms = timed["base"].blocks_ms, timed["pruned"].blocks_ms
         columns[f"latency_b{size}_reduction_pct"] = paired_reduction_pct(*blocks_ms)
+        saving = paired_saving(*blocks_ms)
+        columns |= {f"latency_b{size}_ci95_low": 100 * saving.low, f"latency_b{size}_ci95_high": 100 * saving.high}
         pair.report("timing the networks", done, len(batch_sizes))
     return columns
 

@@ -1,0 +1,69 @@
+"""What runs vouch for, as text: how much faster the network is, and how far what is saved is from what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from consensus_cli.report.formatting import NONE, fixed, ratio_text
+from consensus_cli.report.runs import Runs
+from consensus_cli.storage.certificate import read_certificate
+from consensus_cli.storage.rundir import RunDir
+
+HEADINGS = ("run", "measured on", "speed-up [95 %]", "target", "largest difference of a logit", "MACs leave out")
+
+
+def sentence(certificate: Mapping[str, Any]) -> str:
+    """Returns what a certificate says in a line; empty where there is none, or it is damaged."""
+    if not (cells := _cells(certificate)):
+        return ""
+    _, faster, target, differences, _ = cells
+    images = certificate["answers"]["saved"]["images"]
+    faster = "" if faster == NONE else f"{faster}; "
+    return f"certificate: {faster}target {target}; largest difference of a logit on {images} test images: {differences}"
+
+
+def rows(runs: Runs, most: int) -> list[list[str]]:
+    """Returns a line of text (see `HEADINGS`) for each of the latest finished runs that has a certificate."""
+    found: list[list[str]] = []
+    for _, row in runs.finished.sort_values("started_at", ascending=False, kind="stable").iterrows():
+        folder = runs.folder(row)
+        cells = _cells(read_certificate(RunDir(folder))) if folder else []
+        if cells and len(found) < most:
+            found.append([row["run_id"], *cells])
+    return found
+
+
+def _cells(certificate: Mapping[str, Any]) -> list[str]:
+    try:
+        where = "{device}, {runtime}, threads: {threads}, {precision}".format(**certificate)
+        told = [_faster(certificate), _target(certificate["target"]), _differences(certificate)]
+        certificate["answers"]["saved"]["images"]
+        return [where, *told, str(certificate["macs_uncounted"])]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        # It may come from anywhere.
+        return []
+
+
+def _faster(certificate: Mapping[str, Any]) -> str:
+    """Returns the speed-up at each batch size, such as `1.71 [1.66, 1.75] times as fast at batch 1`."""
+    told = []
+    for timed in certificate["latency"]:
+        ends = ", ".join(_times(end) for end in timed["speed_up_ci95"])
+        told.append(f"{_times(timed['speed_up'])} [{ends}] times as fast at batch {timed['batch']}")
+    return ", ".join(told) or NONE
+
+
+def _times(speed_up: float | None) -> str:
+    return fixed(math.nan if speed_up is None else speed_up)
+
+
+def _target(target: Mapping[str, Any]) -> str:
+    asked = ratio_text(target["asked"], target["unit"])
+    return f"{asked}: {'met' if target['met'] else 'missed'}, {fixed(100 * target['reached'], 1, '%')}"
+
+
+def _differences(certificate: Mapping[str, Any]) -> str:
+    compared = certificate["answers"] | certificate.get("exports", {})
+    return ", ".join(f"{name} {found['max_difference']:.2g}" for name, found in compared.items())
