@@ -49,6 +49,14 @@ def _path(text: str) -> Path:
     return expanded(text)
 
 
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 65536:
+        raise argparse.ArgumentTypeError("a number of images from 1 to 65536, or dynamic")
+    return int(text)
+
+
 @contextmanager
 def _files() -> Iterator[None]:
     """Reports a file that cannot be read or written as a mistake: these commands do nothing but read and write."""
@@ -251,7 +259,7 @@ def compare(asked: Namespace) -> int:
 
 
 @_command(
-    f"{_RUN} --format onnx",
+    f"{_RUN} --format onnx --batch 1",
     f"{_RUN} --format timm --out vit_of_fewer_layers    a folder that timm loads without this package",
     arguments=[
         _RUN_DIR,
@@ -259,6 +267,7 @@ def compare(asked: Namespace) -> int:
             "--format", default="safetensors", metavar="NAME", help="safetensors, torch-export, onnx, timm or hf"
         ),
         _argument("--out", type=_path, metavar="PATH", help="file or folder (in the run directory unless given)"),
+        _argument("--batch", type=_batch, metavar="N", help="onnx, torch-export: N images alone (dynamic: any number)"),
     ],
 )
 def export(asked: Namespace) -> int:
@@ -266,8 +275,12 @@ def export(asked: Namespace) -> int:
     from consensus_cli.experiment.export import export as write
 
     with _files():
-        done = write(asked.run, asked.format, asked.out)
+        done = write(asked.run, asked.format, asked.out, asked.batch)
     sys.stdout.write(f"{done.path}: {done.difference}\n")
+    if done.latency:
+        from consensus_cli.report.certificates import faster
+
+        sys.stdout.write(f"in ONNX Runtime, against the original there: {faster(done.latency)}\n")
     if done.loads:
         sys.stdout.write(f"load it with: {done.loads}\n")
     return 0

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from consensus_cli.data.split import Split
 from consensus_cli.errors import RunFailedError, UserError
 from consensus_cli.evaluation.pair import stratified
+from consensus_cli.evaluation.statistics import Saving
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone, to_layout
 from consensus_cli.models.modes import SAME, evaluating
@@ -146,26 +147,32 @@ def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
         "torch_version": row["torch_version"],
         "threads": row["threads"],
         "precision": "fp32",
-        "latency": [_latency(row, size) for size in sizes if row[f"latency_b{size}_base_ms"] is not None],
+        "latency": [_latency_of(row, size) for size in sizes if row[f"latency_b{size}_base_ms"] is not None],
         "macs_uncounted": row["macs_uncounted"],
     }
 
 
-def _latency(row: Mapping[str, Any], size: int) -> dict[str, Any]:
+def _latency_of(row: Mapping[str, Any], size: int) -> dict[str, Any]:
     name = f"latency_b{size}"
-    ends = (row[f"{name}_ci95_low"], row[f"{name}_ci95_high"])
+    shares = (row[f"{name}_{column}"] / 100 for column in ("reduction_pct", "ci95_low", "ci95_high"))
+    return latency(size, row[f"{name}_base_ms"], row[f"{name}_pruned_ms"], Saving(*shares))
+
+
+def latency(batch: int, original_ms: float, pruned_ms: float, saving: Saving) -> dict[str, Any]:
+    """Returns what a certificate says of forward passes of a batch: medians, and how many times as fast one is."""
+    share, *ends = map(_speed_up, saving)
     return {
-        "batch": size,
-        "original_ms": row[f"{name}_base_ms"],
-        "pruned_ms": row[f"{name}_pruned_ms"],
-        "speed_up": _speed_up(row[f"{name}_reduction_pct"]),
-        "speed_up_ci95": [_speed_up(end) for end in ends],
+        "batch": batch,
+        "original_ms": original_ms,
+        "pruned_ms": pruned_ms,
+        "speed_up": share,
+        "speed_up_ci95": ends,
     }
 
 
-def _speed_up(reduction_pct: float) -> float | None:
-    """Returns how many times as fast something is of which the time is reduced; None where that is not known."""
-    return 1 / (1 - reduction_pct / 100) if math.isfinite(reduction_pct) and reduction_pct < 100 else None
+def _speed_up(share: float) -> float | None:
+    """Returns how many times as fast something is that saves a share of the time; None where that is not known."""
+    return 1 / (1 - share) if math.isfinite(share) and share < 1 else None
 
 
 def _target(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ from consensus_cli.config.composition import read_config
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.data.files import Geometry
 from consensus_cli.errors import RunFailedError, UserError, foreign_code, unknown_name
+from consensus_cli.evaluation.cost.complexity import time_in_turn
 from consensus_cli.evaluation.cost.runtime import Forward, check_onnx_installed, onnx_forward, quiet, write_onnx
-from consensus_cli.experiment import inputs
+from consensus_cli.evaluation.statistics import paired_saving
+from consensus_cli.experiment import certificate, inputs
 from consensus_cli.experiment.certificate import Difference, checked_images, difference
 from consensus_cli.models import hf, zoo
 from consensus_cli.models.classifier import Classifier, Normalize
@@ -25,7 +30,7 @@ from consensus_cli.models.stock import as_stock, not_stock
 from consensus_cli.models.weights import load_into, serialize
 from consensus_cli.storage.atomic import try_writing, write_atomic
 from consensus_cli.storage.certificate import add_export
-from consensus_cli.storage.checkpoint import load_pruned
+from consensus_cli.storage.checkpoint import load_pruned, read_weights
 from consensus_cli.storage.rundir import RunDir
 
 #: of a stock network: how far its logits may be from the pruned network's, relative to the largest
@@ -40,25 +45,31 @@ class Export:
     #: a line of Python that loads it without this package; empty where that takes more
     loads: str
     difference: Difference
+    #: forward passes of it and of the original, exported alike and run in turn; empty where they are not timed
+    latency: list[dict[str, Any]]
 
 
-def export(run_dir: Path, form: str, out: Path | None) -> Export:
+def export(run_dir: Path, form: str, out: Path | None, batch: int | None = None) -> Export:
     """Writes the pruned network of a run as `form` and compares the file with the network on test images.
 
     Args:
         run_dir: a finished run.
         form: key of `FORMATS`.
         out: the file to write; None: the format's own name in the run directory.
+        batch: images per forward pass that it takes; None: any number.
 
     Raises:
-        UserError: unknown format, a missing extra, no such run, a file that cannot be written, test images that are
-            gone, or a network that the exporter cannot take.
+        UserError: unknown format, one that is not for a number of images, a missing extra, no such run, a file that
+            cannot be written, test images that are gone, or a network that the exporter cannot take.
         RunFailedError: what was written does not answer as the network.
     """
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
     files, chosen = RunDir.open(run_dir), FORMATS[form]
     path = out or run_dir / chosen.name
+    if batch is not None and not chosen.fixed:
+        forms = ", ".join(name for name, other in FORMATS.items() if other.fixed)
+        raise UserError(f"{form} takes batches of any size: --batch is not for it", f"it is for --format {forms}")
     if form == "onnx":
         check_onnx_installed()
     _check_target(path, chosen, files)
@@ -70,17 +81,68 @@ def export(run_dir: Path, form: str, out: Path | None) -> Export:
             expected = model(images)
             if chosen.holds and not alike(going(images), expected, SAME_ANSWER):
                 raise not_stock("its blocks compute something else at another place, as those with shifted windows do")
-        run = chosen.write(going, images, path)
+        run = _written(chosen, going, images, path, batch)
         with torch.no_grad():
             found = run(images)
-    done = Export(path, chosen.loads.format(path=str(path)), difference(expected, found, relative=SAME))
-    add_export(files, form, {"path": str(path), **asdict(done.difference)})
+        latency = []
+        if form == "onnx":
+            sizes, min_run_s = config.evaluate.batch_sizes, config.evaluate.latency_min_run_s
+            with tempfile.TemporaryDirectory() as folder:
+                original = _written(chosen, _original(files, model), images, Path(folder) / "original.onnx", batch)
+                latency = _timed(original, run, images, [batch] if batch else sizes, min_run_s)
+    done = Export(path, chosen.loads.format(path=str(path)), difference(expected, found, relative=SAME), latency)
+    measured = {"runtime": "onnxruntime", "threads": torch.get_num_threads(), "latency": latency} if latency else {}
+    entry = {"path": str(path), "batch": batch or "dynamic", **asdict(done.difference), **measured}
+    add_export(files, f"{form}, batch {batch}" if batch else form, entry)
     if not done.difference.is_same:
         raise RunFailedError(
             f"'{path}' does not answer as the pruned network: {done.difference}",
             "the file is kept to look at; any network can go as --format safetensors",
         )
     return done
+
+
+def _written(form: Format, model: nn.Module, images: Tensor, path: Path, batch: int | None) -> Forward:
+    """Writes a network and returns it as loaded again, for any number of images (n, c, h, w)."""
+    if batch is None or form.fixed is None:
+        return form.write(model, images, path)
+    run = form.fixed(model, _repeated(images, batch)[:batch], path)
+
+    def in_batches(many: Tensor) -> Tensor:
+        if len(many) == batch:
+            return run(many)
+        return torch.cat([run(part) for part in _repeated(many, batch).split(batch)])[: len(many)]
+
+    return in_batches
+
+
+def _repeated(images: Tensor, batch: int) -> Tensor:
+    """Returns images (n, c, h, w), the first of them again behind the last, so that whole batches come out."""
+    return images[torch.arange(-(-len(images) // batch) * batch) % len(images)]
+
+
+def _original(files: RunDir, pruned: Classifier) -> Classifier:
+    """Returns the original network of a run, in eval mode."""
+    assert pruned.built is not None
+    original = zoo.build(*pruned.built)
+    with suppress(UserError):
+        # With another head, as of a run that ended on other images, it takes the same time.
+        load_into(original.network, read_weights(files.baseline_checkpoint), str(files.baseline_checkpoint))
+    return original.eval()
+
+
+def _timed(
+    original: Forward, pruned: Forward, images: Tensor, batch_sizes: list[int], min_run_s: float
+) -> list[dict[str, Any]]:
+    """Times two exported networks in turn, on batches of the images."""
+    timed = []
+    for size in batch_sizes:
+        shown = _repeated(images, size)[:size]
+        passes = {"original": partial(original, shown), "pruned": partial(pruned, shown)}
+        before, after = time_in_turn(passes, min_run_s).values()
+        saving = paired_saving(before.blocks_ms, after.blocks_ms)
+        timed.append(certificate.latency(size, before.median_ms, after.median_ms, saving))
+    return timed
 
 
 def _check_target(path: Path, form: Format, files: RunDir) -> None:
@@ -119,15 +181,16 @@ def _safetensors(model: nn.Module, images: Tensor, path: Path) -> Forward:
     return model
 
 
-def _torch_export(model: nn.Module, images: Tensor, path: Path) -> Forward:
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+def _torch_export(model: nn.Module, images: Tensor, path: Path, *, any_batch: bool = True) -> Forward:
+    shapes = ({0: torch.export.Dim.DYNAMIC},) if any_batch else None
+    program = torch.export.export(model, (images,), dynamic_shapes=shapes)
     torch.export.save(program, path)
     loaded: Forward = torch.export.load(path).module()
     return loaded
 
 
-def _onnx(model: nn.Module, images: Tensor, path: Path) -> Forward:
-    write_onnx(model, images, path, any_batch=True)
+def _onnx(model: nn.Module, images: Tensor, path: Path, *, any_batch: bool = True) -> Forward:
+    write_onnx(model, images, path, any_batch=any_batch)
     return onnx_forward(path)
 
 
@@ -174,6 +237,7 @@ class Format:
 
     Attributes:
         write: returns what it has written, as it is when loaded again.
+        fixed: the same for batches of as many images as it is given alone; None where that is no matter.
         name: of the file or folder in a run directory.
         holds: files in it, where it is a folder.
         loads: Python that loads it from `{path}` where this package is not installed.
@@ -181,14 +245,15 @@ class Format:
 
     write: Callable[[nn.Module, Tensor, Path], Forward]
     name: str
+    fixed: Callable[[nn.Module, Tensor, Path], Forward] | None = None
     holds: tuple[str, ...] = ()
     loads: str = ""
 
 
 FORMATS = {
     "safetensors": Format(_safetensors, "pruned_with_normalization.safetensors"),
-    "torch-export": Format(_torch_export, "pruned.pt2"),
-    "onnx": Format(_onnx, "pruned.onnx"),
+    "torch-export": Format(_torch_export, "pruned.pt2", partial(_torch_export, any_batch=False)),
+    "onnx": Format(_onnx, "pruned.onnx", partial(_onnx, any_batch=False)),
     "timm": Format(
         _timm,
         "pruned_timm",

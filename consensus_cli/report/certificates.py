@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from consensus_cli.report.formatting import NONE, fixed, ratio_text
@@ -18,10 +18,10 @@ def sentence(certificate: Mapping[str, Any]) -> str:
     """Returns what a certificate says in a line; empty where there is none, or it is damaged."""
     if not (cells := _cells(certificate)):
         return ""
-    _, faster, target, differences, _ = cells
+    _, speed, target, differences, _ = cells
     images = certificate["answers"]["saved"]["images"]
-    faster = "" if faster == NONE else f"{faster}; "
-    return f"certificate: {faster}target {target}; largest difference of a logit on {images} test images: {differences}"
+    speed = "" if speed == NONE else f"{speed}; "
+    return f"certificate: {speed}target {target}; largest difference of a logit on {images} test images: {differences}"
 
 
 def rows(runs: Runs, most: int) -> list[list[str]]:
@@ -38,7 +38,7 @@ def rows(runs: Runs, most: int) -> list[list[str]]:
 def _cells(certificate: Mapping[str, Any]) -> list[str]:
     try:
         where = "{device}, {runtime}, threads: {threads}, {precision}".format(**certificate)
-        told = [_faster(certificate), _target(certificate["target"]), _differences(certificate)]
+        told = [faster(certificate["latency"]), _target(certificate["target"]), _differences(certificate)]
         certificate["answers"]["saved"]["images"]
         return [where, *told, str(certificate["macs_uncounted"])]
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -46,10 +46,10 @@ def _cells(certificate: Mapping[str, Any]) -> list[str]:
         return []
 
 
-def _faster(certificate: Mapping[str, Any]) -> str:
+def faster(latency: Sequence[Mapping[str, Any]]) -> str:
     """Returns the speed-up at each batch size, such as `1.71 [1.66, 1.75] times as fast at batch 1`."""
     told = []
-    for timed in certificate["latency"]:
+    for timed in latency:
         ends = ", ".join(_times(end) for end in timed["speed_up_ci95"])
         told.append(f"{_times(timed['speed_up'])} [{ends}] times as fast at batch {timed['batch']}")
     return ", ".join(told) or NONE
