@@ -149,6 +149,7 @@ def test_what_a_network_draws_is_the_same_each_time() -> None:
         ({"ratio_unit": "macs", "ratio": 0.3}, {"unit": "macs", "asked": 0.3, "reached": 0.25, "met": False}),
         ({"ratio_unit": "macs", "ratio": 0.25}, {"unit": "macs", "asked": 0.25, "reached": 0.25, "met": True}),
         ({"ratio_unit": "blocks", "ratio": 0.5}, {"unit": "blocks", "asked": 0.5, "reached": 0.4, "met": False}),
+        ({"ratio_unit": "latency", "ratio": 0.5}, {"unit": "latency", "asked": 0.5, "reached": None, "met": None}),
     ],
 )
 def test_the_target(changed: dict[str, Any], target: dict[str, Any]) -> None:

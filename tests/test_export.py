@@ -119,6 +119,7 @@ def test_a_network_that_the_exporter_cannot_take(
     ("words", "message"),
     [
         (["--batch", "8"], "safetensors takes batches of any size: --batch is not for it"),
+        (["--format", "timm", "--out", "net.onnx"], "'net.onnx' ends like a file of another format"),
         (["--format", "timm", "--batch", "8"], "timm takes batches of any size"),
         (["--format", "onnx", "--batch", "0"], "a number of images from 1 to 65536, or dynamic"),
         (["--format", "onnx", "--batch", "many"], "a number of images from 1 to 65536, or dynamic"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from consensus_cli.data.split import Split
-from consensus_cli.errors import RunFailedError, UserError
+from consensus_cli.errors import RunFailedError, UserError, foreign_code
 from consensus_cli.evaluation.pair import stratified
 from consensus_cli.evaluation.statistics import Saving
 from consensus_cli.models.classifier import Classifier
@@ -97,16 +98,25 @@ def saved_answers(files: RunDir, measured: Classifier, images: Tensor) -> dict[s
     Raises:
         UserError: it cannot be loaded.
     """
-    saved, loaded = clone(measured), load_pruned(files.path)
-    load_into(saved.network, read_weights(files.pruned_checkpoint), str(files.pruned_checkpoint))
-    if measured.memory_format is not None:
-        loaded.memory_format = measured.memory_format
-        to_layout(loaded.network, measured.memory_format)
     expected, relative = logits(measured, images), 0.0 if images.device.type == "cpu" else SAME
-    networks = {"saved": saved, "loaded": loaded.to(images.device)}
-    return {
-        name: difference(expected, logits(network, images), relative=relative) for name, network in networks.items()
-    }
+
+    def saved() -> Classifier:
+        copied = clone(measured)
+        load_into(copied.network, read_weights(files.pruned_checkpoint), str(files.pruned_checkpoint))
+        return copied
+
+    def loaded() -> Classifier:
+        rebuilt = load_pruned(files.path)
+        if measured.memory_format is not None:
+            rebuilt.memory_format = measured.memory_format
+            to_layout(rebuilt.network, measured.memory_format)
+        return rebuilt.to(images.device)
+
+    with foreign_code("the network, loaded again,", "its forward must need nothing that its state dict lacks"):
+        # One after the other: a third copy at a time may be more than the device has memory for.
+        return {
+            make.__name__: difference(expected, logits(make(), images), relative=relative) for make in (saved, loaded)
+        }
 
 
 def certify(files: RunDir, row: Mapping[str, Any], measured: Classifier, images: Tensor) -> None:
@@ -130,7 +140,8 @@ def certify(files: RunDir, row: Mapping[str, Any], measured: Classifier, images:
     content = {"run_id": row["run_id"], **_measured(row), "target": _target(row)}
     write_certificate(files, content | {"answers": {name: asdict(found) for name, found in answers.items()}})
     if wrong:
-        files.pruned_checkpoint.replace(files.rejected_checkpoint)
+        with suppress(FileNotFoundError):
+            files.pruned_checkpoint.replace(files.rejected_checkpoint)
         raise RunFailedError(
             f"the saved network does not answer as the one that was measured ({'; '.join(wrong)})",
             f"it is set aside as {files.rejected_checkpoint}, and consensus resume makes it anew; "
@@ -186,5 +197,8 @@ def _target(row: Mapping[str, Any]) -> dict[str, Any]:
             "reached": removed / candidates,
             "met": removed >= blocks_to_remove(asked, candidates),
         }
+    if f"{unit}_base" not in row:
+        # What decided in a unit that the row has no totals of says itself whether it was enough.
+        return {"unit": unit, "asked": asked, "reached": None, "met": row.get("target_met")}
     before, after = row[f"{unit}_base"], row[f"{unit}_pruned"]
     return {"unit": unit, "asked": asked, "reached": 1 - after / before, "met": after <= (1 - asked) * before}

@@ -90,7 +90,8 @@ def export(run_dir: Path, form: str, out: Path | None, batch: int | None = None)
             with tempfile.TemporaryDirectory() as folder:
                 original = _written(chosen, _original(files, model), images, Path(folder) / "original.onnx", batch)
                 latency = _timed(original, run, images, [batch] if batch else sizes, min_run_s)
-    done = Export(path, chosen.loads.format(path=str(path)), difference(expected, found, relative=SAME), latency)
+    loads = chosen.loads(path) if chosen.loads else ""
+    done = Export(path, loads, difference(expected, found, relative=SAME), latency)
     measured = {"runtime": "onnxruntime", "threads": torch.get_num_threads(), "latency": latency} if latency else {}
     entry = {"path": str(path), "batch": batch or "dynamic", **asdict(done.difference), **measured}
     add_export(files, f"{form}, batch {batch}" if batch else form, entry)
@@ -160,7 +161,7 @@ def _check_target(path: Path, form: Format, files: RunDir) -> None:
         raise UserError(f"'{path}' holds the weights that the run has saved", "name another file: --out PATH")
     suffix = Path(form.name).suffix
     if path.suffix != suffix and path.suffix in ({Path(other.name).suffix for other in FORMATS.values()} - {""}):
-        raise UserError(f"'{path.name}' ends like a file of another format", f"let it end in {suffix}")
+        raise UserError(f"'{path.name}' ends like a file of another format", f"let it end in {suffix or 'nothing'}")
     try:
         try_writing(path / form.holds[0] if form.holds else path)
     except OSError as error:
@@ -240,14 +241,14 @@ class Format:
         fixed: the same for batches of as many images as it is given alone; None where that is no matter.
         name: of the file or folder in a run directory.
         holds: files in it, where it is a folder.
-        loads: Python that loads it from `{path}` where this package is not installed.
+        loads: returns the Python that loads it where this package is not installed; None where it takes more.
     """
 
     write: Callable[[nn.Module, Tensor, Path], Forward]
     name: str
     fixed: Callable[[nn.Module, Tensor, Path], Forward] | None = None
     holds: tuple[str, ...] = ()
-    loads: str = ""
+    loads: Callable[[Path], str] | None = None
 
 
 FORMATS = {
@@ -258,12 +259,12 @@ FORMATS = {
         _timm,
         "pruned_timm",
         holds=("config.json", "model.safetensors"),
-        loads="timm.create_model('local-dir:{path}', pretrained=True)",
+        loads=lambda path: f"timm.create_model({f'local-dir:{path}'!r}, pretrained=True)",
     ),
     "hf": Format(
         _hf,
         "pruned_hf",
         holds=("config.json", "model.safetensors", "preprocessor_config.json"),
-        loads="transformers.AutoModelForImageClassification.from_pretrained('{path}')",
+        loads=lambda path: f"transformers.AutoModelForImageClassification.from_pretrained({str(path)!r})",
     ),
 }

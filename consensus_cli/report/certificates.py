@@ -61,7 +61,8 @@ def _times(speed_up: float | None) -> str:
 
 def _target(target: Mapping[str, Any]) -> str:
     asked = ratio_text(target["asked"], target["unit"])
-    return f"{asked}: {'met' if target['met'] else 'missed'}, {fixed(100 * target['reached'], 1, '%')}"
+    met = {True: "met", False: "missed", None: "not known"}[target["met"]]
+    return asked + f": {met}" + ("" if target["reached"] is None else f", {fixed(100 * target['reached'], 1, '%')}")
 
 
 def _differences(certificate: Mapping[str, Any]) -> str:
