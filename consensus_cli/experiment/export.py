@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from consensus_cli.config.composition import read_config
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.data.files import Geometry
 from consensus_cli.errors import RunFailedError, UserError, foreign_code, unknown_name
-from consensus_cli.evaluation.cost.complexity import time_in_turn
 from consensus_cli.evaluation.cost.runtime import Forward, check_onnx_installed, onnx_forward, quiet, write_onnx
-from consensus_cli.evaluation.statistics import paired_saving
+from consensus_cli.evaluation.cost.savings import time_in_turn
+from consensus_cli.evaluation.statistics import paired_saving, readings_needed
 from consensus_cli.experiment import certificate, inputs
 from consensus_cli.experiment.certificate import Difference, checked_images, difference
 from consensus_cli.models import hf, zoo
@@ -140,9 +141,8 @@ def _timed(
     for size in batch_sizes:
         shown = _repeated(images, size)[:size]
         passes = {"original": partial(original, shown), "pruned": partial(pruned, shown)}
-        before, after = time_in_turn(passes, min_run_s).values()
-        saving = paired_saving(before.blocks_ms, after.blocks_ms)
-        timed.append(certificate.latency(size, before.median_ms, after.median_ms, saving))
+        before, after = time_in_turn(passes, min_run_s, images.device, readings=readings_needed(0.95)).values()
+        timed.append(certificate.latency(size, median(before), median(after), paired_saving(before, after)))
     return timed
 
 
