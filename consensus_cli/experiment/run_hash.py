@@ -28,7 +28,7 @@ _NOT_IN_HASH = (
 )
 
 #: settings of later versions -> value with which a run is as it was before, so that earlier runs are still known
-_LATER = {
+_LATER: dict[str, Any] = {
     "controls": [],
     "transfer": {"source": None, "name": None},
     "finetune.teacher": None,
