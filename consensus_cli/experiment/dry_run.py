@@ -273,7 +273,8 @@ class _Trial:
         hint = "its forward and backward pass in training mode must work on one batch of images after another"
         count = len(self.images)
         # The last batch of an epoch is of another size.
-        for batch in (torch.arange(count), torch.arange(count + 1) % count):
+        numbers = torch.arange(count + 1, device=self.images.device)
+        for batch in (numbers[:count], numbers % count):
             with foreign_code(f"{self.name}, in training mode,", hint):
                 with self._autocast(precision):
                     logits = model(self.images[batch])

@@ -73,6 +73,12 @@ def following(network: nn.Module, enter: Callable[[str, Any], None], leave: Call
         yield
 
 
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def answer(network: nn.Module, example: Tensor) -> list[Tensor]:
     """Returns the tensors that a network answers with, in eval mode and without gradients.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from consensus_cli.models.modes import evaluating
+from consensus_cli.models.copying import clone
 from consensus_cli.pruning.additions import Shortcut
 from consensus_cli.pruning.trace import Trace
 
@@ -83,10 +83,11 @@ def changes_in_training(module: nn.Module, shape: tuple[int, ...]) -> bool:
 
     Dropout and other noise of training does not count: it belongs to its block and goes with it.
     """
-    ones = torch.ones(shape)
-    with evaluating(module), torch.random.fork_rng(devices=[]):
+    # On the CPU, wherever the network is: there it shows whether random numbers were drawn.
+    ones, copied = torch.ones(shape), clone(module).cpu().train()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
-        return not torch.equal(module.train()(ones), ones) and torch.equal(torch.get_rng_state(), before)
+        return not torch.equal(copied(ones), ones) and torch.equal(torch.get_rng_state(), before)
 
 
 def parameters_outside(network: nn.Module, modules: Sequence[nn.Module]) -> set[int]:

@@ -56,6 +56,8 @@ def accelerated(device: torch.device, precision: str, accumulate_batches: int) -
     try:
         yield Accelerator(
             cpu=device.type == "cpu",
+            # Its own choice is the first GPU, whichever the model is on.
+            device_placement=False,
             mixed_precision="bf16" if precision == "bf16" else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=accumulate_batches, adjust_scheduler=False, sync_with_dataloader=False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from consensus_cli.evaluation.statistics import alternating
 from consensus_cli.models.macs import count_macs
-from consensus_cli.models.modes import evaluating, tensors_in
+from consensus_cli.models.modes import evaluating, synchronize, tensors_in
 
 #: least length of one timed block of forward passes, and least number of blocks per network
 LATENCY_BLOCK_S = 0.02
@@ -72,13 +73,21 @@ def latency_ms(
         tick: called after each block; where it changes PyTorch's number of threads, timing starts again.
     """
     images = torch.rand(batch_size, *image_shape, device=device)
+
+    def now_s() -> float:
+        # The timer's own clock waits for the current GPU alone, which need not be this one.
+        synchronize(images.device)
+        return time.perf_counter()
+
     threads = torch.get_num_threads()
     times_ms: dict[str, list[float]] = {name: [] for name in models}
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
         timers = {
-            name: benchmark.Timer("model(images)", globals={"model": model, "images": images}, num_threads=threads)
+            name: benchmark.Timer(
+                "model(images)", timer=now_s, globals={"model": model, "images": images}, num_threads=threads
+            )
             for name, model in models.items()
         }
         passes_s = {name: timer.timeit(1).median for name, timer in timers.items()}

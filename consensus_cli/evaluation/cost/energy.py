@@ -24,6 +24,7 @@ from codecarbon.input import DataSource
 from consensus_cli.data.source import Progress
 from consensus_cli.errors import UserError, did_you_mean
 from consensus_cli.evaluation.statistics import alternating
+from consensus_cli.models.modes import synchronize
 
 #: how codecarbon describes what reads a counter
 _COUNTERS = ("Intel Rapl", "Intel Power Gadget", "Windows Emi", "AppleSiliconChip", "Raspberry")
@@ -216,12 +217,6 @@ def _medians(windows: list[tuple[Consumption, int]]) -> Energy:
         co2_kg=float(np.median([reading.co2_kg / calls for reading, calls in windows])),
         windows_kwh=tuple(kwh),
     )
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _nvml_id(device: torch.device) -> int | str:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.complexity import peak_memory_mib
-from consensus_cli.evaluation.cost.energy import EnergyMeter, compare_energy, synchronize
+from consensus_cli.evaluation.cost.energy import EnergyMeter, compare_energy
 from consensus_cli.evaluation.cost.quantities import MEASURED
 from consensus_cli.evaluation.cost.runtime import check_runtime, ready
 from consensus_cli.evaluation.statistics import Saving, alternating, median_interval, paired_saving, readings_needed
+from consensus_cli.models.modes import synchronize
 
 _J_PER_KWH = 3.6e6
 

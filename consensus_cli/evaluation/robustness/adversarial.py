@@ -26,6 +26,7 @@ from consensus_cli.evaluation.pair import Columns, Pair, gather, part
 from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack, build, check_attacks
 from consensus_cli.evaluation.statistics import paired_change
 from consensus_cli.models.modes import evaluating
+from consensus_cli.pruning.silencing import randomness_kept
 
 _TOLERANCE = 1e-5
 
@@ -104,7 +105,7 @@ def adversarial_examples(
         RuntimeError: if a perturbation leaves the ball or [0, 1].
     """
     found = images.clone()
-    with evaluating(model), _frozen_parameters(model), _own_random_state(images.device):
+    with evaluating(model), _frozen_parameters(model), randomness_kept():
         for restart in range(attack.restarts):
             logits = model(found)
             check_attacks([attack], logits.shape[1])
@@ -249,10 +250,3 @@ def _frozen_parameters(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _own_random_state(device: torch.device) -> Iterator[None]:
-    """Restores torch's global random state, which torchattacks draws from and reseeds."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield

@@ -125,7 +125,7 @@ def best_rotation(problem: Alignment, start: Tensor, energy: Tensor, max_steps: 
     """
     best = start.clone()
     active = torch.arange(len(start), device=start.device)
-    moving = torch.ones(len(start), dtype=torch.bool, device=start.device)
+    moving = torch.ones_like(active, dtype=torch.bool)
     ascent = Ascent(start)
     for number in range(max_steps):
         if number:
@@ -148,7 +148,7 @@ class Ascent:
     def __init__(self, start: Tensor) -> None:
         self.point = start
         self.overlap = torch.full((len(start),), -torch.inf, dtype=start.dtype, device=start.device)
-        self.failed = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        self.failed: Tensor
         self.points: list[Tensor] = []
         self.images: list[Tensor] = []
 

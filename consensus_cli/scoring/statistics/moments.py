@@ -73,12 +73,13 @@ class PairStatistics:
     def update(self, original: Tensor, ablated: Tensor, labels: Tensor, index: Tensor) -> None:
         """Adds a batch: original (b, d), ablated (c, b, d), labels (b,), index (b,) position in the whole sample.
 
+        All of them are on the device of the statistics.
+
         Raises ValueError where shapes or labels disagree with each other or with the statistics, UserError where a
         representation is not finite.
         """
         self._check(original, ablated, labels, index)
-        original, ablated = original.detach().to(self.device), ablated.detach().to(self.device)
-        labels, held = labels.to(self.device), held_out(index.to(self.device))
+        original, ablated, held = original.detach(), ablated.detach(), held_out(index)
         self.samples += len(original)
         if "norms" in self.keep:
             self.norms.absorb(original, ablated)
