@@ -279,6 +279,7 @@ NO_MOVES = {
     "torch.where(coupling.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0).to(coupling)",
     "values.to(output.before)",
     "draw.rows(rows).to(device)",
+    "split.to(device)",
     "draw_augmentation(augmentation, count, generator).to(home)",
 }
 #: images may be anywhere: batches bring them to the device
@@ -307,6 +308,13 @@ def test_autocast_is_that_of_the_device() -> None:
     for area in ("scoring", "training"):
         in_bf16, in_fp32 = ran(f"{area} in bf16")[1], ran(f"{area} in fp32")[1]
         assert not same(in_bf16, in_fp32)
+
+
+def test_images_in_memory_lie_on_the_device_while_they_are_trained_on() -> None:
+    gpu = ran("training in fp32")[0]
+    carried = {text for file, line in gpu.sites for first, last, text in CALLS[file] if first <= line <= last}
+    assert "self.images.to(device)" in carried
+    assert "self.images[chosen].to(device)" not in carried
 
 
 @pytest.mark.parametrize("action", ["latency and memory", "energy", "a run"])

@@ -6,17 +6,19 @@ PyTorch and Hydra are imported only by the commands that need them.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consensus_cli.cli.fast_imports import lasting_imports
 from consensus_cli.cli.parser import Answer, Argument, Command, agreed
-from consensus_cli.errors import NEEDS_LESS_MEMORY, UserError, memory_told
+from consensus_cli.errors import NEEDS_LESS_MEMORY, RunFailedError, UserError, described, memory_told
 from consensus_cli.models.paths import expanded
 
 if TYPE_CHECKING:
@@ -308,3 +310,39 @@ def collect(asked: Namespace) -> int:
         sys.stderr.write(f"warning: {problem}\n")
     sys.stdout.write(f"{found.rows} rows, {found.changed} of them new or changed\n")
     return 0
+
+
+@_command(
+    "output_dir=/scratch/me/outputs",
+    "device=cuda:1 --json",
+    arguments=[
+        _argument("settings", nargs="*", metavar="key=value", help="output_dir, device"),
+        _argument("--json", action="store_true", help="one JSON object instead of the table"),
+    ],
+)
+def doctor(asked: Namespace) -> int:
+    """Prove in a minute that this machine can do what runs do, on each of its devices.
+
+    A table to paste into an issue: versions, then a little of all kinds of work, with what is wrong and what mends it.
+    """
+    try:
+        with lasting_imports():
+            from consensus_cli.experiment import doctor
+    except (ImportError, OSError, RuntimeError) as error:
+        raise RunFailedError(f"a package does not load: {described(error)}", "install consensus again") from error
+    # Raises what is wrong with the settings before anything is shown.
+    examined, lines, facts = doctor.examine(asked.settings), [], doctor.facts()
+    if not asked.json:
+        sys.stdout.write("".join(f"{name:<10} {text}\n" for name, text in facts.items()) + "\n")
+    for line in examined:
+        lines.append(line)
+        if not asked.json:
+            sys.stdout.write(f"{line.result}  {line.device:<6}  {line.check:<20}  {line.found}\n")
+            sys.stdout.write(f"{'':>14}hint: {line.hint}\n" if line.hint else "")
+            sys.stdout.flush()
+    failed = sum(line.result == "fail" for line in lines)
+    if asked.json:
+        sys.stdout.write(json.dumps({"ok": not failed, "facts": facts, "checks": list(map(asdict, lines))}) + "\n")
+    else:
+        sys.stdout.write(f"\n{failed or 'none'} of {len(lines)} checks failed\n")
+    return 1 if failed else 0

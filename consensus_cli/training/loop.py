@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from consensus_cli.data.batches import Batches, LoaderImages
+from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.share import ALL, Share
 from consensus_cli.data.split import Augmentation, Split
 from consensus_cli.errors import UserError, unknown_name
@@ -23,6 +24,9 @@ from consensus_cli.training.machine import accelerated, expect_idle_parameters, 
 from consensus_cli.training.recipe import Recipe, build_optimizer
 
 PRECISIONS = ("fp32", "bf16")
+
+#: images up to here lie on the device during a training, so that no batch has to travel
+RESIDENT_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,8 @@ def train(
     if recipe.distill and teacher is None:
         raise UserError(f"distill={recipe.distill:g} needs a teacher", "train(…, teacher=original)")
     device = next(p.device for p in model.parameters()) if device is None else torch.device(device)
+    if isinstance(split, ImageTensors) and split.images.nbytes <= RESIDENT_BYTES:
+        split = split.to(device)
     optimizer = build_optimizer(model, recipe)
     scheduler = LambdaLR(optimizer, lambda update: recipe.rate_factor(update / plan.updates))
     average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None

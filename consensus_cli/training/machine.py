@@ -22,7 +22,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        # Asked of the current GPU, which need not be this one.
+        with torch.cuda.device(device):
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     native = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
     return "bf16" if native else "fp32"
 

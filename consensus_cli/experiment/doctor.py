@@ -1,0 +1,526 @@
+"""Proof that a machine can do what runs do: facts about it, and a little of all kinds of work on each of its devices.
+
+Each check stands alone: what goes wrong in one is its line, and the others go on.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from consensus_cli import __version__, training
+from consensus_cli.config.composition import compose_run
+from consensus_cli.config.schema import RunConfig
+from consensus_cli.data import Augmentation, ImageData
+from consensus_cli.data.sampling import stratified_subset
+from consensus_cli.data.split import Split
+from consensus_cli.errors import (
+    InterruptedRunError,
+    RunFailedError,
+    ToldError,
+    UserError,
+    described,
+    is_out_of_memory,
+    one_line,
+)
+from consensus_cli.evaluation.accuracy import accuracy_pct, predict
+from consensus_cli.evaluation.cost.energy import EnergyMeter
+from consensus_cli.evaluation.cost.runtime import check_onnx_installed
+from consensus_cli.evaluation.pair import Pair
+from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
+from consensus_cli.evaluation.robustness.attacks import Attack
+from consensus_cli.experiment import checks, inputs, pipeline
+from consensus_cli.experiment.distributed import world
+from consensus_cli.experiment.export import FORMATS, export
+from consensus_cli.experiment.row import Row, git_commit
+from consensus_cli.models.classifier import Classifier, normalized
+from consensus_cli.models.modes import alike, answer
+from consensus_cli.models.resnet import resnet
+from consensus_cli.pruning import find_blocks, remove_blocks
+from consensus_cli.pruning.blocks import candidates
+from consensus_cli.scoring.samples import Samples
+from consensus_cli.scoring.score import rank_blocks
+from consensus_cli.screen import Screen, events, open_screen
+from consensus_cli.storage.atomic import try_writing
+from consensus_cli.storage.checkpoint import load_pruned
+from consensus_cli.storage.results import check_writable, read_rows
+from consensus_cli.storage.rundir import RESULTS_NAME, RunDir
+
+#: the run that is tried, a few seconds long
+TINY = (
+    "experiment=smoke",
+    "dataset=synthetic",
+    "dataset.image_size=16",
+    "dataset.limit_train=200",
+    "dataset.limit_test=64",
+    "metrics=[cka,wasserstein]",
+    "metrics.samples_per_class=8",
+    "baseline.epochs=1",
+    "finetune=smoke",
+    "attacks.images=16",
+    "evaluate.energy_window_s=0.05",
+    "evaluate.latency_min_run_s=0.05",
+    "evaluate.batch_sizes=[1]",
+    "compile=false",
+    "if_done=rerun",
+)
+
+#: what the user may set
+_SETTINGS = ("output_dir", "device")
+
+#: largest difference of a distance from the CPU's in fp32, as a share of the metric's largest distance
+BOUNDS = {"fp32": 0.002, "bf16": 0.05}
+
+#: the same of a training loss, as a share of the CPU's in fp32
+LOSS_BOUNDS = {"fp32": 0.02, "bf16": 0.1}
+
+_PACKAGES = (
+    "torchvision",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "pandas",
+    "hydra-core",
+    "codecarbon",
+    "torchattacks",
+)
+_RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+_REPORT = "this should not happen: report it with this table"
+
+#: seconds after which several processes are given up
+_PATIENCE_S = 300
+
+#: a check returns what it found
+Check = Callable[[], str]
+
+#: metric -> distances (c,)
+Distances = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a check came to.
+
+    Attributes:
+        check: what was tried.
+        device: where; empty for the machine.
+        result: `skip` where there is nothing to try.
+        found: what was measured, or why it failed or was skipped, in one line.
+        hint: what mends it; empty where nothing has to be.
+    """
+
+    check: str
+    device: str
+    result: Literal["pass", "fail", "skip"]
+    found: str
+    hint: str = ""
+
+
+class Skipped(Exception):  # noqa: N818 (nothing is wrong)
+    """There is nothing to check: why, and what would change that."""
+
+    def __init__(self, why: str, hint: str = "") -> None:
+        super().__init__(why)
+        self.hint = hint
+
+
+def facts() -> dict[str, str]:
+    """Returns what a machine is: versions, cores, devices, extras."""
+    asked: dict[str, Callable[[], str]] = {
+        "consensus": lambda: f"{__version__}, commit {git_commit()}",
+        "python": lambda: f"{platform.python_version()} on {platform.platform()}",
+        "packages": _packages,
+        "cores": _cores,
+        "memory": lambda: f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "GPUs": lambda: "; ".join(map(_gpu, range(torch.cuda.device_count()))) or _why_no_gpu(),
+        "extras": _extras,
+    }
+    return {name: _line(name, "", ask).found for name, ask in asked.items()}
+
+
+def examine(settings: Sequence[str]) -> Iterator[Line]:
+    """Returns an iterator over the lines: of the machine, then of every device, each made when it is asked for.
+
+    Args:
+        settings: `output_dir=PATH`, of which it is tried whether runs can write there, and `device=NAME` for that one
+            and the CPU alone.
+
+    Raises:
+        UserError: another setting, no such device, or a job of several processes.
+    """
+    for word in settings:
+        if word.partition("=")[0] not in _SETTINGS:
+            raise UserError(f"consensus doctor takes {' and '.join(_SETTINGS)}, not '{word}'", "output_dir=PATH")
+    if world() > 1:
+        raise UserError("consensus doctor starts several processes itself", "run it without torchrun")
+    config = compose_run([*TINY, *settings])
+    checks.raise_together(checks.value_problems(config))
+    return _examined(config, _devices(config.device))
+
+
+def _examined(config: RunConfig, devices: Sequence[torch.device]) -> Iterator[Line]:
+    yield from (_line(name, "", check) for name, check in _machine(config).items())
+    on_cpu = _Work(config, torch.device("cpu"))
+    for device in devices:
+        work = on_cpu if device.type == "cpu" else _Work(config, device, on_cpu)
+        yield from (_line(name, str(device), check) for name, check in work.checks())
+    if torch.backends.mps.is_available():
+        yield _line("all of it", "mps", _mps)
+    yield _line("several processes", "", lambda: _several(devices))
+
+
+def _line(check: str, device: str, run: Check) -> Line:
+    """Returns the line of a check, whatever it raises."""
+    try:
+        return Line(check, device, "pass", run())
+    except Skipped as skip:
+        return Line(check, device, "skip", str(skip), skip.hint)
+    except ToldError as error:
+        return Line(check, device, "fail", one_line(error.message), one_line(error.hint))
+    except OSError as error:
+        return Line(check, device, "fail", described(error), "is the disk full, or the folder not yours?")
+    except Exception as error:
+        hint = "free its memory, which other programs hold" if is_out_of_memory(error) else _REPORT
+        return Line(check, device, "fail", described(error), hint)
+
+
+def _machine(config: RunConfig) -> dict[str, Check]:
+    another = "choose another folder with output_dir=PATH"
+    return {
+        "output folder": lambda: _results_in(Path(config.output_dir)),
+        "cache folder": lambda: _writable(checks.cache_dir(config), another),
+        "temporary folder": lambda: _writable(Path(tempfile.gettempdir()), "set TMPDIR to a folder of yours"),
+        "energy counter": lambda: _counter(config),
+    }
+
+
+def _results_in(folder: Path) -> str:
+    for error in check_writable(folder / RESULTS_NAME):
+        raise error
+    return f"can write to '{folder}'"
+
+
+def _writable(folder: Path, hint: str) -> str:
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"'{folder}' is a file, not a folder", "move the file away, or " + hint)
+        try_writing(folder / "something")
+    except OSError as error:
+        raise UserError(f"cannot write to '{folder}': {error.strerror or error}", hint) from error
+    return f"can write to '{folder}'"
+
+
+def _counter(config: RunConfig) -> str:
+    meter = EnergyMeter(config.evaluate.country)
+    if not meter.estimated:
+        return meter.source
+    why = "there is none"
+    if platform.system() == "Linux":
+        why = f"{_RAPL} is not there" if not _RAPL.exists() else f"{_RAPL} is readable by the superuser alone"
+    raise Skipped(
+        f"{why}: codecarbon estimates energy from CPU time, which adds little beyond the run time",
+        "virtual machines and containers hide counters; on your own machine: sudo chmod -R a+r /sys/class/powercap",
+    )
+
+
+def _devices(name: str) -> list[torch.device]:
+    """Returns the CPU, and all GPUs or the one that was asked for."""
+    gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    if name != "auto":
+        gpus = [device for device in [checks.pick_device(name)] if device.type != "cpu"]
+    return [torch.device("cpu"), *gpus]
+
+
+def _mps() -> str:
+    raise Skipped("metrics compute in float64, which MPS does not have", "runs use the CPU of this machine")
+
+
+class _Work:
+    """A little of all kinds of work on one device; what later checks compare with, or go on from, is kept.
+
+    Args:
+        config: of the run.
+        device: where.
+        reference: the same on the CPU; None for that one.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device, reference: _Work | None = None) -> None:
+        self.config, self.device, self.reference = replace(config, device=str(device)), device, reference or self
+        self.trained: Classifier | None = None
+        self.row: Row = {}
+        self._temporary = ExitStack()
+
+    def checks(self) -> Iterator[tuple[str, Check]]:
+        """Yields the checks of this device in order."""
+        with self._temporary:
+            for precision in ("fp32", "bf16"):
+                yield f"score in {precision}", functools.partial(self.score, precision)
+            for precision in ("fp32", "bf16"):
+                yield f"train in {precision}", functools.partial(self.train, precision)
+            if training.resolve_compile("auto", self.device):
+                yield "train, compiled", functools.partial(self.train, "fp32", compiled=True)
+            yield "remove blocks", self.remove
+            yield "attack", self.attack
+            yield "measure energy", self.measure
+            yield "run, stop, resume", self.run
+            yield "load_pruned", self.load
+            for form in FORMATS if self.device.type == "cpu" else ():
+                yield f"export, {form}", functools.partial(self.export, form)
+
+    @functools.cached_property
+    def images(self) -> ImageData:
+        """The images of the run."""
+        return inputs.read_images(self.config)
+
+    @functools.cached_property
+    def distances(self) -> Distances:
+        """What `score` compares with."""
+        return self._scored("fp32")
+
+    @functools.cached_property
+    def loss(self) -> float:
+        """What `train` compares with."""
+        return self._trained("fp32")[1]
+
+    @functools.cached_property
+    def logits(self) -> Tensor:
+        """What `remove` compares with."""
+        return self._without_blocks()
+
+    def score(self, precision: str) -> str:
+        """Compares the distances of three blocks with those of the CPU in fp32."""
+        expected, found = self.reference.distances, self._scored(precision)
+        apart = {name: float(abs(found[name] - values).max() / values.max()) for name, values in expected.items()}
+        worst = max(apart, key=lambda name: apart[name])
+        return _within(
+            apart[worst], BOUNDS[precision], f"{len(found)} metrics, at worst {worst}", self.device, precision
+        )
+
+    def train(self, precision: str, *, compiled: bool = False) -> str:
+        """Compares the loss of some updates with that of the CPU in fp32."""
+        expected = self.reference.loss
+        self.trained, loss = self._trained(precision, compiled=compiled)
+        return _within(abs(loss / expected - 1), LOSS_BOUNDS[precision], f"loss {loss:.3f}", self.device, precision)
+
+    def remove(self) -> str:
+        """Removes two blocks, and compares the answers with those of the CPU."""
+        if not alike(self._without_blocks(), self.reference.logits):
+            raise RunFailedError("without two blocks, the network answers otherwise than on the CPU", _REPORT)
+        return "without two blocks, the network answers as on the CPU"
+
+    def attack(self) -> str:
+        """Attacks the trained network."""
+        network, attacks = self.trained or self._network(), {name: Attack(name, steps=3) for name in ("fgsm", "pgd")}
+        found = attack_accuracy(Pair(network, network, self.images.test, device=self.device), attacks, 32)
+        stand = ", ".join(f"{name} {result['base_pct']:.0f} %" for name, result in found.items())
+        return f"of 32 images right: {found['pgd']['clean_base_pct']:.0f} %, under {stand}"
+
+    def measure(self) -> str:
+        """Reads the energy of some forward passes."""
+        meter = EnergyMeter(self.config.evaluate.country, device=self.device)
+        if self.device.type == "cuda" and "NVML" not in meter.source:
+            raise Skipped(
+                "codecarbon does not see this GPU by NVML: its energy is left out", "pip install nvidia-ml-py"
+            )
+        network, images = self._network(), next(self.images.test.batches(64, self.device))[0]
+        with meter.measure() as used:
+            end_s = time.perf_counter() + 0.3
+            while time.perf_counter() < end_s:
+                answer(network, images)
+        if not used.kwh > 0:
+            raise RunFailedError(f"0 kWh in {used.duration_s:.1f} s by {meter.source}", "see docs/evaluation.md")
+        return f"{1e6 * used.kwh:.2f} mWh in {used.duration_s:.1f} s, {meter.source}"
+
+    def run(self) -> str:
+        """Stops a run after its first removal, and lets it go on from what it saved."""
+        folder = Path(self._temporary.enter_context(tempfile.TemporaryDirectory(prefix="consensus-doctor-")))
+        config = replace(self.config, output_dir=str(folder))
+        with suppress(InterruptedRunError), _Stopping(Console(quiet=True)) as screen:
+            pipeline.run(config, (), screen)
+        (path,) = (folder / "runs").iterdir()
+        if not RunDir(path).state.is_file():
+            raise RunFailedError("the run was stopped, and left nothing to resume it from", _REPORT)
+        with open_screen("none") as screen:
+            self.row = pipeline.resume(path, screen)
+        row = self.row
+        return f"{row['blocks_removed']} of {row['blocks_candidates']} blocks gone, stopped and resumed after the first"
+
+    def load(self) -> str:
+        """Compares the network that the run saved with what the run measured."""
+        network, test = load_pruned(self._finished()), self.images.test
+        found_pct, expected_pct = (
+            accuracy_pct(predict(network, test, "cpu")),
+            float(str(self.row["accuracy_pruned_pct"])),
+        )
+        images = round(abs(found_pct - expected_pct) / 100 * len(test))
+        if images > len(test) // 32:
+            raise RunFailedError(
+                f"{found_pct:.1f} % of {len(test)} images are right, {expected_pct:.1f} % were", _REPORT
+            )
+        return f"{found_pct:.1f} % of {len(test)} images right, as in the run"
+
+    def export(self, form: str) -> str:
+        """Exports the network of the run."""
+        path = self._finished()
+        if form == "onnx":
+            try:
+                check_onnx_installed()
+            except UserError as error:
+                raise Skipped(error.message, error.hint) from error
+        done = export(path, form, None)
+        text = f"same class for {done.same_predictions} of {done.images} images, logits {done.max_difference:.1g} apart"
+        if done.same_predictions < done.images:
+            raise RunFailedError(text, _REPORT)
+        return text
+
+    def _finished(self) -> Path:
+        if not self.row:
+            raise Skipped("needs the run above")
+        return Path(str(self.row["run_dir"]))
+
+    def _network(self) -> Classifier:
+        """Returns the same small network on every device."""
+        torch.manual_seed(0)
+        images = self.images
+        return normalized(resnet(20, len(images.classes)).to(self.device), images.mean, images.std).eval()
+
+    def _some(self) -> Split:
+        """Returns some training images, as many of every class."""
+        return self.images.train.subset(stratified_subset(self.images.train.labels, 100, seed=0))
+
+    def _example(self) -> Tensor:
+        return next(self._some().batches(8, self.device))[0]
+
+    def _scored(self, precision: str) -> Distances:
+        network, samples = self._network(), Samples.of_split(self._some(), len(self.images.classes))
+        blocks = candidates(find_blocks(network, self._example(), verify=False))[::2]
+        return rank_blocks(network, samples, blocks=blocks, precision=precision).distances
+
+    def _trained(self, precision: str, *, compiled: bool = False) -> tuple[Classifier, float]:
+        network = self._network()
+        recipe = training.Recipe(epochs=4, learning_rate=0.05, batch_size=20, schedule="cosine")
+        moves = Augmentation(pad=1, flip=True)
+        done = training.train(network, self._some(), recipe, augmentation=moves, precision=precision, compiled=compiled)
+        return network, done.loss
+
+    def _without_blocks(self) -> Tensor:
+        network, example = self._network(), self._example()
+        remove_blocks(network, candidates(find_blocks(network, example))[:2], example)
+        return answer(network, example)[0].cpu()
+
+
+class _Stopping(Screen):
+    """Stops a run as a signal would, when its second block goes."""
+
+    def show(self, event: events.Event) -> None:
+        super().show(event)
+        if isinstance(event, events.BlockRemoved) and event.number > 1:
+            raise InterruptedRunError(signal.SIGTERM, Path())
+
+
+def _within(apart: float, bound: float, what: str, device: torch.device, precision: str) -> str:
+    """Returns how far something is from what it is on the CPU in fp32.
+
+    Raises:
+        RunFailedError: further than it may be.
+    """
+    text = f"{what}: {100 * apart:.2g} % off the CPU's in fp32, {100 * bound:g} % allowed"
+    if not apart <= bound:
+        hint = "set precision=fp32" if precision == "bf16" else f"update driver and PyTorch, or do not use {device}"
+        raise RunFailedError(text, hint)
+    return text
+
+
+def torchrun(processes: int, device: str) -> str:
+    """Has several processes make a run together.
+
+    Raises:
+        RunFailedError: they did not.
+    """
+    with tempfile.TemporaryDirectory(prefix="consensus-doctor-") as folder:
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "consensus_cli"]
+        words = ["run", "--quiet", *TINY, f"device={device}", f"output_dir={folder}"]
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, *words], capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+        )
+        rows = read_rows(Path(folder) / RESULTS_NAME) if done.returncode == 0 else ()
+        if not len(rows):
+            said = [line for line in done.stderr.splitlines() if line.startswith("error: ")] or done.stderr.splitlines()
+            raise RunFailedError(
+                f"torchrun ended with {done.returncode}: {' '.join(said[-1:])}", "docs/performance.md#several-processes"
+            )
+    return f"{processes} processes made one run"
+
+
+def _several(devices: Sequence[torch.device]) -> str:
+    gpus = len(devices) - 1
+    if gpus < 2:
+        raise Skipped(f"tried with two GPUs or more; here: {gpus}")
+    return torchrun(gpus, "cuda")
+
+
+def _packages() -> str:
+    versions = {name: _version(name) or "not installed" for name in _PACKAGES}
+    # PyTorch's own word says what it was built for.
+    return f"torch {torch.__version__}, " + ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _cores() -> str:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    precision = "bf16" if training.resolve_precision("auto", torch.device("cpu")) == "bf16" else "no bf16"
+    threads = f"{torch.get_num_threads()} threads (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')})"
+    return f"{usable} of {os.cpu_count()}, {precision} in hardware, {threads}"
+
+
+def _gpu(number: int) -> str:
+    device, found = torch.device("cuda", number), torch.cuda.get_device_properties(number)
+    precision = "bf16" if training.resolve_precision("auto", device) == "bf16" else "no bf16"
+    capability = f"compute capability {found.major}.{found.minor}"
+    return f"{device} {found.name}, {found.total_memory / 2**30:.0f} GiB, {capability}, {precision} in hardware"
+
+
+def _why_no_gpu() -> str:
+    cuda = torch.version.cuda or torch.version.hip
+    return f"none: PyTorch is built for CUDA {cuda} and sees none" if cuda else "none: PyTorch is built without CUDA"
+
+
+def _extras() -> str:
+    """Returns which extras are installed, and which are not."""
+    try:
+        needed = importlib.metadata.requires("consensus-cli") or []
+    except importlib.metadata.PackageNotFoundError:
+        return "not known: consensus is not installed, but run from its folder"
+    there: dict[str, bool] = {}
+    for text in needed:
+        if found := re.fullmatch(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"].*", text):
+            name, extra = found.groups()
+            there[extra] = there.get(extra, True) and bool(_version(name))
+    there.pop("test", None)
+    names = {state: " ".join(extra for extra, found in there.items() if found == state) for state in (True, False)}
+    return f"{names[True] or 'none'}; not installed: {names[False] or 'none'}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
