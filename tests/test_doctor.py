@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from helpers.second_gpu import SECOND, SecondGPU
@@ -155,7 +156,9 @@ def test_what_is_further_off_than_it_may_be_fails(monkeypatch: pytest.MonkeyPatc
     off = doctor._line("score", "cpu", lambda: work.score("fp32"))
     assert (off.result, off.found) == ("fail", "1 metrics, at worst cka: 0.5 % off the CPU's in fp32, 0.2 % allowed")
     assert doctor._line("score", "cpu", lambda: work.score("bf16")).result == "pass"
-    monkeypatch.setattr(work, "_scored", lambda precision: {"cka": torch.tensor([1.0, torch.nan]).numpy()})
+    some = {"a": np.ones(2), "b": np.ones(2)}
+    work.distances = some
+    monkeypatch.setattr(work, "_scored", lambda precision: some | {"b": np.array([1.0, np.nan])})
     assert doctor._line("score", "cpu", lambda: work.score("bf16")).result == "fail"
 
 

@@ -48,7 +48,7 @@ from consensus_cli.pruning.blocks import candidates, find_blocks
 from consensus_cli.scoring.metrics import METRICS
 from consensus_cli.scoring.metrics.algebra import eigh
 from consensus_cli.scoring.removals import prune
-from consensus_cli.scoring.representations import AblationEngine
+from consensus_cli.scoring.representations import ONE_PASS, AblationEngine
 from consensus_cli.scoring.score import rank_blocks
 from consensus_cli.training import Recipe, recalibrate_batch_norm, train
 
@@ -118,12 +118,15 @@ def trained_on_what_is_there(device: torch.device) -> list[Any]:
 
 
 def engine(device: torch.device) -> list[Any]:
-    """Whether scoring goes the fast ways: errors on the way there would lead to the slow ones."""
-    model = network(device).network
-    found = AblationEngine(
-        model, candidates(find_blocks(model, torch.rand(2, 3, 16, 16).to(device))), torch.rand(1, 3, 16, 16).to(device)
-    )
-    return [found.one_pass, sum(isinstance(module, nn.BatchNorm2d) for module in found._network.modules())]
+    """Whether scoring goes the fast way, where an error would lead to a slow one, and what each way comes to."""
+    model, shown = network(device).network, next(images(4).batches(4, device))[0]
+    found = AblationEngine(model, candidates(find_blocks(model, shown)), shown)
+    fast, norms = found.way, sum(isinstance(module, nn.BatchNorm2d) for module in found._network.modules())
+    rows = []
+    for way in (*ONE_PASS, "in turn"):
+        found.way = way
+        rows.append(found.representations(shown).cpu())
+    return [fast, norms, *rows]
 
 
 def eigenvalues(device: torch.device) -> Tensor:

@@ -50,7 +50,7 @@ from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
 from consensus_cli.evaluation.robustness.attacks import Attack
 from consensus_cli.experiment import checks, inputs, pipeline
 from consensus_cli.experiment.distributed import world
-from consensus_cli.experiment.export import FORMATS, export
+from consensus_cli.experiment.export import export
 from consensus_cli.experiment.row import Row, git_commit
 from consensus_cli.models.classifier import Classifier, normalized
 from consensus_cli.models.modes import alike, answer
@@ -103,6 +103,9 @@ _PACKAGES = (
     "codecarbon",
     "torchattacks",
 )
+#: of an export, those that any network can go as
+_FORMATS = ("safetensors", "torch-export", "onnx")
+
 _RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 _REPORT = "this should not happen: report it with this table"
 
@@ -224,8 +227,9 @@ def _writable(folder: Path, hint: str) -> str:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"'{folder}' is a file, not a folder", "move the file away, or " + hint)
         try_writing(folder / "something")
-    except OSError as error:
-        raise UserError(f"cannot write to '{folder}': {error.strerror or error}", hint) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write to '{folder}': {reason}", hint) from error
     return f"can write to '{folder}'"
 
 
@@ -283,7 +287,7 @@ class _Work:
             yield "measure energy", self.measure
             yield "run, stop, resume", self.run
             yield "load_pruned", self.load
-            for form in FORMATS if self.device.type == "cpu" else ():
+            for form in _FORMATS if self.device.type == "cpu" else ():
                 yield f"export, {form}", functools.partial(self.export, form)
 
     @functools.cached_property
@@ -310,10 +314,10 @@ class _Work:
         """Compares the distances of three blocks with those of the CPU in fp32."""
         expected, found = self.reference.distances, self._scored(precision)
         apart = {name: float(abs(found[name] - values).max() / values.max()) for name, values in expected.items()}
-        worst = max(apart, key=lambda name: apart[name])
-        return _within(
-            apart[worst], BOUNDS[precision], f"{len(found)} metrics, at worst {worst}", self.device, precision
-        )
+        # What is not a number is worse than any.
+        worst = max(apart, key=lambda name: np.nan_to_num(apart[name], nan=np.inf))
+        what = f"{len(found)} metrics, at worst {worst}"
+        return _within(apart[worst], BOUNDS[precision], what, self.device, precision)
 
     def train(self, precision: str, *, compiled: bool = False) -> str:
         """Compares the loss of some updates with that of the CPU in fp32."""
@@ -487,7 +491,7 @@ def _packages() -> str:
 def _cores() -> str:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     precision = "bf16" if training.resolve_precision("auto", torch.device("cpu")) == "bf16" else "no bf16"
-    threads = f"{torch.get_num_threads()} threads (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')})"
+    threads = f"threads {torch.get_num_threads()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}"
     return f"{usable} of {os.cpu_count()}, {precision} in hardware, {threads}"
 
 
