@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 import consensus_cli
+from consensus_cli.config.composition import compose_run
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.request import Cue
 from consensus_cli.data.split import Augmentation
@@ -36,12 +37,14 @@ from consensus_cli.evaluation.comparison import compare
 from consensus_cli.evaluation.cost.complexity import latency_ms, peak_memory_mib
 from consensus_cli.evaluation.cost.cost_comparison import complexity_columns, energy_columns
 from consensus_cli.evaluation.cost.energy import EnergyMeter
+from consensus_cli.evaluation.cost.savings import Conditions
 from consensus_cli.evaluation.pair import Pair
 from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
 from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack
 from consensus_cli.evaluation.robustness.corruption import corruption_accuracy
 from consensus_cli.evaluation.robustness.distortions import DISTORTIONS
 from consensus_cli.evaluation.robustness.shortcut import MARKS, shortcut_reliance
+from consensus_cli.experiment import doctor, kept_costs
 from consensus_cli.experiment.dry_run import Demands, dry_run
 from consensus_cli.models.classifier import Classifier, normalized
 from consensus_cli.pruning.blocks import candidates, find_blocks
@@ -50,9 +53,10 @@ from consensus_cli.scoring.metrics.algebra import eigh
 from consensus_cli.scoring.removals import prune
 from consensus_cli.scoring.representations import ONE_PASS, AblationEngine
 from consensus_cli.scoring.score import rank_blocks
+from consensus_cli.screen import open_screen
 from consensus_cli.training import Recipe, recalibrate_batch_norm, train
 
-CLASSES = 4
+CLASSES, QUIET = 4, open_screen("none")
 
 #: a short run of everything
 RUN = (
@@ -178,6 +182,19 @@ def timed(device: torch.device) -> None:
         peak_memory_mib(model, (3, 16, 16), 2, device)
 
 
+def saved(device: torch.device) -> list[Any]:
+    """What each block costs, of which MACs alone are not a matter of time."""
+    model, meter = network(device), EnergyMeter("BRA", device=device)
+    under = Conditions((3, 16, 16), device, 2, confidence=0.5, latency_s=1e-3, window_s=1e-3, windows=1, meter=meter)
+    blocks = find_blocks(model, under.images())
+    return kept_costs.measured(model, blocks, under, ["latency", "energy", "memory"], QUIET).table["macs"].tolist()
+
+
+def examined(device: torch.device) -> str:
+    config = compose_run(doctor.TINY)
+    return doctor._Work(config, device, doctor._Work(config, CPU)).remove()
+
+
 def metered(device: torch.device) -> None:
     energy_columns(pair(device), EnergyMeter("BRA", device=device), window_s=1e-3, repeats=1)
 
@@ -213,6 +230,8 @@ ACTIONS: dict[str, Callable[[torch.device], Any]] = {
     "MACs": lambda device: complexity_columns(*pair(device).networks.values(), (3, 16, 16)),
     "latency and memory": timed,
     "energy": metered,
+    "what blocks cost": saved,
+    "doctor": examined,
     "comparing": compared,
     "the engine": engine,
     "eigenvalues": eigenvalues,
@@ -297,14 +316,16 @@ def test_a_tensor_left_on_the_cpu_is_noticed(file: str) -> None:
             if site[0] == file:
                 actions.setdefault(site, []).append(action)
     for first, last, text in CALLS.get(file, []):
-        assert text in NO_MOVES or any(first <= line <= last for _, line in actions), f"nothing runs {text}"
+        assert text in NO_MOVES or any(first <= line <= last for _, line in actions), (
+            f"no action runs {text}: add one, so that a tensor left on the CPU is noticed"
+        )
     lines = {line: text for first, last, text in CALLS.get(file, []) for line in range(first, last + 1)}
     unnoticed = [
         site
         for site, reached_by in actions.items()
         if lines.get(site[1]) not in ANYWHERE and not any(forgets(site, action) for action in reached_by)
     ]
-    assert unnoticed == []
+    assert unnoticed == [], "a tensor that is left on the CPU there changes nothing"
 
 
 def test_autocast_is_that_of_the_device() -> None:
