@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import consensus_cli
+from consensus_cli.models.modes import tensors_in
 
 CPU, FIRST, SECOND = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
 
@@ -55,17 +56,6 @@ def _put(tensor: Tensor, device: torch.device) -> Tensor:
         _classes[plain, device] = type(plain)(f"{plain.__name__}On{device.index}", (plain,), own)
     tensor.__class__ = _classes[plain, device]
     return tensor
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, dict):
-        for value in values.values():
-            yield from _tensors(value)
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from _tensors(value)
 
 
 @dataclass
@@ -99,7 +89,7 @@ class SecondGPU(TorchFunctionMode):
         if func is Tensor.data.__set__:
             func(*args)
             return _put(args[0], place(args[1]))
-        given = list(_tensors((args, kwargs)))
+        given = list(tensors_in((args, kwargs)))
         home = _common(func, args, given)
         if func in _READING and home != CPU:
             raise TypeError(f"can't convert {home} device type tensor to numpy. Use Tensor.cpu() first.")
@@ -114,7 +104,7 @@ class SecondGPU(TorchFunctionMode):
         if target != CPU and home == CPU and self._forgotten():
             target = CPU
         known = {id(tensor) for tensor in given}
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             if id(tensor) not in known and target.type != "meta":
                 _put(tensor, target)
         return result
