@@ -56,6 +56,9 @@ from consensus_cli.scoring.score import rank_blocks
 from consensus_cli.screen import open_screen
 from consensus_cli.training import Recipe, recalibrate_batch_norm, train
 
+#: PyTorch says so where code touches all GPUs
+pytestmark = pytest.mark.filterwarnings("error:CUDA reports that you have")
+
 CLASSES, QUIET = 4, open_screen("none")
 
 #: a short run of everything

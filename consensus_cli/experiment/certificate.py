@@ -24,6 +24,7 @@ from consensus_cli.models.copying import clone, to_layout
 from consensus_cli.models.modes import SAME, evaluating
 from consensus_cli.models.weights import load_into
 from consensus_cli.pruning.schedule import blocks_to_remove
+from consensus_cli.pruning.silencing import randomness_kept
 from consensus_cli.storage.certificate import write_certificate
 from consensus_cli.storage.checkpoint import load_pruned, read_weights
 from consensus_cli.storage.rundir import RunDir
@@ -67,7 +68,7 @@ def checked_images(test: Split, seed: int) -> Tensor:
 
 def logits(network: nn.Module, images: Tensor) -> Tensor:
     """Returns what a network answers, (n, k) float32 on the CPU, in eval mode; what it draws is the same each time."""
-    with evaluating(network), torch.random.fork_rng():
+    with evaluating(network), randomness_kept():
         torch.manual_seed(_DRAWN)
         return network(images).float().cpu()
 
