@@ -17,6 +17,7 @@ from consensus_cli.cli.main import main
 from consensus_cli.experiment import certificate, export
 from consensus_cli.experiment.certificate import difference, logits
 from consensus_cli.models.modes import SAME
+from consensus_cli.report import certificates
 from consensus_cli.report.certificates import rows, sentence
 from consensus_cli.report.page import write_report
 from consensus_cli.report.runs import load as load_runs
@@ -37,7 +38,14 @@ def test_a_run_vouches_for_what_it_saved(finished_run: Path, outputs: Path, tmp_
     assert (content["device"], content["runtime"], content["precision"]) == ("cpu", "torch", "fp32")
     assert content["threads"] == row["threads"]
     assert content["macs_uncounted"] == "nothing"
-    assert content["target"] == {"unit": "blocks", "asked": 0.5, "reached": 0.5, "met": True}
+    assert content["target"] == {
+        "quantity": "blocks",
+        "asked": 0.5,
+        "original": row["blocks_candidates"],
+        "pruned": row["blocks_candidates"] - row["blocks_removed"],
+        "saved": 0.5,
+        "met": True,
+    }
     for timed in content["latency"]:
         name = f"latency_b{timed['batch']}"
         assert (timed["original_ms"], timed["pruned_ms"]) == (row[f"{name}_base_ms"], row[f"{name}_pruned_ms"])
@@ -45,9 +53,8 @@ def test_a_run_vouches_for_what_it_saved(finished_run: Path, outputs: Path, tmp_
         low, high = timed["speed_up_ci95"]
         assert low <= timed["speed_up"] <= high
     told = sentence(content)
-    assert told.endswith(
-        "target 50 % of the blocks: met, 50.0 %; largest difference of a logit on 64 test images: saved 0, loaded 0"
-    )
+    assert "target 50 % of the blocks: met, 50.0 % less; " in told
+    assert told.endswith("largest difference of a logit on 64 test images: saved 0, loaded 0")
     assert "times as fast at batch 128; " in told
     assert told in (outputs / "quiet.txt").read_text()
     assert told.replace("[", r"\[").replace("]", r"\]") in files.summary.read_text()
@@ -143,18 +150,45 @@ def test_what_a_network_draws_is_the_same_each_time() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+COUNTED = {"macs_base": 400, "macs_pruned": 300, "blocks_removed": 4, "blocks_candidates": 10}
+GOAL = {
+    "goal_latency_base_ms": 10.0,
+    "goal_latency_pruned_ms": 7.0,
+    "goal_latency_saved_pct": 30.0,
+    "goal_latency_saved_low_pct": 28.0,
+    "goal_latency_saved_high_pct": 32.0,
+    "goal_batch_size": 1,
+    "goal_runtime": "torch",
+    "goal_precision": "fp32",
+    "goal_confidence": 0.95,
+}
+
+
 @pytest.mark.parametrize(
-    ("changed", "target"),
+    ("row", "met", "told"),
     [
-        ({"ratio_unit": "macs", "ratio": 0.3}, {"unit": "macs", "asked": 0.3, "reached": 0.25, "met": False}),
-        ({"ratio_unit": "macs", "ratio": 0.25}, {"unit": "macs", "asked": 0.25, "reached": 0.25, "met": True}),
-        ({"ratio_unit": "blocks", "ratio": 0.5}, {"unit": "blocks", "asked": 0.5, "reached": 0.4, "met": False}),
-        ({"ratio_unit": "latency", "ratio": 0.5}, {"unit": "latency", "asked": 0.5, "reached": None, "met": None}),
+        (COUNTED | {"ratio_unit": "macs", "ratio": 0.3}, False, "30 % of the MACs: missed, 25.0 % less"),
+        (COUNTED | {"ratio_unit": "macs", "ratio": 0.25}, True, "25 % of the MACs: met, 25.0 % less"),
+        (COUNTED | {"target": "0.3 kMACs", "ratio": None}, True, "macs of 0.3 kMACs: met, 25.0 % less"),
+        (COUNTED | {"target": "299 MACs", "ratio": None}, False, "macs of 299 MACs: missed, 25.0 % less"),
+        (COUNTED | {"ratio_unit": "blocks", "ratio": 0.5}, False, "50 % of the blocks: missed, 40.0 % less"),
+        (COUNTED | {"ratio_unit": "blocks", "ratio": 0.4}, True, "40 % of the blocks: met, 40.0 % less"),
+        # The bad end of the interval counts.
+        (GOAL | {"ratio_unit": "latency", "ratio": 0.29}, False, "missed, 30.0 % [28.0, 32.0] less"),
+        (GOAL | {"ratio_unit": "latency", "ratio": 0.28}, True, "met, 30.0 % [28.0, 32.0] less"),
+        (GOAL | {"target": "7 ms", "ratio": None}, True, "latency of 7 ms: met, 30.0 % [28.0, 32.0] less"),
     ],
 )
-def test_the_target(changed: dict[str, Any], target: dict[str, Any]) -> None:
-    row = {"macs_base": 400, "macs_pruned": 300, "blocks_removed": 4, "blocks_candidates": 10} | changed
-    assert certificate._target(row) == target
+def test_the_target(row: dict[str, Any], met: bool, told: str) -> None:
+    target = certificate._target(row)
+    assert target is not None
+    assert target["met"] is met
+    assert certificates._target(target).endswith(told)
+
+
+def test_a_row_that_does_not_say_what_its_goal_cost() -> None:
+    assert certificate._target({"ratio_unit": "latency", "ratio": 0.3}) is None
+    assert certificates._target(None) == "–"
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{}", '{"answers": 3}', '{"answers": {"saved": {}}, "latency": []}'])

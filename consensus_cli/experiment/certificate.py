@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from consensus_cli.data.split import Split
 from consensus_cli.errors import RunFailedError, UserError, foreign_code
+from consensus_cli.evaluation.cost.quantities import MEASURED, Amount
 from consensus_cli.evaluation.pair import stratified
 from consensus_cli.evaluation.statistics import Saving
 from consensus_cli.models.classifier import Classifier
@@ -187,19 +188,24 @@ def _speed_up(share: float) -> float | None:
     return 1 / (1 - share) if math.isfinite(share) and share < 1 else None
 
 
-def _target(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what was asked for, what came of it, and whether that is enough."""
-    unit, asked = row["ratio_unit"], row["ratio"]
-    if unit == "blocks":
-        removed, candidates = row["blocks_removed"], row["blocks_candidates"]
-        return {
-            "unit": unit,
-            "asked": asked,
-            "reached": removed / candidates,
-            "met": removed >= blocks_to_remove(asked, candidates),
-        }
-    if f"{unit}_base" not in row:
-        # What decided in a unit that the row has no totals of says itself whether it was enough.
-        return {"unit": unit, "asked": asked, "reached": None, "met": row.get("target_met")}
-    before, after = row[f"{unit}_base"], row[f"{unit}_pruned"]
-    return {"unit": unit, "asked": asked, "reached": 1 - after / before, "met": after <= (1 - asked) * before}
+def _target(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what was asked for, what came of it, and whether that is enough; None for a row that does not say."""
+    amount = Amount.parse("target", row["target"]) if row.get("target") else None
+    quantity = amount.quantity if amount else row["ratio_unit"]
+    asked: dict[str, Any] = {"quantity": quantity, "asked": row["target"] if amount else row["ratio"]}
+    if quantity in MEASURED:
+        goal, unit = f"goal_{quantity}", MEASURED[quantity].lower()
+        if f"{goal}_saved_pct" not in row:
+            return None
+        before, after = row[f"{goal}_base_{unit}"], row[f"{goal}_pruned_{unit}"]
+        saved, low, high = (row[f"{goal}_saved{end}_pct"] / 100 for end in ("", "_low", "_high"))
+        asked |= {name: row[f"goal_{name}"] for name in ("batch_size", "runtime", "precision", "confidence")}
+        met = after <= amount.value if amount else low >= row["ratio"]
+        return asked | {"original": before, "pruned": after, "saved": saved, "saved_ci": [low, high], "met": met}
+    if quantity == "blocks":
+        before, after = row["blocks_candidates"], row["blocks_candidates"] - row["blocks_removed"]
+        most = before - blocks_to_remove(row["ratio"], before)
+    else:
+        before, after = row[f"{quantity}_base"], row[f"{quantity}_pruned"]
+        most = amount.value if amount else (1 - row["ratio"]) * before
+    return asked | {"original": before, "pruned": after, "saved": 1 - after / before, "met": after <= most}

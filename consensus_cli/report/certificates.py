@@ -59,10 +59,14 @@ def _times(speed_up: float | None) -> str:
     return fixed(math.nan if speed_up is None else speed_up)
 
 
-def _target(target: Mapping[str, Any]) -> str:
-    asked = ratio_text(target["asked"], target["unit"])
-    met = {True: "met", False: "missed", None: "not known"}[target["met"]]
-    return asked + f": {met}" + ("" if target["reached"] is None else f", {fixed(100 * target['reached'], 1, '%')}")
+def _target(target: Mapping[str, Any] | None) -> str:
+    if target is None:
+        return NONE
+    asked, quantity = target["asked"], target["quantity"]
+    told = f"{quantity} of {asked}" if isinstance(asked, str) else ratio_text(asked, quantity)
+    ends = ", ".join(fixed(100 * end, 1) for end in target.get("saved_ci", ()))
+    saved = fixed(100 * target["saved"], 1, "%") + (f" [{ends}]" if ends else "")
+    return f"{told}: {'met' if target['met'] else 'missed'}, {saved} less"
 
 
 def _differences(certificate: Mapping[str, Any]) -> str:
