@@ -422,6 +422,26 @@ class Convolutional(Plain):
         return self.fc(self.features(x)[:, :, None, None]).flatten(1)
 
 
+class Adds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Linear(10, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x).tanh()
+
+
+class WithoutHead(Plain):
+    """Its last blocks add up the logits themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Sequential(*(Adds() for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.more(super().forward(x))
+
+
 class InTuple(Block):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (super().forward(x),)
