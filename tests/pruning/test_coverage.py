@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import coverage
@@ -53,6 +54,9 @@ def test_a_tenth_of_the_page(makers, name: str) -> None:
     found = coverage.tried(name, makers[name], limit=300)
     assert coverage.verdict(found) == "right", json.dumps(found)
     assert {found.get(key, "yes") for key in ("removal", *coverage.EXPORTS)} == {"yes"}, json.dumps(found)
+    for scored in (found[kind] for kind in coverage.SCORED if kind in found):
+        assert scored["way"] in coverage.ONE_PASS, json.dumps(found)
+        assert 1 < scored["passes"] < scored["in_turn"], json.dumps(found)
 
 
 def test_the_page_says_when_something_is_wrong() -> None:
@@ -65,12 +69,29 @@ def test_the_page_says_when_something_is_wrong() -> None:
     assert not coverage.verdict({"name": "timm/unheard_of", "candidates": 3})
 
 
+def test_the_page_says_how_and_at_what_cost_a_network_is_scored() -> None:
+    ways = {"scored": {"way": "forked", "passes": 5.5, "in_turn": 12}, "scored_branches": {"way": "in turn"}}
+    ways["scored_branches"] |= {"passes": 23.0, "in_turn": 23}
+    found = {"name": "timm/x", "candidates": 11, "branches": 22, "blocks": 12, "seconds": 1.0}
+    assert "| forked 5.5 of 12 / in turn 23.0 of 23 |" in coverage.row("timm/vit", found | ways)
+    page = coverage.page({"timm/x": "timm/vit", "timm/y": "timm/vit"}, {"timm/x": found | ways, "timm/y": found}, 9)
+    assert "One pass scores all blocks in 1 of 1 networks" in page
+    assert "others than the blocks, in 0 of 1:" in page
+    assert "In turn (0 of 1 and 1 of 1)" in page
+
+
 def test_what_an_interrupted_run_found_with_the_same_libraries_is_kept(tmp_path: Path) -> None:
     one, other = {"name": "a/b", "versions": coverage.VERSIONS}, {"name": "a/c", "versions": "timm 0.4.12"}
     lines = tmp_path / "networks.jsonl"
     lines.write_text(f'{json.dumps(other)}\n{json.dumps(one)}\n{{"name": "a/d", "ver')
     assert coverage.found_before(lines) == {"a/b": one}
     assert lines.read_text() == f"{json.dumps(other)}\n{json.dumps(one)}\n"
+
+
+def test_one_pass_scores_the_candidates_of_every_network_on_the_committed_page() -> None:
+    ways = re.findall(r"(forked|resumed|in turn) [\d.]+ of \d+", PAGE.read_text())
+    assert len(ways) >= 200
+    assert "in turn" not in ways
 
 
 def test_at_least_97_of_100_networks_with_identity_shortcuts_are_right_on_the_committed_page() -> None:
