@@ -432,11 +432,11 @@ class Adds(nn.Module):
 
 
 class WithoutHead(Plain):
-    """Its last blocks add up the logits themselves."""
+    """Its last block adds to the logits themselves."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.more = nn.Sequential(*(Adds() for _ in range(3)))
+        self.more = Adds()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.more(super().forward(x))
