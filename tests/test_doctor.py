@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -78,8 +79,16 @@ def test_facts_name_what_answers_depend_on() -> None:
     found = facts()
     assert f"torch {torch.__version__}" in found["packages"]
     assert all(name in found["packages"] for name in ("numpy", "pandas", "codecarbon", "torchattacks"))
-    assert "timm" in found["extras"].partition("; not installed: ")[0]
     assert all(found.values())
+
+
+def test_extras_are_named_as_installed_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["torch>=2", "torch>=1; extra == 'here'", 'nowhere==1 ; extra == "gone"', "torch; extra == 'test'"]
+    needs += ["torch; extra == 'half'", "nowhere[all]<2; python_version > '3' and extra == 'half'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: needs)
+    assert facts()["extras"] == "here; not installed: gone half"
+    monkeypatch.setattr("importlib.metadata.requires", mock.Mock(side_effect=importlib.metadata.PackageNotFoundError))
+    assert facts()["extras"] == "not known: consensus is not installed, but run from its folder"
 
 
 def test_a_fact_that_cannot_be_found_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,7 @@ class SecondGPU(TorchFunctionMode):
             "synchronize": synchronize,
             "device": current,
             "empty_cache": lambda: None,
+            "is_current_stream_capturing": lambda: False,
             "manual_seed_all": lambda seed: None,
             "get_rng_state": lambda device=None: torch.zeros(1, dtype=torch.uint8),
             "set_rng_state": lambda state, device=None: None,

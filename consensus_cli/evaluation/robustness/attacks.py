@@ -86,6 +86,7 @@ def build(model: nn.Module, attack: Attack, classes: int) -> Any:
     """Returns the torchattacks attack that runs `attack` on a network of so many classes."""
     import torchattacks
 
+    from consensus_cli.evaluation.robustness.carlini_wagner import CarliniWagner
     from consensus_cli.evaluation.robustness.deepfool import DeepFool
 
     moving = {"eps": attack.eps, "alpha": attack.step, "steps": attack.steps}
@@ -100,7 +101,7 @@ def build(model: nn.Module, attack: Attack, classes: int) -> Any:
         "apgd": lambda: torchattacks.APGD(model, steps=attack.steps, loss="ce", **seeded),
         "square": lambda: torchattacks.Square(model, n_queries=attack.steps, **seeded),
         "deepfool": lambda: DeepFool(model, steps=attack.steps),
-        "cw": lambda: torchattacks.CW(model, c=1, steps=attack.steps, lr=0.01),
+        "cw": lambda: CarliniWagner(model, c=1, steps=attack.steps, lr=0.01),
         # The standard version (Croce & Hein 2020): torchattacks' own runs 10 iterations where the paper runs 100.
         "autoattack": lambda: torchattacks.MultiAttack(
             [
