@@ -21,7 +21,7 @@ LAUNCHERS = [(launchers.GROUP, option) for option in launchers.PLUGINS]
 
 def test_every_file_is_an_option_of_a_known_group() -> None:
     files = [path for path in conf_files.config_dir().rglob("*.yaml") if path.name != "config.yaml"]
-    assert len(files) == len({*OPTIONS, *LAUNCHERS}) == 97
+    assert len(files) == len({*OPTIONS, *LAUNCHERS}) == 101
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=str)

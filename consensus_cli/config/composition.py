@@ -91,7 +91,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         raise explain(error) from error
     assert isinstance(run_config, RunConfig)
     _read_text(run_config)
-    run_config.ratio = _ratio(run_config.ratio)
+    # A target is reached as a whole, whatever ratio the defaults hold.
+    run_config.ratio = _ratio(run_config.ratio) if run_config.prune.target is None else 1.0
     if run_config.output_dir.startswith("~"):
         run_config.output_dir = str(expanded(run_config.output_dir))
     suite = {name: _attack(name, plain) for name, plain in run_config.attacks.suite.items()}
@@ -185,7 +186,13 @@ def _read_text(run_config: RunConfig) -> None:
 def _compose(words: list[str], origin: Origin) -> RunConfig:
     words = [*map(opened, words), *origin.searchpath]
     try:
-        return to_run_config(compose(origin.name, words))
+        composed = to_run_config(compose(origin.name, words))
+        if composed.prune.target is not None and (given := [word for word in words if word.startswith("ratio=")]):
+            raise UserError(
+                f"{given[-1]} and prune.target={composed.prune.target} are both given: how much is to go?",
+                "leave one of them out",
+            )
+        return composed
     except COMPOSING as error:
         # Hydra stops at the first override it cannot merge; each on its own shows the others. The launcher and the
         # user's folder stay with them: which keys there are depends on them.

@@ -15,6 +15,7 @@ from omegaconf import MISSING
 
 from consensus_cli.config.conf_files import offered
 from consensus_cli.data.request import Request
+from consensus_cli.evaluation.cost.quantities import QUANTITIES, Amount
 from consensus_cli.evaluation.robustness.attacks import AttackSettings
 from consensus_cli.models.spec import ModelSpec
 from consensus_cli.training.recipe import Hyperparameters, RecoveryHyperparameters
@@ -89,10 +90,13 @@ class CriterionConfig:
         name: `consensus`, a metric, or a baseline (`random`, `uniform`, `weight_norm`, `first`,
             `last`).
         aggregation: how consensus combines ranks: `rank_sum` (the paper), `family_rank_sum`, `median_rank`, `kemeny`.
+        per: what importance is weighed against: `nothing` (the least important block goes), or what the network saves
+            without each block: of the sets that save enough, the one of least importance goes.
     """
 
     name: str = MISSING
     aggregation: str = "rank_sum"
+    per: str = field(default="nothing", metadata={"choices": ("nothing", *QUANTITIES)})
 
 
 @dataclass
@@ -121,8 +125,10 @@ class PruneConfig:
     """How much goes, and how fast.
 
     Attributes:
-        unit: `blocks` (ratio = share of the candidates) or `macs` (ratio = MACs reduction to reach).
-        confidence: with which the intervals of what is measured hold.
+        unit: what ratio is a share of: `blocks` (of the candidates), or what the network costs, of which so much is to
+            be saved: `macs` and `params` are counted, `latency`, `energy` and `memory` measured.
+        target: what the pruned network may cost at most, in place of a ratio, such as `8 ms` or `40 MMACs`.
+        confidence: with which the intervals of what is measured hold; a saving is reached where its lower end is.
         batch_size, runtime, precision: images per forward pass, what runs it (`torch`, `torch-compile`, `onnxruntime`)
             and in which precision, where something is measured to decide.
         step: blocks removed between two fine-tunings.
@@ -135,7 +141,8 @@ class PruneConfig:
             training; once per ratio, before the final fine-tuning.
     """
 
-    unit: str = field(default="blocks", metadata={"choices": ("blocks", "macs")})
+    unit: str = field(default="blocks", metadata={"choices": ("blocks", *QUANTITIES)})
+    target: str | None = None
     confidence: float = field(default=0.95, metadata={"above": 0, "below": 1})
     batch_size: int = field(default=1, metadata={"range": (1, 65_536)})
     runtime: str = field(default="torch", metadata={"choices": ("torch", "torch-compile", "onnxruntime")})
@@ -145,6 +152,17 @@ class PruneConfig:
     granularity: str = field(default="block", metadata={"choices": ("block", "branch")})
     replace: str = field(default="nothing", metadata={"choices": ("nothing", "scale", "linear")})
     refit: bool = False
+
+    @property
+    def amount(self) -> Amount | None:
+        """The target; None where a ratio is given. Raises UserError where it is not an amount."""
+        return None if self.target is None else Amount.parse("prune.target", self.target)
+
+    @property
+    def quantity(self) -> str:
+        """What decides whether enough is gone: `blocks`, or one of `QUANTITIES`."""
+        amount = self.amount
+        return self.unit if amount is None else amount.quantity
 
 
 @dataclass

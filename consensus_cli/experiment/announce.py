@@ -31,15 +31,22 @@ from consensus_cli.screen import Screen, events
 from consensus_cli.storage.certificate import read_certificate
 from consensus_cli.storage.rundir import RunDir
 
+_NAMES = {"macs": "MACs", "params": "parameters"}
+
 
 def show_header(screen: Screen, prepared: Prepared, session: Session) -> None:
     """Shows what will run, and how often each phase will."""
     config, removed = prepared.config, session.state.removed
-    if config.prune.unit == "blocks":
+    quantity = config.prune.quantity
+    if quantity == "blocks":
         goal = f"{prepared.target_blocks} of {prepared.candidates} candidate blocks"
         planned = _planned(prepared, removed, resumed=session.saved is not None)
     else:
-        goal, planned = f"{config.ratios[-1]:.1%} of the MACs ({prepared.candidates} candidate blocks)", {}
+        much = f"{config.ratios[-1]:.1%} of the {_NAMES.get(quantity, quantity)}"
+        if config.prune.target is not None:
+            much = f"blocks until it needs {config.prune.target} at most"
+        how = f"batch {config.prune.batch_size}, {config.prune.runtime}, " if quantity in MEASURED else ""
+        goal, planned = f"{much} ({how}{prepared.candidates} candidate blocks)", {}
     goal += f", {config.prune.step} per step"
     if len(config.ratios) > 1:
         goal += f", a row at each of {', '.join(f'{ratio:g}' for ratio in config.ratios)}"

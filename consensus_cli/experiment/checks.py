@@ -14,7 +14,9 @@ from consensus_cli import data, training
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 from consensus_cli.evaluation.cost.energy import check_country
+from consensus_cli.evaluation.cost.quantities import MEASURED
 from consensus_cli.evaluation.cost.runtime import lacks_to_compile
+from consensus_cli.evaluation.cost.savings import Conditions
 from consensus_cli.evaluation.robustness.attacks import ATTACKS, check_attacks
 from consensus_cli.evaluation.robustness.corruption import check_corruptions
 from consensus_cli.evaluation.robustness.shift import Archive, open_archive
@@ -69,10 +71,11 @@ def value_problems(config: RunConfig) -> list[UserError]:
         found.append(UserError("metrics.weights leaves no metric to vote", "give at least one metric a weight above 0"))
     if config.finetune.teacher is not None and config.finetune.distill == 0:
         found.append(UserError("finetune.teacher is given, and finetune.distill=0", "set finetune.distill, to 0.5 say"))
-    if config.finetune.span == "run" and config.prune.unit != "blocks":
+    found += _goal_problems(config)
+    if config.finetune.span == "run" and (config.prune.unit != "blocks" or config.prune.target is not None):
         found.append(
             UserError(
-                "finetune.span=run needs prune.unit=blocks: how many steps a MACs target takes is not known before",
+                "finetune.span=run needs prune.unit=blocks: how many steps another goal takes is not known before",
                 "use finetune.span=step",
             )
         )
@@ -117,6 +120,26 @@ def value_problems(config: RunConfig) -> list[UserError]:
                 )
             )
     return found
+
+
+def _goal_problems(config: RunConfig) -> Iterator[UserError]:
+    """Yields what is wrong with what a run aims at, and with what blocks are weighed by."""
+    prune, per = config.prune, config.criterion.per
+    try:
+        quantity = prune.quantity
+    except UserError as error:
+        yield error
+        return
+    if prune.target is not None and prune.unit not in ("blocks", quantity):
+        yield UserError(
+            f"prune.target={prune.target} is {quantity}, and prune.unit={prune.unit} another thing",
+            f"leave one of them out, or use prune={quantity}",
+        )
+    if per != "nothing" and quantity == "blocks":
+        yield UserError(
+            f"criterion.per={per} weighs blocks by what they save, and prune=blocks asks for no saving",
+            f"use prune={per}, or criterion.per=nothing",
+        )
 
 
 def raise_together(attempts: Iterable[UserError | Callable[[], object]]) -> None:
@@ -189,8 +212,14 @@ def _name_problems(config: RunConfig) -> Iterator[UserError]:
 
 
 def _check_device(config: RunConfig) -> None:
-    """Checks that the device is there, and the compiler that torch.compile calls in the middle of a training."""
-    device = pick_device(config.device)
+    """Checks that the device is there, and the compiler that torch.compile calls in the middle of a training.
+
+    And, where a measurement decides, that the runtime takes the device and the precision.
+    """
+    device, prune = pick_device(config.device), config.prune
+    if not any(_goal_problems(config)):
+        for quantity in {prune.quantity, config.criterion.per} & MEASURED.keys():
+            Conditions((), device, runtime=prune.runtime, precision=prune.precision).check(quantity)
     if not training.resolve_compile(config.compile, device):
         return
     if missing := lacks_to_compile(device):

@@ -49,13 +49,13 @@ def kept_path(output_dir: Path, spec: ModelSpec, blocks: Sequence[Block], under:
     plain = {name: value for name, value in vars(under).items() if name not in ("meter", "tick", "device")}
     name = torch.cuda.get_device_name(under.device) if under.device.type == "cuda" else "cpu"
     determined_by = {
-        "model": spec.construction(),
+        # The numbers of the normalisation, which differ from draw to draw of the images, cost nothing.
+        "model": {name: value for name, value in spec.construction().items() if name not in ("mean", "std")},
         "target": code_hash(spec.target),
         "blocks": [block.name for block in blocks],
         "machine": [platform.node(), platform.machine(), name],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "energy": under.meter is not None,
         **plain,
         "image_shape": list(under.image_shape),
     }
@@ -76,13 +76,14 @@ def measured(
     return found
 
 
-def read(path: Path) -> Costs | None:
-    """Returns a table that `write` left; None where there is none, or where the file is damaged."""
+def read(path: Path, quantities: Sequence[str] = ()) -> Costs | None:
+    """Returns a table that `write` left; None where it is missing or damaged, or one of these was not measured."""
     try:
-        table = pd.read_csv(path, dtype={"block": str, "shape": str}, float_precision="round_trip")
-        return Costs(table) if {"block", "stage", "macs", "params"} <= set(table) else None
+        costs = Costs(pd.read_csv(path, dtype={"block": str, "shape": str}, float_precision="round_trip"))
     except (OSError, ValueError):
         return None
+    whole = {"block", "stage", "shape", "macs", "params"} <= set(costs.table) and set(quantities) <= set(costs.measured)
+    return costs if whole else None
 
 
 def write(costs: Costs, *paths: Path) -> None:

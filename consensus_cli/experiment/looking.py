@@ -87,7 +87,7 @@ def costs(config: RunConfig, screen: Screen) -> Path:
     meter = EnergyMeter(config.evaluate.country, device=device)
     under = kept_costs.conditions(config, images.test.image_shape, device, meter, threads)
     kept = kept_costs.kept_path(Path(config.output_dir), built.spec, blocks, under)
-    found = kept_costs.read(kept) if config.if_done == "skip" else None
+    found = kept_costs.read(kept, under.measurable) if config.if_done == "skip" else None
     if found is None:
         found = kept_costs.measured(built.model, blocks, under, under.measurable, screen)
     files = new_run_dir(config, datetime.now(UTC))

@@ -8,6 +8,7 @@ from pathlib import Path
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.experiment import announce, distributed, inputs
 from consensus_cli.experiment.controls import TRANSFERRED, asked
+from consensus_cli.experiment.goals import check_attainable
 from consensus_cli.experiment.prepare import Prepared, prepare
 from consensus_cli.experiment.row import Row, settle
 from consensus_cli.experiment.session import Session, find_earlier, open_session, reopen
@@ -66,9 +67,12 @@ def _line(
 ) -> Row:
     share = distributed.join()
     prepared = share.agree(lambda: prepare(config, screen, read.images))
+    if earlier is None:
+        share.lead(lambda: check_attainable(prepared))
     with open_session(config, read.hashes, overrides, earlier, share) as session:
         steps = Steps(prepared, session.state, share, screen)
         goal = share.agree(lambda: carried_over(prepared, read.target))
+        steps.know_costs(session.files if share.leads else None)
         with steps.tracking(session.files.path):
             announce.show_header(screen, prepared, session)
             original = session.saved_original(prepared) or steps.original()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from consensus_cli.data.sampling import stratified_indices, stratified_subset
 from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError, foreign_code
 from consensus_cli.evaluation.accuracy import predict
+from consensus_cli.evaluation.cost.quantities import COUNTED, MEASURED, written
 from consensus_cli.evaluation.robustness.attacks import check_attacks
 from consensus_cli.evaluation.robustness.shift import Archive
 from consensus_cli.evaluation.robustness.shortcut import plant_training_cue
@@ -30,7 +31,7 @@ from consensus_cli.models.macs import MacCount, count_macs
 from consensus_cli.models.spec import ModelSpec
 from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
 from consensus_cli.pruning.healing import map_macs
-from consensus_cli.pruning.schedule import Schedule
+from consensus_cli.pruning.schedule import Amounts, Schedule, blocks_to_remove
 from consensus_cli.scoring import metrics
 from consensus_cli.scoring.ranking.criteria import check_criterion
 from consensus_cli.scoring.representations import representation_size
@@ -101,16 +102,28 @@ class Prepared:
 
     @functools.cached_property
     def target_blocks(self) -> int:
-        """How many blocks go in all where `prune.unit` is `blocks`."""
-        return self.schedule(self.config.ratios[-1]).target_blocks
+        """How many blocks go in all where `prune.unit` is `blocks`; all that can where it is something else."""
+        return blocks_to_remove(self.config.ratios[-1], self.candidates)
 
-    def schedule(self, ratio: float) -> Schedule:
-        """Returns how the blocks go, until a ratio is reached."""
-        prune = self.config.prune
-        if prune.unit == "blocks":
-            return Schedule(self.blocks, ratio, prune.step, prune.min_blocks_per_stage)
-        kept = {block.name: map_macs(self.original.network, block, prune.replace) for block in self.blocks}
-        return Schedule(self.blocks, ratio, prune.step, prune.min_blocks_per_stage, self.macs, kept)
+    def schedule(self, ratio: float, enough: Callable[[Sequence[str]], bool] | None = None) -> Schedule:
+        """Returns how the blocks go, until a ratio (or `prune.target`, where that is given) is reached.
+
+        `enough` says whether it is without blocks of these names, where that is measured.
+        """
+        prune, amounts = self.config.prune, None
+        if prune.quantity != "blocks":
+            amounts = self.amounts("params" if prune.quantity == "params" else "macs")
+            if prune.amount is not None and prune.quantity == amounts.unit:
+                ratio = 1 - prune.amount.value / amounts.total if amounts.total else 1.0
+        return Schedule(self.blocks, ratio, prune.step, prune.min_blocks_per_stage, amounts, enough)
+
+    def amounts(self, unit: str) -> Amounts:
+        """Returns the MACs (`macs`) or parameters (`params`) of the original network and of its blocks."""
+        network = self.original.network
+        if unit == "params":
+            return Amounts.of_params(network, self.blocks)
+        kept = {block.name: map_macs(network, block, self.config.prune.replace) for block in self.blocks}
+        return Amounts.of_macs(self.macs, self.blocks, kept)
 
     def example(self) -> Tensor:
         """Returns two test images as the network takes them."""
@@ -371,5 +384,19 @@ def _check_fit(prepared: Prepared) -> None:
 
 
 def _check_schedules(prepared: Prepared) -> None:
+    prune = prepared.config.prune
+    if prune.amount is not None and prune.quantity in COUNTED:
+        amounts, largest = prepared.amounts(prune.quantity), prepared.schedule(1.0).largest()
+        least = amounts.total - sum(amounts.by_block[name] for name in largest)
+        if prune.amount.value >= amounts.total > 0:
+            has = written(prune.quantity, amounts.total)
+            raise UserError(f"prune.target={prune.target}: the network has {has} in all", "ask for less")
+        if prune.amount.value < least:
+            raise UserError(
+                f"prune.target={prune.target} is out of reach: without all {len(largest)} blocks that can go, "
+                f"{written(prune.quantity, least)} are left",
+                "ask for as much, or lower prune.min_blocks_per_stage",
+            )
+    enough = (lambda _: False) if prune.quantity in MEASURED else None
     for ratio in prepared.config.ratios:
-        prepared.schedule(ratio).check(network_name(prepared.config))
+        prepared.schedule(ratio, enough).check(network_name(prepared.config))

@@ -51,8 +51,8 @@ def identity_columns(config: RunConfig, identity: Identity, files: RunDir, durat
         "images_hash": identity.images_hash,
         "criterion": config.criterion.name,
         "samples_per_class": config.metrics.samples_per_class,
-        "ratio": config.ratios[-1],
-        "ratio_unit": config.prune.unit,
+        "ratio": config.ratios[-1] if config.prune.target is None else None,
+        "ratio_unit": config.prune.target or config.prune.unit,
         "run_dir": str(files.path),
         **({} if config.transfer.source is None else {"pruned_on": config.dataset.name}),
     }
@@ -88,6 +88,10 @@ def result_columns(prepared: Prepared, state: RunState, phases: Phases, batch_si
     for name in ("baseline", "score", "finetune", "evaluate"):
         used = phases.get(name, Consumption())
         columns |= {f"{name}_s": used.duration_s, f"energy_{name}_kwh": used.kwh}
+    if "measure" in phases:
+        columns |= {"measure_s": phases["measure"].duration_s, "energy_measure_kwh": phases["measure"].kwh}
+    if prepared.config.criterion.per != "nothing":
+        columns["per"] = prepared.config.criterion.per
     if "heal" in phases:
         columns |= {"heal_s": phases["heal"].duration_s, "energy_heal_kwh": phases["heal"].kwh}
         prune = prepared.config.prune

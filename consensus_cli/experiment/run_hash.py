@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from consensus_cli.config.schema import RunConfig
+from consensus_cli.evaluation.cost.quantities import MEASURED
 from consensus_cli.experiment.inputs import model_folder, weights_hash
 from consensus_cli.storage.rundir import config_hash
 
@@ -36,10 +37,12 @@ _LATER: dict[str, Any] = {
     "prune.replace": "nothing",
     "prune.refit": False,
     "scoring.repair": False,
+    "prune.target": None,
     "prune.confidence": 0.95,
     "prune.batch_size": 1,
     "prune.runtime": "torch",
     "prune.precision": "fp32",
+    "criterion.per": "nothing",
 }
 
 
@@ -64,7 +67,11 @@ def run_hash(config: RunConfig) -> str:
         plain["dataset"]["name"] = None
     del plain["transfer"]["root"]
     as_before = [key for key, value in _LATER.items() if _value(plain, key) == value]
-    return config_hash(plain, exclude=[*_NOT_IN_HASH, *as_before])
+    left_out = {*_NOT_IN_HASH, *as_before}
+    if {config.prune.quantity, config.criterion.per} & MEASURED.keys():
+        # What is measured decides which blocks go.
+        left_out -= {"device", "threads"}
+    return config_hash(plain, exclude=left_out)
 
 
 def _value(plain: Mapping[str, Any], key: str) -> object:

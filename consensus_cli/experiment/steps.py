@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +19,11 @@ from consensus_cli.config.schema import RunConfig
 from consensus_cli.data.share import Share
 from consensus_cli.errors import UserError, described
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
+from consensus_cli.evaluation.cost.block_costs import Costs
 from consensus_cli.evaluation.cost.energy import Consumption, EnergyMeter
-from consensus_cli.experiment import controls, recipes, row
+from consensus_cli.evaluation.cost.quantities import MEASURED
+from consensus_cli.evaluation.cost.savings import Conditions, Measured
+from consensus_cli.experiment import controls, goals, kept_costs, recipes, row
 from consensus_cli.experiment.batch_sizes import Fitting
 from consensus_cli.experiment.finetuning import Trainer
 from consensus_cli.experiment.inputs import code_hash
@@ -32,8 +35,10 @@ from consensus_cli.experiment.tracking import Tracker
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.weights import serialize
+from consensus_cli.pruning.choice import by_value
 from consensus_cli.pruning.healing import Fit, heal, put_fits_in_place
 from consensus_cli.pruning.refit import Refitted, refit
+from consensus_cli.pruning.schedule import Schedule
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.scoring.ranking.criteria import of_schedule
@@ -41,6 +46,7 @@ from consensus_cli.scoring.representations import PRECISIONS
 from consensus_cli.scoring.samples import Samples
 from consensus_cli.scoring.score import rank_blocks
 from consensus_cli.screen import Screen, events
+from consensus_cli.storage.rundir import RunDir
 from consensus_cli.storage.scores import score_table
 from consensus_cli.storage.state import Phases, RunState
 
@@ -64,6 +70,7 @@ class Steps:
     def __init__(self, prepared: Prepared, state: RunState, share: Share, screen: Screen) -> None:
         self.prepared, self.state, self.share, self.screen = prepared, state, share, screen
         self.tracker = Tracker.none()
+        self._costs: Costs | None = None
         self._fitting = Fitting(screen, alone=share.world == 1, sizes=state.batch_sizes)
         self._meter = EnergyMeter(prepared.config.evaluate.country, device=prepared.device)
         state.threads_lowered += prepared.threads.lowered
@@ -73,6 +80,12 @@ class Steps:
     def config(self) -> RunConfig:
         """Everything that determines the run."""
         return self.prepared.config
+
+    @property
+    def _conditions(self) -> Conditions:
+        prepared = self.prepared
+        shape = prepared.images.test.image_shape
+        return kept_costs.conditions(self.config, shape, prepared.device, self._meter, prepared.threads)
 
     def original(self) -> Classifier:
         """Returns the original network with its weights: as given, from the cache, or trained now.
@@ -97,7 +110,55 @@ class Steps:
 
     def reached(self, ratio: float) -> bool:
         """Returns whether enough blocks are gone for a ratio."""
-        return self.prepared.schedule(ratio).reached(self.state.removed)
+        return self._schedule(ratio).reached(self.state.removed)
+
+    def know_costs(self, files: RunDir | None) -> None:
+        """Reads or measures what the network saves without each block, if that decides what goes, and keeps it.
+
+        `files`: the run directory, of the process that has one.
+        """
+        per, prepared = self.config.criterion.per, self.prepared
+        if per not in MEASURED:
+            return
+
+        def known() -> Costs:
+            assert files is not None
+            under = self._conditions
+            kept = kept_costs.kept_path(Path(self.config.output_dir), prepared.spec, prepared.blocks, under)
+            found = kept_costs.read(files.costs, [per]) or kept_costs.read(kept, [per])
+            if found is None:
+                with self._phase("measure", self.state.phases):
+                    found = kept_costs.measured(prepared.original, prepared.blocks, under, [per], self.screen)
+                kept_costs.write(found, kept)
+            kept_costs.write(found, files.costs)
+            return found
+
+        self._costs = self.share.lead(known)
+
+    def _schedule(self, ratio: float) -> Schedule:
+        if self.config.prune.quantity not in MEASURED:
+            return self.prepared.schedule(ratio)
+
+        def enough(removed: Sequence[str]) -> bool:
+            return bool(removed) and goals.is_reached(self.config.prune, ratio, self._measured(removed))
+
+        return self.prepared.schedule(ratio, enough)
+
+    def _measured(self, removed: Sequence[str]) -> Measured:
+        """Returns what the network costs without blocks, measured once."""
+        maps, quantity = (
+            {name: form for name, form in self.state.maps.items() if name in removed},
+            self.config.prune.quantity,
+        )
+        key = ";".join([*removed, *(["with maps for", *maps] if maps else [])])
+        if key not in self.state.measured:
+            with self._phase("measure", self.state.phases):
+                found = self.share.lead(lambda: goals.measured(self.prepared, removed, maps, self._meter))
+            self.state.measured[key] = found
+            if removed:
+                blocks = "1 block" if len(removed) == 1 else f"{len(removed)} blocks"
+                self.screen.line(f"without {blocks}: {goals.in_words(quantity, found)}")
+        return self.state.measured[key]
 
     def check_not_passed(self, ratio: float) -> None:
         """Checks that no more blocks are gone than a ratio asks for, which could no longer be measured.
@@ -105,7 +166,7 @@ class Steps:
         Raises:
             UserError: its row is lost, and an earlier session has gone on to larger ratios.
         """
-        if ratio != self.config.ratios[-1] and self.prepared.schedule(ratio).reached(self.state.removed[:-1]):
+        if ratio != self.config.ratios[-1] and self._schedule(ratio).reached(self.state.removed[:-1]):
             raise UserError(
                 f"the row at ratio {ratio:g} is gone, and so are more blocks than it asks for",
                 "put its run directory back beside this one, or repeat the run with if_done=rerun",
@@ -115,15 +176,18 @@ class Steps:
         """Ranks the candidates that may go now, the least important first."""
         prepared, scoring = self.prepared, self.config.scoring
         removed = self.state.removed
-        schedule = prepared.schedule(self.config.ratios[-1])
+        schedule = self._schedule(self.config.ratios[-1])
         allowed = schedule.allowed(removed)
+        if not allowed and schedule.enough is not None:
+            raise goals.out_of_reach(prepared, self.config.ratios[-1], removed, self._measured(removed))
+        criterion = of_schedule(self.config.criterion.name, schedule)
 
         def attempt(batch_size: int) -> Ranking:
             classes, device = len(prepared.images.classes), prepared.device
             return rank_blocks(
                 network,
                 Samples.of_split(prepared.samples, classes, device=device, batch_size=batch_size),
-                criterion=of_schedule(self.config.criterion.name, schedule),
+                criterion=criterion,
                 metrics=prepared.votes,
                 blocks=allowed,
                 against=original if scoring.against == "original" else None,
@@ -153,16 +217,44 @@ class Steps:
     def prune(self, network: Classifier, original: Classifier, ranking: Ranking, ratio: float) -> None:
         """Removes the least important blocks of a ranking, up to `prune.step`, or until the ratio is reached.
 
-        With `prune.replace`, maps are fitted in their place.
+        With `criterion.per`, those of the best set that saves enough. With `prune.replace`, maps are fitted in their
+        place.
         """
-        order = [ranking.blocks[i] for i in ranking.order]
-        going = self.prepared.schedule(ratio).next(order, self.state.removed)
+        schedule = self._schedule(ratio)
+        going = schedule.next(self._order(ranking, schedule, ratio), self.state.removed)
         for name in going:
             remove_blocks(network, [name])
             self.state.removed.append(name)
             self._show_removal(ranking, ranking.blocks.index(name))
         if self.config.prune.replace != "nothing":
             self._heal(network, original, going)
+
+    def _order(self, ranking: Ranking, schedule: Schedule, ratio: float) -> list[str]:
+        """Returns the names of the blocks in the order in which they should go."""
+        order, per, prune = [ranking.blocks[i] for i in ranking.order], self.config.criterion.per, self.config.prune
+        if per == "nothing":
+            return order
+        if self._costs is not None:
+            savings = self._costs.savings(per)
+        else:
+            amounts = self.prepared.amounts(per)
+            savings = {name: amount / amounts.total for name, amount in amounts.by_block.items()}
+        removed = self.state.removed
+        if schedule.enough is None:
+            wanted = schedule.left(removed)
+        else:
+            wanted = goals.left_to_save(prune, ratio, self._measured(removed))
+        # Ranks of several metrics add up as votes do; of one criterion, its own numbers say more.
+        votes = list(ranking.distances.values())
+        importance = votes[0] if len(votes) == 1 else ranking.importance
+        blocks = {block.name: block for block in schedule.allowed(removed)}
+        return by_value(
+            [blocks[name] for name in order],
+            importance[ranking.order],
+            savings,
+            wanted,
+            schedule.most_in_stage(removed),
+        )
 
     def _heal(self, network: Classifier, original: Classifier, going: list[str]) -> None:
         """Fits maps in place of the blocks that have just gone, and anew behind them: what comes in has changed.
@@ -292,6 +384,9 @@ class Steps:
         state = controls.shape(control, self.state)
         columns = row.result_columns(self.prepared, state, phases, sizes)
         columns |= {"energy_estimated": None if control else self._meter.estimated}
+        if not control:
+            decided = self._measured(state.removed) if self.config.prune.quantity in MEASURED else None
+            columns |= goals.columns(self.config.prune, decided)
         return columns | row.control_columns(self.config, control) | measured, right
 
     def track_row(self, columns: row.Row) -> None:
@@ -367,7 +462,7 @@ class Steps:
             events.BlockRemoved(
                 block=ranking.blocks[position],
                 number=len(removed),
-                of=self.prepared.target_blocks if self.config.prune.unit == "blocks" else None,
+                of=self.prepared.target_blocks if self.config.prune.quantity == "blocks" else None,
                 importance=float(ranking.importance[position]),
                 unit="rank sum" if by_ranks else "importance",
                 next_importance=float(ranking.importance[left].min()) if left else None,

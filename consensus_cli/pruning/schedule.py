@@ -4,15 +4,47 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+
+from torch import nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning.block import Block
 from consensus_cli.pruning.blocks import candidates, check_candidates
-from consensus_cli.pruning.surgery import parts_of
+from consensus_cli.pruning.surgery import count_parameters, own_parameters, parts_of
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What the blocks of a network cost, where that can be counted.
+
+    Attributes:
+        unit: `macs` or `params`.
+        total: of the whole network.
+        by_block: what the network has less without each block, by name.
+        uncounted: what the total leaves out, for messages.
+    """
+
+    unit: str
+    total: int
+    by_block: Mapping[str, int]
+    uncounted: Sequence[str] = ()
+
+    @classmethod
+    def of_macs(cls, count: MacCount, blocks: Iterable[Block], kept: Mapping[str, int] | None = None) -> Amounts:
+        """Returns MACs, given `count_macs` of the original network and what stays in a block's place, by block."""
+        costs = block_costs(count, blocks)
+        by_block = {name: macs - (kept or {}).get(name, 0) for name, macs in costs.items()}
+        return cls("macs", count.total, by_block, count.uncounted)
+
+    @classmethod
+    def of_params(cls, network: nn.Module, blocks: Iterable[Block]) -> Amounts:
+        """Returns parameters; those that a block shares with what is left do not go with it."""
+        total = count_parameters(network)
+        return cls("params", total, {block.name: own_parameters(network, block.name) for block in blocks})
 
 
 @dataclass(frozen=True)
@@ -28,20 +60,21 @@ class Schedule:
 
     Attributes:
         blocks: every block of the original network, as `find_blocks` returns them.
-        ratio: share that goes in all, in (0, 1]: of the candidates (halves rounded up), or of the MACs where they are
-            given.
+        ratio: share that goes in all, in (0, 1]: of the candidates (halves rounded up), or of the amounts where they
+            are given.
         step: how many blocks go in one removal, at least 1; the last removal may be smaller.
         min_blocks_per_stage: blocks that each stage keeps, its first block included.
-        macs: `count_macs` of the original network, where the ratio is a share of them.
-        kept: MACs of what stands in a block's place, by block; nothing unless given.
+        amounts: what the ratio is a share of: MACs or parameters.
+        enough: says whether the network is pruned far enough without blocks of these names, where that is measured;
+            amounts then only tell which blocks cost most.
     """
 
     blocks: Sequence[Block]
     ratio: float
     step: int = 1
     min_blocks_per_stage: int = 1
-    macs: MacCount | None = None
-    kept: Mapping[str, int] = field(default_factory=dict)
+    amounts: Amounts | None = None
+    enough: Callable[[Sequence[str]], bool] | None = None
 
     @property
     def candidates(self) -> list[Block]:
@@ -64,9 +97,15 @@ class Schedule:
                 stages can lose, or is a share of the MACs of a network without any.
         """
         check_candidates(self.blocks)
-        asked, total, most = self.target_blocks, self._total, self._most()
-        if self.macs is not None:
-            self._check_macs(self.macs, name, most)
+        asked, total, most = self.target_blocks, self._total, sum(self._costs[name] for name in self.largest())
+        if self.enough is not None:
+            if not self.largest():
+                raise UserError(
+                    f"min_blocks_per_stage={self.min_blocks_per_stage} lets no block go",
+                    "lower prune.min_blocks_per_stage",
+                )
+        elif self.amounts is not None:
+            self._check_amounts(self.amounts, name, most)
         elif asked > most:
             raise UserError(
                 f"ratio {self.ratio:g} asks for {asked} of {total} blocks; "
@@ -78,14 +117,25 @@ class Schedule:
 
     def reached(self, removed: Iterable[str]) -> bool:
         """Returns whether enough is gone, given the names of the blocks that are gone."""
+        if self.enough is not None:
+            return self.enough(list(removed))
         gone = sum(self._costs[name] for name in removed)
-        if self.macs is None:
+        if self.amounts is None:
             return gone >= self.target_blocks
         return self._total - gone <= (1 - self.ratio) * self._total
 
     def allowed(self, removed: Collection[str]) -> list[Block]:
         """Returns the candidates that may go now, in order of execution, given the names of those that are gone."""
         return allowed(self.blocks, removed, self.min_blocks_per_stage)
+
+    def left(self, removed: Iterable[str]) -> float:
+        """Returns the share, of what the ratio is a share of, that is still to go."""
+        return self.ratio - sum(self._costs[name] for name in removed) / self._total
+
+    def most_in_stage(self, removed: Collection[str]) -> dict[int, int]:
+        """Returns how many blocks of each stage may go now, given the names of those that are gone."""
+        in_stage = Counter(block.stage for block in self.blocks if block.name not in removed)
+        return {stage: max(0, count - self.min_blocks_per_stage) for stage, count in in_stage.items()}
 
     def next(self, order: Iterable[str], removed: Sequence[str]) -> list[str]:
         """Returns the names of the blocks that go in the next removal: `step` of them, fewer where that is enough.
@@ -110,7 +160,8 @@ class Schedule:
         reaches it; their places and order are those of `spread`.
         """
         names = [block.name for block in self.candidates]
-        counts = [self.target_blocks] if self.macs is None else range(1, len(names) + 1)
+        by_blocks = self.amounts is None and self.enough is None
+        counts = [self.target_blocks] if by_blocks else range(1, len(names) + 1)
         for count in counts:
             order = [names[place] for place in spread(len(names), count)]
             going: list[str] = []
@@ -123,34 +174,36 @@ class Schedule:
 
     @cached_property
     def _costs(self) -> dict[str, int]:
-        """By how many blocks, or MACs, the network shrinks without each block."""
-        if self.macs is None:
-            return {block.name: 1 for block in self.blocks}
-        return {name: macs - self.kept.get(name, 0) for name, macs in block_costs(self.macs, self.blocks).items()}
+        """By how many blocks, or of the amounts, the network shrinks without each block."""
+        return {block.name: 1 for block in self.blocks} if self.amounts is None else dict(self.amounts.by_block)
 
     @property
     def _total(self) -> int:
-        return len(self.candidates) if self.macs is None else self.macs.total
+        return len(self.candidates) if self.amounts is None else self.amounts.total
 
-    def _most(self) -> int:
-        """Returns how many blocks, or MACs, can go in all before every stage is at its minimum."""
-        most = 0
+    def largest(self) -> list[str]:
+        """Returns as many blocks as can go in all before every stage is at its minimum, of each those that cost most.
+
+        They stand in order of execution.
+        """
+        going: set[str] = set()
         for stage, size in Counter(block.stage for block in self.blocks).items():
-            costs = sorted((self._costs[block.name] for block in self.candidates if block.stage == stage), reverse=True)
-            most += sum(costs[: max(0, size - self.min_blocks_per_stage)])
-        return most
+            names = [block.name for block in self.candidates if block.stage == stage]
+            names.sort(key=self._costs.__getitem__, reverse=True)
+            going.update(names[: max(0, size - self.min_blocks_per_stage)])
+        return [block.name for block in self.blocks if block.name in going]
 
-    def _check_macs(self, macs: MacCount, name: str, most_macs: int) -> None:
-        if macs.total == 0:
-            left_out = f" (they leave out {', '.join(macs.uncounted)})" if macs.uncounted else ""
+    def _check_amounts(self, amounts: Amounts, name: str, most_amount: int) -> None:
+        if amounts.total == 0:
+            left_out = f" (they leave out {', '.join(amounts.uncounted)})" if amounts.uncounted else ""
             raise UserError(
                 f"prune=macs needs MACs; {name} has none that are counted{left_out}",
                 "remove a share of the blocks instead: prune=blocks",
             )
-        most = most_macs / macs.total
+        most, what = most_amount / amounts.total, {"macs": "MACs", "params": "parameters"}[amounts.unit]
         if self.ratio > most:
             raise UserError(
-                f"ratio={self.ratio} asks for {self.ratio:.1%} fewer MACs; at most {most:.1%} can go",
+                f"ratio={self.ratio:g} asks for {self.ratio:.1%} fewer {what}; at most {most:.1%} can go",
                 f"lower the ratio to {most:.3f} or prune.min_blocks_per_stage",
             )
 

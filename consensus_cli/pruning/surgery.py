@@ -116,7 +116,7 @@ def remove_blocks(model: nn.Module, blocks: Block | str | Iterable[Block | str],
         if isinstance(block, Block) and not block.removable:
             raise UserError(f"block {block.name} cannot be removed: {block.reason}", "choose blocks that are removable")
     for name, pairs in replacements.items():
-        if not any(_count_parameters(module) for module, _ in pairs):
+        if not any(count_parameters(module) for module, _ in pairs):
             raise UserError(f"{name} has no parameters to remove", "it is gone already, or not a residual block")
     expected: list[Tensor] = []
     if example is not None:
@@ -124,11 +124,11 @@ def remove_blocks(model: nn.Module, blocks: Block | str | Iterable[Block | str],
             expected = answer(model, example)
     exchanged = [pair for pairs in replacements.values() for pair in pairs]
     going = _own_parameters(network, [module for module, _ in exchanged])
-    before = _count_parameters(network)
+    before = count_parameters(network)
     for module, replacement in exchanged:
         for container, key in _places(network, module):
             container.register_module(key, replacement)
-    left = _count_parameters(network)
+    left = count_parameters(network)
     assert left == before - going, f"{', '.join(names)}: {going} of {before} parameters, {left} left"
     if example is not None:
         pairs_of_outputs = zip(answer(model, example), expected, strict=True)
@@ -197,6 +197,11 @@ def parts_of(name: str) -> tuple[str, ...]:
     return tuple(prefix + _parse(part)["path"] for part in parts)
 
 
+def own_parameters(network: nn.Module, name: str) -> int:
+    """Returns how many parameters a network loses with the block of a name."""
+    return _own_parameters(network, [module for module, _ in _replacements(network, name)])
+
+
 def _replacements(network: nn.Module, name: str, instead: nn.Module | None = None) -> list[tuple[nn.Module, nn.Module]]:
     """Returns each module that goes with a block and what takes its place: `instead`, or the shortcut alone."""
     present = dict(network.named_modules(remove_duplicate=False))
@@ -243,6 +248,7 @@ def _own_parameters(network: nn.Module, modules: list[nn.Module]) -> int:
     return sum(parameter.numel() for parameter in unique.values() if not is_lazy(parameter))
 
 
-def _count_parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
+    """Returns how many parameters a network has; one that hangs in several places counts once."""
     # Layers that take their size from the first input have none before it.
     return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))

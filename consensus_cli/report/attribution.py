@@ -113,7 +113,11 @@ def _otherwise(runs: Runs, row: Mapping[Any, Any], criterion: str) -> pd.DataFra
     rows = runs.finished
     if row["criterion"] == criterion:
         return rows.head(0)
-    same = (rows["criterion"] == criterion) & (rows["control"] == "") & (rows["ratio"] == row["ratio"])
+    same = (
+        (rows["criterion"] == criterion)
+        & (rows["control"] == "")
+        & (rows["ratio"].eq(row["ratio"]) | (rows["ratio"].isna() & pd.isna(row["ratio"])))
+    )
     for column in ("model", "dataset", "images_hash", "ratio_unit"):
         same &= rows[column] == row[column]
     return rows[same & (rows["overrides"].map(settings_text) == settings_text(str(row["overrides"])))]

@@ -7,8 +7,11 @@ import shlex
 
 import numpy as np
 
+from consensus_cli.evaluation.cost.quantities import MEASURED
+
 NONE = "–"
-_UNITS = {"blocks": "of the blocks", "macs": "of the MACs"}
+_UNITS = {"blocks": "of the blocks", "macs": "of the MACs", "params": "of the parameters"}
+_UNITS |= {quantity: f"of the {quantity}" for quantity in MEASURED}
 
 
 def fixed(value: float, digits: int = 2, unit: str = "", sign: bool = False) -> str:
@@ -45,8 +48,10 @@ def duration(seconds: float) -> str:
 
 
 def ratio_text(ratio: float, unit: str) -> str:
-    """Returns how much was to go, such as `50 % of the blocks`."""
-    return NONE if math.isnan(ratio) else f"{100 * ratio:.4g} % {_UNITS.get(unit, unit)}".strip()
+    """Returns how much was to go, such as `50 % of the blocks`; a target, which has no ratio, such as `to 8 ms`."""
+    if math.isnan(ratio):
+        return NONE if unit in ("", *_UNITS) else f"to {unit}"
+    return f"{100 * ratio:.4g} % {_UNITS.get(unit, unit)}".strip()
 
 
 def command(overrides: str) -> str:

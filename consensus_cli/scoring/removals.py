@@ -17,7 +17,7 @@ from consensus_cli.pruning.blocks import find_blocks
 from consensus_cli.pruning.healing import heal
 from consensus_cli.pruning.refit import refit
 from consensus_cli.pruning.replacement import check_replacement
-from consensus_cli.pruning.schedule import Schedule
+from consensus_cli.pruning.schedule import Amounts, Schedule
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.scoring.ranking.criteria import CONSENSUS, Criterion, of_schedule
@@ -99,8 +99,9 @@ def prune(
     example = example_of(model, labelled)
     blocks = find_blocks(network_of(model), example, granularity)
     ((share, unit),) = given
-    macs = count_macs(network_of(model), example[:1]) if unit == "macs" else None
-    schedule = Schedule(blocks, share, step, min_blocks_per_stage, macs)
+    network = network_of(model)
+    amounts = Amounts.of_macs(count_macs(network, example[:1]), blocks) if unit == "macs" else None
+    schedule = Schedule(blocks, share, step, min_blocks_per_stage, amounts)
     schedule.check(type(model).__name__)
     how = {"criterion": of_schedule(criterion, schedule), "seed": seed, **ranking}
     if refit or replace != "nothing":

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.energy import Consumption
+from consensus_cli.evaluation.cost.savings import Measured
+from consensus_cli.evaluation.statistics import Saving
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.weights import serialize
 from consensus_cli.pruning.replacement import MapForm
@@ -41,6 +43,8 @@ class RunState:
         phases: time and energy of each phase, over all sessions.
         batch_sizes: sizes that had to be halved, by what they are of.
         threads_lowered: when the number of threads fell.
+        measured: blocks that are gone (and what stands in their place) -> what the network costs without them, where
+            that decides when enough is gone.
         tuned: ratio -> phases of its row, for each ratio whose final fine-tuning is done; `RATIO CONTROL` for those of
             its controls.
         duration_s: wall-clock seconds of all sessions up to the last save.
@@ -53,6 +57,7 @@ class RunState:
     phases: Phases = field(default_factory=dict)
     batch_sizes: dict[str, int] = field(default_factory=dict)
     threads_lowered: list[str] = field(default_factory=list)
+    measured: dict[str, Measured] = field(default_factory=dict)
     tuned: dict[str, Phases] = field(default_factory=dict)
     duration_s: float = 0.0
 
@@ -90,6 +95,7 @@ def read_state(path: Path, scores: pd.DataFrame | None) -> tuple[RunState, dict[
             phases=_phases(content.get("phases", content.get("stages"))),
             batch_sizes={name: int(size) for name, size in content["batch_sizes"].items()},
             threads_lowered=_texts(content.get("threads_lowered", [])),
+            measured={key: _measured(*values) for key, values in content.get("measured", {}).items()},
             tuned={ratio: _phases(phases) for ratio, phases in content["tuned"].items()},
             duration_s=float(content["duration_s"]),
         )
@@ -98,6 +104,11 @@ def read_state(path: Path, scores: pd.DataFrame | None) -> tuple[RunState, dict[
             f"'{path}' is not the state of a run: {error}", "delete it: the run then begins with its baseline"
         ) from error
     return state, weights
+
+
+def _measured(base: Any, value: Any, low: Any, high: Any, saving: Any) -> Measured:
+    share, *ends = map(float, saving)
+    return Measured(float(base), float(value), float(low), float(high), Saving(share, *ends))
 
 
 def _texts(values: Any) -> list[str]:

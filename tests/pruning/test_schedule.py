@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
+from torch import nn
 
 from consensus_cli.errors import UserError
 from consensus_cli.models.macs import MacCount
 from consensus_cli.pruning import Block, Schedule
-from consensus_cli.pruning.schedule import allowed, blocks_to_remove, spread
+from consensus_cli.pruning.schedule import Amounts, allowed, blocks_to_remove, spread
 
 
 def three_stages(per_stage: int = 9) -> list[Block]:
@@ -30,9 +32,9 @@ def test_halves_round_up(ratio: float, candidates: int, expected: int) -> None:
 
 @pytest.mark.parametrize("ratio", [0, -1, 1.5, float("nan")])
 def test_ratio_out_of_range(ratio: float) -> None:
-    for macs in (None, counted(three_stages(), 100)):
+    for amounts in (None, counted(three_stages(), 100)):
         with pytest.raises(UserError, match=f"ratio is {ratio:g}") as error:
-            Schedule(three_stages(), ratio, macs=macs).check()
+            Schedule(three_stages(), ratio, amounts=amounts).check()
         assert "(0, 1]" in error.value.hint
 
 
@@ -60,18 +62,19 @@ def test_stages_at_their_minimum_bound_the_blocks(minimum: int, possible: int) -
                 schedule.check()
 
 
-def counted(blocks: list[Block], total: int) -> MacCount:
+def counted(blocks: list[Block], total: int) -> Amounts:
     """Block number i costs i MACs."""
-    return MacCount({block.name: macs for macs, block in enumerate(blocks)} | {"": total}, ())
+    macs = MacCount({block.name: macs for macs, block in enumerate(blocks)} | {"": total}, ())
+    return Amounts.of_macs(macs, blocks)
 
 
 @pytest.mark.parametrize(("minimum", "most"), [(1, 1 + 2 + 4 + 5 + 7 + 8), (2, 2 + 5 + 8), (3, 0)])
 def test_the_dearest_blocks_of_each_stage_bound_the_macs(minimum: int, most: int) -> None:
     blocks = three_stages(3)
-    macs = counted(blocks, 100)
-    Schedule(blocks, max(most, 1) / 100, min_blocks_per_stage=minimum - (most == 0), macs=macs).check()
+    amounts = counted(blocks, 100)
+    Schedule(blocks, max(most, 1) / 100, min_blocks_per_stage=minimum - (most == 0), amounts=amounts).check()
     with pytest.raises(UserError, match=f"at most {most}.0% can go") as error:
-        Schedule(blocks, (most + 1) / 100, min_blocks_per_stage=minimum, macs=macs).check()
+        Schedule(blocks, (most + 1) / 100, min_blocks_per_stage=minimum, amounts=amounts).check()
     assert error.value.hint == f"lower the ratio to {most / 100:.3f} or prune.min_blocks_per_stage"
 
 
@@ -99,7 +102,7 @@ def test_several_go_at_once_and_no_more_than_the_ratio_asks_for() -> None:
 
 def test_a_share_of_the_macs_is_reached_when_they_are_gone() -> None:
     blocks = three_stages(3)
-    schedule = Schedule(blocks, 0.15, step=4, macs=counted(blocks, 100))
+    schedule = Schedule(blocks, 0.15, step=4, amounts=counted(blocks, 100))
     assert schedule.next(["layer3.2", "layer1.1", "layer3.1", "layer2.1"], []) == ["layer3.2", "layer1.1", "layer3.1"]
     assert not schedule.reached(["layer3.2", "layer1.1", "layer2.2"])
     assert schedule.reached(["layer3.2", "layer3.1"])
@@ -108,7 +111,7 @@ def test_a_share_of_the_macs_is_reached_when_they_are_gone() -> None:
 def test_macs_that_nobody_counted() -> None:
     blocks = three_stages(3)
     with pytest.raises(UserError, match=r"Own has none that are counted \(they leave out aten::_fft_r2c × 4\)"):
-        Schedule(blocks, 0.5, macs=MacCount({"": 0}, ("aten::_fft_r2c × 4",))).check("Own")
+        Schedule(blocks, 0.5, amounts=Amounts.of_macs(MacCount({"": 0}, ("aten::_fft_r2c × 4",)), blocks)).check("Own")
 
 
 def test_a_ratio_that_fits() -> None:
@@ -171,6 +174,41 @@ def test_where_a_stage_must_keep_a_block_the_next_one_goes_instead(minimum: int,
 
 def test_a_share_of_the_macs_is_reached_by_the_fewest_evenly_spaced_blocks() -> None:
     blocks = three_stages()
-    macs = MacCount(dict.fromkeys([block.name for block in blocks], 4) | {"": 112}, ())
-    schedule = Schedule(blocks, 0.21, macs=macs)
+    amounts = Amounts("macs", 112, dict.fromkeys([block.name for block in blocks], 4))
+    schedule = Schedule(blocks, 0.21, amounts=amounts)
     assert sorted(schedule.evenly_spaced()[:6]) == sorted(Schedule(blocks, 0.25).evenly_spaced()[:6])
+
+
+def test_a_measured_goal_is_reached_where_the_measurement_says_so() -> None:
+    blocks, asked = three_stages(3), []
+
+    def enough(removed: Sequence[str]) -> bool:
+        asked.append(tuple(removed))
+        return len(removed) >= 3
+
+    schedule = Schedule(blocks, 0.5, step=2, amounts=counted(blocks, 100), enough=enough)
+    schedule.check()
+    order = [block.name for block in blocks if block.removable]
+    first = schedule.next(order, [])
+    # No more is measured than has to be: a removal that is full ends it.
+    assert (first, asked) == (["layer1.1", "layer1.2"], [(), ("layer1.1",)])
+    assert schedule.next(order, first) == ["layer2.1"]
+    assert schedule.largest() == order
+    with pytest.raises(UserError, match="lets no block go"):
+        Schedule(blocks, 0.5, min_blocks_per_stage=3, enough=enough).check()
+
+
+def test_what_is_left_to_go_and_where() -> None:
+    blocks = three_stages(3)
+    schedule = Schedule(blocks, 0.15, min_blocks_per_stage=2, amounts=counted(blocks, 100))
+    assert schedule.left(["layer3.2"]) == pytest.approx(0.07)
+    assert schedule.most_in_stage(["layer3.2"]) == {0: 1, 1: 1, 2: 0}
+    assert schedule.largest() == ["layer1.2", "layer2.2", "layer3.2"]
+
+
+def test_parameters_that_a_block_shares_do_not_go_with_it() -> None:
+    network = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    blocks = [Block(name, 0, (3,), True) for name in "ab"]
+    assert Amounts.of_params(network, blocks) == Amounts("params", 24, {"a": 12, "b": 12})
+    network["b"].weight = network["a"].weight
+    assert Amounts.of_params(network, blocks) == Amounts("params", 15, {"a": 3, "b": 3})
