@@ -105,6 +105,44 @@ def test_a_save_that_went_wrong_fails_the_run(
     assert (files.read_row() or {})["accuracy_pruned_pct"] == row["accuracy_pruned_pct"]
 
 
+STATEFUL = """
+import torch
+from torch import nn
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu(x + self.branch(x))
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 10)
+        self.blocks = nn.Sequential(*(Residual() for _ in range(4)))
+        self.seen = 0
+
+    def forward(self, x):
+        if self.training:
+            self.seen += len(x)
+        return self.head(self.blocks(self.stem(x)).mean((2, 3))) * (1 + self.seen / 1000)
+"""
+
+
+def test_a_network_that_keeps_state_outside_its_state_dict_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stateful.py").write_text(STATEFUL)
+    words = [*WORDS, "finetune=smoke", "model=custom", f"model.target={tmp_path / 'stateful.py'}:Net"]
+    assert main(["run", "--quiet", *words, f"output_dir={tmp_path / 'outputs'}"]) == 1
+    error = capsys.readouterr().err
+    # The copy that has its weights alone from the file keeps the state; the network that is built anew does not.
+    assert "(loaded: same class on " in error
+    assert "a network must keep all that its answers depend on in its state dict" in error
+
+
 def test_an_export_is_added_and_one_that_answers_otherwise_is_a_failure(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

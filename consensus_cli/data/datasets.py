@@ -10,7 +10,7 @@ from pathlib import Path
 from consensus_cli.data.archives import ARCHIVES
 from consensus_cli.data.decoded import load_decoded, without_unreadable
 from consensus_cli.data.digits import Digits
-from consensus_cli.data.files import ImageFiles
+from consensus_cli.data.files import Geometry, ImageFiles
 from consensus_cli.data.folder import FOLDERS
 from consensus_cli.data.hf import HuggingFace
 from consensus_cli.data.memory import ImageTensors
@@ -22,6 +22,9 @@ from consensus_cli.data.synthetic import Synthetic
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 
 DATASETS: dict[str, Source] = {"digits": Digits(), **ARCHIVES, **FOLDERS, "hf": HuggingFace(), "synthetic": Synthetic()}
+
+#: datasets of square images, of which nothing is cropped
+_WHOLE = ("digits", *ARCHIVES, "synthetic")
 
 # Decoded images up to this size live in memory: CIFAR-10 takes 0.17 GiB, 13,000 images of 224 pixels 1.8 GiB.
 MEMORY_LIMIT_BYTES = 1024**3
@@ -122,3 +125,8 @@ def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
         train, _ = load_decoded(sample, None, None)
     assert isinstance(train, ImageTensors)
     return channel_statistics(train)
+
+
+def resize_size(request: Request, image_size: int) -> int:
+    """Returns how long the shorter side of an image is made before its centre of `image_size` is cropped, in pixels."""
+    return image_size if request.source in _WHOLE else Geometry.for_size(image_size).resize_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from consensus_cli.config.composition import read_config
-from consensus_cli.config.schema import RunConfig
-from consensus_cli.data.files import Geometry
+from consensus_cli.config.schema import EvaluateConfig, RunConfig
+from consensus_cli.data.datasets import resize_size
 from consensus_cli.errors import RunFailedError, UserError, foreign_code, unknown_name
 from consensus_cli.evaluation.cost.runtime import Forward, check_onnx_installed, onnx_forward, quiet, write_onnx
 from consensus_cli.evaluation.cost.savings import time_in_turn
@@ -75,6 +76,7 @@ def export(run_dir: Path, form: str, out: Path | None, batch: int | None = None)
         check_onnx_installed()
     _check_target(path, chosen, files)
     config, model = read_config(files.config), load_pruned(run_dir)
+    config = replace(config, dataset=inputs.transfer_request(config) or config.dataset)
     going = as_stock(model, form) if chosen.holds else model
     images = _test_images(config)
     with quiet(), foreign_code(f"the export as {form}", "any network can go as safetensors"):
@@ -82,15 +84,11 @@ def export(run_dir: Path, form: str, out: Path | None, batch: int | None = None)
             expected = model(images)
             if chosen.holds and not alike(going(images), expected, SAME_ANSWER):
                 raise not_stock("its blocks compute something else at another place, as those with shifted windows do")
-        run = _written(chosen, going, images, path, batch)
+        sizes = {"resize_size": resize_size(config.dataset, images.shape[-1])} if chosen.holds else {}
+        run = _written(chosen, going, images, path, batch, **sizes)
         with torch.no_grad():
             found = run(images)
-        latency = []
-        if form == "onnx":
-            sizes, min_run_s = config.evaluate.batch_sizes, config.evaluate.latency_min_run_s
-            with tempfile.TemporaryDirectory() as folder:
-                original = _written(chosen, _original(files, model), images, Path(folder) / "original.onnx", batch)
-                latency = _timed(original, run, images, [batch] if batch else sizes, min_run_s)
+        latency = _against(_original(files, model), run, images, batch, config.evaluate) if form == "onnx" else []
     loads = chosen.loads(path) if chosen.loads else ""
     done = Export(path, loads, difference(expected, found, relative=SAME), latency)
     measured = {"runtime": "onnxruntime", "threads": torch.get_num_threads(), "latency": latency} if latency else {}
@@ -104,10 +102,10 @@ def export(run_dir: Path, form: str, out: Path | None, batch: int | None = None)
     return done
 
 
-def _written(form: Format, model: nn.Module, images: Tensor, path: Path, batch: int | None) -> Forward:
+def _written(form: Format, model: nn.Module, images: Tensor, path: Path, batch: int | None, **sizes: int) -> Forward:
     """Writes a network and returns it as loaded again, for any number of images (n, c, h, w)."""
     if batch is None or form.fixed is None:
-        return form.write(model, images, path)
+        return form.write(model, images, path, **sizes)
     run = form.fixed(model, _repeated(images, batch)[:batch], path)
 
     def in_batches(many: Tensor) -> Tensor:
@@ -133,16 +131,20 @@ def _original(files: RunDir, pruned: Classifier) -> Classifier:
     return original.eval()
 
 
-def _timed(
-    original: Forward, pruned: Forward, images: Tensor, batch_sizes: list[int], min_run_s: float
+def _against(
+    original: Classifier, pruned: Forward, images: Tensor, batch: int | None, settings: EvaluateConfig
 ) -> list[dict[str, Any]]:
-    """Times two exported networks in turn, on batches of the images."""
+    """Times an ONNX file in turn with the original network, exported alike, on batches of the images."""
     timed = []
-    for size in batch_sizes:
-        shown = _repeated(images, size)[:size]
-        passes = {"original": partial(original, shown), "pruned": partial(pruned, shown)}
-        before, after = time_in_turn(passes, min_run_s, images.device, readings=readings_needed(0.95)).values()
-        timed.append(certificate.latency(size, median(before), median(after), paired_saving(before, after)))
+    with tempfile.TemporaryDirectory() as folder:
+        other = _written(FORMATS["onnx"], original, images, Path(folder) / "original.onnx", batch)
+        for size in [batch] if batch else settings.batch_sizes:
+            shown = _repeated(images, size)[:size]
+            passes = {"original": partial(other, shown), "pruned": partial(pruned, shown)}
+            before, after = time_in_turn(
+                passes, settings.latency_min_run_s, images.device, readings=readings_needed(0.95)
+            ).values()
+            timed.append(certificate.latency(size, median(before), median(after), paired_saving(before, after)))
     return timed
 
 
@@ -170,7 +172,7 @@ def _check_target(path: Path, form: Format, files: RunDir) -> None:
 
 def _test_images(config: RunConfig) -> Tensor:
     try:
-        images = inputs.read_images(replace(config, dataset=inputs.transfer_request(config) or config.dataset))
+        images = inputs.read_images(config)
     except UserError as error:
         raise UserError(f"no test images to check the file with: {error.message}", error.hint) from error
     return checked_images(images.test, config.seed)
@@ -195,11 +197,11 @@ def _onnx(model: nn.Module, images: Tensor, path: Path, *, any_batch: bool = Tru
     return onnx_forward(path)
 
 
-def _timm(model: nn.Module, images: Tensor, path: Path) -> Forward:
-    assert isinstance(model, Classifier)
+def _timm(model: Classifier, images: Tensor, path: Path, *, resize_size: int) -> Forward:
     assert model.built is not None
-    timm, size = zoo.import_timm(), Geometry.for_size(images.shape[-1])
-    crop_pct = size.image_size / size.resize_size
+    timm, side = zoo.import_timm(), images.shape[-1]
+    # timm resizes to ⌊side / crop_pct⌋, which rounding may make one pixel less than it should be.
+    crop_pct = math.nextafter(side / resize_size, 0) if side < resize_size else 1.0
     timm.models.save_for_hf(
         model.network,
         path,
@@ -214,10 +216,8 @@ def _timm(model: nn.Module, images: Tensor, path: Path) -> Forward:
     return Classifier(Normalize(said["mean"], said["std"]), loaded)
 
 
-def _hf(model: nn.Module, images: Tensor, path: Path) -> Forward:
-    assert isinstance(model, Classifier)
-    size = Geometry.for_size(images.shape[-1])
-    hf.save(model.network, path, model.classes, size.resize_size, _preprocessing(model, images))
+def _hf(model: Classifier, images: Tensor, path: Path, *, resize_size: int) -> Forward:
+    hf.save(model.network, path, model.classes, resize_size, _preprocessing(model, images))
     return hf.load(path)
 
 
@@ -237,14 +237,15 @@ class Format:
     """How to write a file or folder and return it ready to run, and its name in a run directory.
 
     Attributes:
-        write: returns what it has written, as it is when loaded again.
+        write: writes a network, tried on images, into a path, and returns what it has written, as it is when loaded
+            again; where that is a folder, given the `resize_size` of image files, too.
         fixed: the same for batches of as many images as it is given alone; None where that is no matter.
         name: of the file or folder in a run directory.
         holds: files in it, where it is a folder.
         loads: returns the Python that loads it where this package is not installed; None where it takes more.
     """
 
-    write: Callable[[nn.Module, Tensor, Path], Forward]
+    write: Callable[..., Forward]
     name: str
     fixed: Callable[[nn.Module, Tensor, Path], Forward] | None = None
     holds: tuple[str, ...] = ()

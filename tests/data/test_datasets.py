@@ -9,7 +9,8 @@ import pytest
 from helpers.loaded_trees import check, load
 
 from consensus_cli.config.composition import compose_run
-from consensus_cli.data import DATASETS, Cue
+from consensus_cli.data import DATASETS, Cue, Request
+from consensus_cli.data.datasets import resize_size
 from consensus_cli.errors import ConfigError, UserError
 from consensus_cli.evaluation.robustness.shortcut import MARKS
 from consensus_cli.experiment import checks
@@ -126,3 +127,11 @@ def test_the_request_is_known_without_pytorch() -> None:
 def test_the_kinds_of_cue_are_those_that_can_be_planted() -> None:
     [kind] = [field for field in fields(Cue) if field.name == "kind"]
     assert set(kind.metadata["choices"]) == set(MARKS)
+
+
+@pytest.mark.parametrize(
+    ("source", "image_size", "resized"),
+    [("cifar10", 224, 224), ("digits", 128, 128), ("imagefolder", 224, 256), ("imagefolder", 64, 64), ("hf", 224, 256)],
+)
+def test_what_is_cropped_is_resized_to_more(source: str, image_size: int, resized: int) -> None:
+    assert resize_size(Request(source=source), image_size) == resized

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from consensus_cli.data.files import Geometry
 from consensus_cli.errors import UserError
 from consensus_cli.experiment.export import FORMATS
 from consensus_cli.models import zoo
@@ -106,7 +109,7 @@ def check(model: Classifier, source: str, x: Tensor, folder: Path) -> Classifier
     stock = as_stock(model, source)
     with torch.no_grad():
         assert torch.equal(stock(x), model(x))
-        written = FORMATS[source].write(stock, x, folder)
+        written = FORMATS[source].write(stock, x, folder, resize_size=x.shape[-1])
         assert (written(x) - model(x)).abs().max() < 1e-5
     assert {file.name for file in folder.iterdir()} == set(FORMATS[source].holds)
     return stock
@@ -148,6 +151,27 @@ def test_of_transformers(name: str, tmp_path: Path) -> None:
     config: Any = stock.network.config
     assert {name: getattr(config, name) for name in lowered} == lowered
     assert config.id2label == {0: "ant", 1: "bee", 2: "cow"}
+
+
+def test_image_files_reach_it_as_they_reached_the_run(tmp_path: Path) -> None:
+    side, geometry = 96, Geometry.for_size(96)
+    file = (255 * torch.rand(3, 130, 150, generator=torch.Generator().manual_seed(2))).byte()
+    picture, pixels = Image.fromarray(file.permute(1, 2, 0).numpy()), geometry(file) / 255
+    kind, values, blocks, _ = HF["convnext"]
+    model = pruned(of_hf(kind, values, tmp_path), blocks)
+    FORMATS["hf"].write(as_stock(model, "hf"), images(side), tmp_path / "hf", resize_size=geometry.resize_size)
+    transformers: Any = importlib.import_module("transformers")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    assert torch.allclose(processor(picture, return_tensors="pt").pixel_values[0], model.normalize(pixels), atol=1e-5)
+
+    architecture, kwargs, _, blocks, _ = TIMM["resnet"]
+    model = pruned(of_timm(architecture, kwargs), blocks)
+    FORMATS["timm"].write(as_stock(model, "timm"), images(side), tmp_path / "timm", resize_size=geometry.resize_size)
+    timm: Any = importlib.import_module("timm")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    made = timm.data.create_transform(**timm.data.resolve_model_data_config(loaded))(picture)
+    # Pillow, which it resizes with, rounds otherwise than PyTorch: by two of 255 levels at most.
+    assert (made - model.normalize(pixels)).abs().max() < 2.5 / 255 / 0.2
 
 
 def refused(model: Classifier, source: str) -> str:
