@@ -382,7 +382,7 @@ def examine(name: str, make: Callable[..., nn.Module], say: Callable[[dict[str, 
     say({"removal": _removal(network, built(name, make)[0], [removable[0], removable[-1]], images)})
     remove_blocks(network, [removable[0], removable[-1]])
     for key, form in EXPORTS.items():
-        if all(find_spec(package) for package in form.needs):
+        if key != "onnx" or all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
             say({key: _export(form, network, images)})
 
 
