@@ -207,14 +207,14 @@ GOAL = {
     [
         (COUNTED | {"ratio_unit": "macs", "ratio": 0.3}, False, "30 % of the MACs: missed, 25.0 % less"),
         (COUNTED | {"ratio_unit": "macs", "ratio": 0.25}, True, "25 % of the MACs: met, 25.0 % less"),
-        (COUNTED | {"target": "0.3 kMACs", "ratio": None}, True, "macs of 0.3 kMACs: met, 25.0 % less"),
-        (COUNTED | {"target": "299 MACs", "ratio": None}, False, "macs of 299 MACs: missed, 25.0 % less"),
+        (COUNTED | {"target": "0.3 kMACs", "ratio": None}, True, "0.3 kMACs at most: met, 25.0 % less"),
+        (COUNTED | {"target": "299 MACs", "ratio": None}, False, "299 MACs at most: missed, 25.0 % less"),
         (COUNTED | {"ratio_unit": "blocks", "ratio": 0.5}, False, "50 % of the blocks: missed, 40.0 % less"),
         (COUNTED | {"ratio_unit": "blocks", "ratio": 0.4}, True, "40 % of the blocks: met, 40.0 % less"),
         # The bad end of the interval counts.
         (GOAL | {"ratio_unit": "latency", "ratio": 0.29}, False, "missed, 30.0 % [28.0, 32.0] less"),
         (GOAL | {"ratio_unit": "latency", "ratio": 0.28}, True, "met, 30.0 % [28.0, 32.0] less"),
-        (GOAL | {"target": "7 ms", "ratio": None}, True, "latency of 7 ms: met, 30.0 % [28.0, 32.0] less"),
+        (GOAL | {"target": "7 ms", "ratio": None}, True, "7 ms at most: met, 30.0 % [28.0, 32.0] less"),
     ],
 )
 def test_the_target(row: dict[str, Any], met: bool, told: str) -> None:

@@ -62,10 +62,10 @@ def _times(speed_up: float | None) -> str:
 def _target(target: Mapping[str, Any] | None) -> str:
     if target is None:
         return NONE
-    asked, quantity = target["asked"], target["quantity"]
-    told = f"{quantity} of {asked}" if isinstance(asked, str) else ratio_text(asked, quantity)
-    ends = ", ".join(fixed(100 * end, 1) for end in target.get("saved_ci", ()))
-    saved = fixed(100 * target["saved"], 1, "%") + (f" [{ends}]" if ends else "")
+    asked, ends = target["asked"], target.get("saved_ci", (0, 0))
+    told = f"{asked} at most" if isinstance(asked, str) else ratio_text(asked, target["quantity"])
+    interval = f" [{', '.join(fixed(100 * end, 1) for end in ends)}]" if ends[0] < ends[1] else ""
+    saved = fixed(100 * target["saved"], 1, "%") + interval
     return f"{told}: {'met' if target['met'] else 'missed'}, {saved} less"
 
 
