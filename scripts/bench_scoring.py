@@ -179,13 +179,13 @@ def engine_way(
 ) -> tuple[dict, dict[str, float]]:
     """Returns distances and seconds per part of the engine."""
     device = images.device
-    names = list(PLAIN_METRICS)
+    names, labels = list(PLAIN_METRICS), labels.to(images.device)
     start = time.perf_counter()
     engine = AblationEngine(network, blocks, images[:1], precision=precision)
     seconds = {"set-up": seconds_since(start, device), "representations": 0.0, "moments": 0.0}
     keep = metrics.statistics_needed(names)
     statistics = PairStatistics(len(blocks), engine.features, CLASSES, device=device, keep=keep)
-    for index in torch.arange(len(images)).split(min(engine.batch_size, 2 * PLAIN_BATCH_SIZE)):
+    for index in torch.arange(len(images), device=device).split(min(engine.batch_size, 2 * PLAIN_BATCH_SIZE)):
         start = time.perf_counter()
         rows = engine.representations(images[index])
         seconds["representations"] += seconds_since(start, device)
