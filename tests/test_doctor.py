@@ -17,6 +17,7 @@ from consensus_cli.cli.main import main
 from consensus_cli.config.composition import compose_run
 from consensus_cli.experiment import doctor
 from consensus_cli.experiment.doctor import Line, examine, facts
+from consensus_cli.experiment.threads import ThreadWatch
 
 CPU = torch.device("cpu")
 REPORT = "this should not happen: report it with this table"
@@ -112,6 +113,22 @@ def test_a_missing_energy_counter_is_no_failure(
     assert found.result == "skip"
     assert words in found.found
     assert "estimates energy from CPU time" in found.found
+
+
+@pytest.mark.usefixtures("quick")
+def test_threads_follow_what_others_leave_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+
+    def look(watch: ThreadWatch) -> None:
+        torch.set_num_threads(before + 1)
+        watch._warn("others are busy")
+
+    monkeypatch.setattr(ThreadWatch, "look", look)
+    examined = examine([])
+    assert next(examined) == Line("threads", "", "pass", "others are busy")
+    assert torch.get_num_threads() == before + 1
+    assert [each.check for each in examined][-1] == "several processes"
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.usefixtures("quick")

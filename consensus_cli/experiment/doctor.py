@@ -52,6 +52,7 @@ from consensus_cli.experiment import checks, inputs, pipeline
 from consensus_cli.experiment.distributed import world
 from consensus_cli.experiment.export import export
 from consensus_cli.experiment.row import Row, git_commit
+from consensus_cli.experiment.threads import ThreadWatch, restored
 from consensus_cli.models.classifier import Classifier, normalized
 from consensus_cli.models.modes import alike, answer
 from consensus_cli.models.resnet import resnet
@@ -181,14 +182,15 @@ def examine(settings: Sequence[str]) -> Iterator[Line]:
 
 
 def _examined(config: RunConfig, devices: Sequence[torch.device]) -> Iterator[Line]:
-    yield from (_line(name, "", check) for name, check in _machine(config).items())
-    on_cpu = _Work(config, torch.device("cpu"))
-    for device in devices:
-        work = on_cpu if device.type == "cpu" else _Work(config, device, on_cpu)
-        yield from (_line(name, str(device), check) for name, check in work.checks())
-    if torch.backends.mps.is_available():
-        yield _line("all of it", "mps", _mps)
-    yield _line("several processes", "", lambda: _several(devices))
+    with restored():
+        yield from (_line(name, "", check) for name, check in _machine(config).items())
+        on_cpu = _Work(config, torch.device("cpu"))
+        for device in devices:
+            work = on_cpu if device.type == "cpu" else _Work(config, device, on_cpu)
+            yield from (_line(name, str(device), check) for name, check in work.checks())
+        if torch.backends.mps.is_available():
+            yield _line("all of it", "mps", _mps)
+        yield _line("several processes", "", lambda: _several(devices))
 
 
 def _line(check: str, device: str, run: Check) -> Line:
@@ -206,9 +208,17 @@ def _line(check: str, device: str, run: Check) -> Line:
         return Line(check, device, "fail", described(error), hint)
 
 
+def _threads() -> str:
+    """Takes as many threads as other programs leave cores, as runs do."""
+    notes: list[str] = []
+    ThreadWatch(None, notes.append).look()
+    return notes[0] if notes else f"{torch.get_num_threads()}, no other program is in the way"
+
+
 def _machine(config: RunConfig) -> dict[str, Check]:
     another = "choose another folder with output_dir=PATH"
     return {
+        "threads": _threads,
         "output folder": lambda: _results_in(Path(config.output_dir)),
         "cache folder": lambda: _writable(checks.cache_dir(config), another),
         "temporary folder": lambda: _writable(Path(tempfile.gettempdir()), "set TMPDIR to a folder of yours"),
@@ -487,8 +497,8 @@ def _packages() -> str:
 def _cores() -> str:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     precision = "bf16" if training.resolve_precision("auto", torch.device("cpu")) == "bf16" else "no bf16"
-    threads = f"threads {torch.get_num_threads()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}"
-    return f"{usable} of {os.cpu_count()}, {precision} in hardware, {threads}"
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    return f"{usable} of {os.cpu_count()}, {precision} in hardware, OMP_NUM_THREADS {threads}"
 
 
 def _gpu(number: int) -> str:
