@@ -128,6 +128,8 @@ class PruneConfig:
         unit: what ratio is a share of: `blocks` (of the candidates), or what the network costs, of which so much is to
             be saved: `macs` and `params` are counted, `latency`, `energy` and `memory` measured.
         target: what the pruned network may cost at most, in place of a ratio, such as `8 ms` or `40 MMACs`.
+        overshoot: with `criterion.per`: sets that save at most so much more than asked for, as a share of what the
+            original costs, go before others; null: whatever they save.
         confidence: with which the intervals of what is measured hold; a saving is reached where its lower end is.
         batch_size, runtime, precision: images per forward pass, what runs it (`torch`, `torch-compile`, `onnxruntime`)
             and in which precision, where something is measured to decide.
@@ -143,6 +145,7 @@ class PruneConfig:
 
     unit: str = field(default="blocks", metadata={"choices": ("blocks", *QUANTITIES)})
     target: str | None = None
+    overshoot: float | None = field(default=None, metadata={"range": (0, 1)})
     confidence: float = field(default=0.95, metadata={"above": 0, "below": 1})
     batch_size: int = field(default=1, metadata={"range": (1, 65_536)})
     runtime: str = field(default="torch", metadata={"choices": ("torch", "torch-compile", "onnxruntime")})

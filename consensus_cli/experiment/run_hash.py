@@ -38,6 +38,7 @@ _LATER: dict[str, Any] = {
     "prune.refit": False,
     "scoring.repair": False,
     "prune.target": None,
+    "prune.overshoot": None,
     "prune.confidence": 0.95,
     "prune.batch_size": 1,
     "prune.runtime": "torch",

@@ -248,13 +248,8 @@ class Steps:
         votes = list(ranking.distances.values())
         importance = votes[0] if len(votes) == 1 else ranking.importance
         blocks = {block.name: block for block in schedule.allowed(removed)}
-        return by_value(
-            [blocks[name] for name in order],
-            importance[ranking.order],
-            savings,
-            wanted,
-            schedule.most_in_stage(removed),
-        )
+        ranked, limits = [blocks[name] for name in order], schedule.most_in_stage(removed)
+        return by_value(ranked, importance[ranking.order], savings, wanted, limits, overshoot=prune.overshoot)
 
     def _heal(self, network: Classifier, original: Classifier, going: list[str]) -> None:
         """Fits maps in place of the blocks that have just gone, and anew behind them: what comes in has changed.

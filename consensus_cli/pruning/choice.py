@@ -24,6 +24,8 @@ def by_value(
     savings: Mapping[str, float],
     wanted: float,
     most_in_stage: Mapping[int, int],
+    *,
+    overshoot: float | None = None,
 ) -> list[str]:
     """Returns the names of all blocks in the order in which they should go, those of the best set first.
 
@@ -38,6 +40,7 @@ def by_value(
         savings: share of the network's cost that goes with each block, by name; below 0 counts as nothing.
         wanted: share that is to be saved by some of them.
         most_in_stage: how many blocks of each stage may go.
+        overshoot: share beyond the wanted one that the best set may save, where any set keeps to that; None: any.
     """
     saved = np.maximum([savings[block.name] for block in blocks], 0.0)
     values = np.asarray(importance, dtype=np.float64)
@@ -49,12 +52,23 @@ def by_value(
     in_stage = np.array([[block.stage == stage for block in blocks] for stage in stages], dtype=np.float64)
     limits = np.array([most_in_stage[stage] for stage in stages], dtype=np.float64)
     most = sum(np.sort(saved[row > 0])[::-1][: int(limit)].sum() for row, limit in zip(in_stage, limits, strict=True))
-    enough = LinearConstraint(_FINER * saved[None], _FINER * (min(wanted, most) - _ROUNDING), np.inf)
-    within = LinearConstraint(in_stage, -np.inf, limits)
-    # The solver's own gap would let it stop 0.01 % short of the best.
-    solved = milp(values, constraints=[enough, within], integrality=1, bounds=Bounds(0, 1), options={"mip_rel_gap": 0})
-    assert solved.x is not None, solved.message
+    wanted = min(wanted, most)
+
+    def best(at_most: float) -> np.ndarray | None:
+        enough = LinearConstraint(_FINER * saved[None], _FINER * (wanted - _ROUNDING), _FINER * (at_most + _ROUNDING))
+        within = LinearConstraint(in_stage, -np.inf, limits)
+        # The solver's own gap would let it stop 0.01 % short of the best.
+        gap = {"mip_rel_gap": 0}
+        found: np.ndarray | None = milp(
+            values, constraints=[enough, within], integrality=1, bounds=Bounds(0, 1), options=gap
+        ).x
+        return found
+
+    chosen = best(np.inf if overshoot is None else wanted + overshoot)
+    if chosen is None:
+        chosen = best(np.inf)
+    assert chosen is not None
     with np.errstate(divide="ignore", over="ignore"):
         price = np.where(saved > 0, values / saved, np.inf)
-    order = np.lexsort((values, price, solved.x < 0.5))
+    order = np.lexsort((values, price, chosen < 0.5))
     return [blocks[i].name for i in order]

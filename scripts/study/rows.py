@@ -55,6 +55,13 @@ FILES: dict[str, tuple[str, ...]] = {
         "ci95_low",
         "ci95_high",
     ),
+    # Of `scripts/bench_targets.py`.
+    "targets": (
+        *("network", "way", "seed", "blocks_candidates", "blocks_removed", "removed_blocks", "threads"),
+        *("macs_reduction_pct", "accuracy_base_pct", "accuracy_pruned_pct", "test_images"),
+        *("goal_latency_saved_pct", "goal_latency_saved_low_pct", "goal_latency_saved_high_pct", "run_id"),
+        *("saved_pct", "saved_low_pct", "saved_high_pct"),
+    ),
     "healing": (
         "draw",
         "images",

@@ -100,6 +100,7 @@ def test_committed_rows_are_whole_and_measured_once(name):
     numbers = {
         "accuracy": ["treatment", "part", "removed"],
         "robustness": ["removed", "measure"],
+        "targets": ["network", "way", "seed"],
         "costs": ["removed"],
         "healing": ["draw", "images", "order", "method", "blocks"],
         "healing_tuned": ["blocks", "method", "epochs"],

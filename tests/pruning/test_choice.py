@@ -73,6 +73,17 @@ def test_a_block_that_costs_much_goes_before_one_that_costs_little() -> None:
     assert by_value(blocks, np.array([1.0, 3.0, 2.5]), savings, 0.55, {0: 1})[0] == "b1"
 
 
+def test_a_set_that_keeps_to_the_saving_goes_before_a_better_one_that_overshoots() -> None:
+    blocks, limits = blocks_of([0, 0, 0]), {0: 3}
+    savings, importance = {"b0": 0.4, "b1": 0.2, "b2": 0.11}, np.array([1.0, 1.0, 1.0])
+    assert by_value(blocks, importance, savings, 0.3, limits)[0] == "b0"
+    assert set(by_value(blocks, importance, savings, 0.3, limits, overshoot=0.03)[:2]) == {"b1", "b2"}
+    # No set saves between 0.45 and 0.46.
+    assert by_value(blocks, importance, savings, 0.45, limits, overshoot=0.01) == by_value(
+        blocks, importance, savings, 0.45, limits
+    )
+
+
 def test_importance_below_zero_counts_by_its_rank() -> None:
     blocks = blocks_of([0, 0, 0])
     savings = dict.fromkeys(["b0", "b1", "b2"], 0.1)

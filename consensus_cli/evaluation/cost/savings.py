@@ -142,8 +142,10 @@ def time_in_turn(
     """Times forward passes against each other; returns the readings of each in ms, those of one turn at one place.
 
     In each turn every one of them is read once, in an order drawn anew, and in the next turn backwards. A reading is
-    the fastest of a few passes, as many for all: the first of them warm the caches, and where others take the cores
-    now and then, the fastest is the one that nobody disturbed.
+    the fastest of a few passes, as many for all: the first of them warm the caches. Where a single thread computes,
+    it is processor time, which is the same on a quiet machine, and leaves out what other programs take of the core:
+    clocks count their turns in, more than in proportion in longer passes. Several threads wait for each other: theirs
+    is wall-clock time, and the machine should be quiet.
 
     Args:
         passes: by name: what runs one forward pass.
@@ -153,6 +155,7 @@ def time_in_turn(
         tick: called after each; where it changes PyTorch's number of threads, timing starts again.
     """
     threads = torch.get_num_threads()
+    clock = time.process_time if device.type == "cpu" and threads == 1 else time.perf_counter
     found: dict[str, list[float]] = {name: [] for name in passes}
 
     def fastest_s(name: str, repeats: int) -> float:
@@ -160,7 +163,7 @@ def time_in_turn(
             passes[name]()
             synchronize(device)
 
-        return min(timeit.repeat(run, number=1, repeat=repeats))
+        return min(timeit.repeat(run, number=1, repeat=repeats, timer=clock))
 
     shortest_s = min(fastest_s(name, MOST_PASSES) for name in passes)
     repeats = min(MOST_PASSES, max(FEWEST_PASSES, math.ceil(READING_S / shortest_s)))
