@@ -100,13 +100,20 @@ def test_a_fact_that_cannot_be_found_says_why(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    ("there", "words"), [(True, "is readable by the superuser alone"), (False, "is not there")], ids=["hidden", "none"]
+    ("there", "readable", "words"),
+    [
+        (True, True, "codecarbon does not read what is there"),
+        (True, False, "may not be read"),
+        (False, False, "is not there"),
+    ],
 )
 def test_a_missing_energy_counter_is_no_failure(
-    there: bool, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    there: bool, readable: bool, words: str, *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("consensus_cli.evaluation.cost.energy._COUNTERS", ())
     monkeypatch.setattr(doctor, "_RAPL", tmp_path / "energy_uj")
+    # The superuser may read everything.
+    monkeypatch.setattr("os.access", lambda *_: readable)
     if there:
         (tmp_path / "energy_uj").write_text("1")
     found = line("energy counter")

@@ -249,7 +249,9 @@ def _counter(config: RunConfig) -> str:
         return meter.source
     why = "there is none"
     if platform.system() == "Linux":
-        why = f"{_RAPL} is not there" if not _RAPL.exists() else f"{_RAPL} is readable by the superuser alone"
+        why = "codecarbon does not read what is there" if _RAPL.exists() else f"{_RAPL} is not there"
+        if _RAPL.exists() and not os.access(_RAPL, os.R_OK):
+            why = f"{_RAPL} may not be read"
     raise Skipped(
         f"{why}: codecarbon estimates energy from CPU time, which adds little beyond the run time",
         "virtual machines and containers hide counters; on your own machine: sudo chmod -R a+r /sys/class/powercap",
