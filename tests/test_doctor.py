@@ -15,7 +15,7 @@ from helpers.second_gpu import SECOND, SecondGPU
 
 from consensus_cli.cli.main import main
 from consensus_cli.config.composition import compose_run
-from consensus_cli.experiment import doctor
+from consensus_cli.experiment import device_trial, doctor
 from consensus_cli.experiment.doctor import Line, examine, facts
 from consensus_cli.experiment.threads import ThreadWatch
 
@@ -26,7 +26,7 @@ REPORT = "this should not happen: report it with this table"
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the work on devices."""
-    monkeypatch.setattr(doctor._Work, "checks", lambda _: iter(()))
+    monkeypatch.setattr(device_trial.Work, "checks", lambda _: iter(()))
 
 
 def line(check: str, device: str = "", **folder: Path) -> Line:
@@ -169,8 +169,8 @@ def test_an_energy_counter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_check_that_breaks_is_one_line_and_the_others_go_on(
     broken: str, raised: Exception, check: str, words: str, hint: str, *, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"consensus_cli.experiment.doctor.{broken}", mock.Mock(side_effect=raised))
-    work = doctor._Work(compose_run(doctor.TINY), CPU)
+    monkeypatch.setattr(f"consensus_cli.experiment.device_trial.{broken}", mock.Mock(side_effect=raised))
+    work = device_trial.Work(compose_run(device_trial.TINY), CPU)
     names = {check, "attack", "load_pruned"}
     lines = {name: doctor._line(name, "cpu", run) for name, run in work.checks() if name in names}
     assert lines[check].result == "fail"
@@ -182,7 +182,7 @@ def test_a_check_that_breaks_is_one_line_and_the_others_go_on(
 
 
 def test_what_is_further_off_than_it_may_be_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    work = doctor._Work(compose_run(doctor.TINY), CPU)
+    work = device_trial.Work(compose_run(device_trial.TINY), CPU)
     monkeypatch.setattr(work, "_scored", lambda precision: {"cka": torch.tensor([1.0, 2.0]).numpy()})
     assert work.score("fp32") == "1 metrics, at worst cka: 0 % off the CPU's in fp32, 0.2 % allowed"
     monkeypatch.setattr(work, "_scored", lambda precision: {"cka": torch.tensor([1.0, 2.01]).numpy()})
@@ -234,10 +234,10 @@ def test_a_package_that_does_not_load_is_one_line(
 
 
 def test_a_gpu_is_examined_like_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "TINY", (*doctor.TINY, "threads=1"))
+    monkeypatch.setattr(device_trial, "TINY", (*device_trial.TINY, "threads=1"))
     with SecondGPU().active():
-        config = compose_run(doctor.TINY)
-        work = doctor._Work(config, SECOND, doctor._Work(config, CPU))
+        config = compose_run(device_trial.TINY)
+        work = device_trial.Work(config, SECOND, device_trial.Work(config, CPU))
         # The compiler knows real GPUs alone.
         lines = [doctor._line(name, "cuda:1", run) for name, run in work.checks() if name != "train, compiled"]
     assert {each.check: each.result for each in lines} == {
@@ -249,6 +249,6 @@ def test_a_gpu_is_examined_like_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_several_processes_make_a_run_together() -> None:
-    assert doctor.torchrun(2, "cpu") == "2 processes made one run"
-    broken = doctor._line("several processes", "", lambda: doctor.torchrun(2, "cuda:99"))
+    assert device_trial.torchrun(2, "cpu") == "2 processes made one run"
+    broken = doctor._line("several processes", "", lambda: device_trial.torchrun(2, "cuda:99"))
     assert (broken.result, "device=cuda:99 is not there" in broken.found) == ("fail", True)

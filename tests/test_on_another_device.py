@@ -44,7 +44,7 @@ from consensus_cli.evaluation.robustness.attacks import ATTACKS, Attack
 from consensus_cli.evaluation.robustness.corruption import corruption_accuracy
 from consensus_cli.evaluation.robustness.distortions import DISTORTIONS
 from consensus_cli.evaluation.robustness.shortcut import MARKS, shortcut_reliance
-from consensus_cli.experiment import doctor, kept_costs
+from consensus_cli.experiment import device_trial, kept_costs
 from consensus_cli.experiment.dry_run import Demands, dry_run
 from consensus_cli.models.classifier import Classifier, normalized
 from consensus_cli.pruning.blocks import candidates, find_blocks
@@ -194,8 +194,8 @@ def saved(device: torch.device) -> list[Any]:
 
 
 def examined(device: torch.device) -> str:
-    config = compose_run(doctor.TINY)
-    return doctor._Work(config, device, doctor._Work(config, CPU)).remove()
+    config = compose_run(device_trial.TINY)
+    return device_trial.Work(config, device, device_trial.Work(config, CPU)).remove()
 
 
 def metered(device: torch.device) -> None:
