@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from consensus_cli.errors import packages_told
+
 if TYPE_CHECKING:
     from consensus_cli.api import *  # noqa: F403 (for type checkers and editors)
 
@@ -37,7 +39,8 @@ __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 (all of them are strings)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with packages_told():
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

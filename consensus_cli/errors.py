@@ -23,6 +23,14 @@ _LISTED = 40
 NEEDS_LESS_MEMORY = "use smaller images (dataset.image_size), fewer (dataset.limit_train), or a smaller network"
 
 
+_CORE = (
+    "accelerate codecarbon filelock hydra jinja2 joblib markupsafe matplotlib omegaconf PIL psutil rich scikit-learn "
+    "torchattacks torchvision yaml"
+)
+#: packages that the library does without, as they are imported -> the extra that brings them, empty for the core
+_PACKAGES = dict.fromkeys(_CORE.split(), "") | {"vl_convert": "[report]"}
+
+
 class ToldError(Exception):
     """What ends a command with one line that says why, and a hint."""
 
@@ -118,6 +126,27 @@ def memory_told(hint: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise RunFailedError("out of memory", hint) from error
+
+
+@contextmanager
+def packages_told() -> Iterator[None]:
+    """Reports that the body imports a package of ours which is not installed, with the command that installs it.
+
+    Raises:
+        UserError: instead of a ModuleNotFoundError for a package of `_PACKAGES`.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _PACKAGES:
+            raise
+        raise missing_package(package) from error
+
+
+def missing_package(name: str) -> UserError:
+    """Returns the error for a package of `_PACKAGES` that is not installed."""
+    return UserError(f"{name} is not installed", f"pip install 'consensus-cli{_PACKAGES[name]}'")
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:

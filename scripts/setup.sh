@@ -1,6 +1,7 @@
-# Sourced by run.sh and test.sh: creates or reuses .venv and installs the package into it, once.
+# Sourced by run.sh and test.sh: creates or reuses .venv and installs the package into it, once, with the versions of
+# constraints.txt, which are those that were tested.
 #
-#   setup [EXTRA…]   installs the package, editable, with the named extras of pyproject.toml
+#   setup [EXTRA…]   installs the package, editable, with `report` and the named extras of pyproject.toml
 #
 # A stamp beside the environment holds the hash of what was installed; while it matches, nothing is done.
 
@@ -23,12 +24,11 @@ find_python() {
 
 setup() {
   local stamp="$VENV/.installed" wanted installed="" python extras uv
-  extras=$(IFS=,; echo "$*")
-  wanted=$(cat "$ROOT/pyproject.toml" "$ROOT/scripts/setup.sh" | cksum)
+  extras=$(set -- report "$@"; IFS=,; echo "$*")
+  wanted=$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" "$ROOT/scripts/setup.sh" | cksum)
   [ -f "$stamp" ] && installed=$(cat "$stamp")
   case "$installed" in
     "$wanted $extras" | "$wanted $extras,"*) return 0 ;;
-    "$wanted "*) [ -z "$extras" ] && return 0 ;;
   esac
 
   # uv where present, else pip brings it into the environment.
@@ -41,11 +41,12 @@ setup() {
       "$python" -m venv "$VENV" || return
     fi
     uv="$VENV/bin/uv"
-    [ -x "$uv" ] || "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv || return
+    [ -x "$uv" ] || "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$ROOT/constraints.txt" uv || return
   fi
   echo "installing into .venv (about 5 GB with PyTorch; once)" >&2
   # In the folder of the project, so that uv reads the dependency override in pyproject.toml; compiled now, because
   # where Python may not write bytecode every start would compile PyTorch anew (20 s instead of 5).
-  (cd "$ROOT" && "$uv" pip install --quiet --compile-bytecode --python "$VENV/bin/python" --editable ".${extras:+[$extras]}") || return
+  (cd "$ROOT" && "$uv" pip install --quiet --compile-bytecode --python "$VENV/bin/python" \
+    --constraints constraints.txt --editable ".[$extras]") || return
   echo "$wanted $extras" >"$stamp"
 }

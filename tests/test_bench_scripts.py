@@ -90,3 +90,12 @@ def test_the_deep_cifar_experiment_in_small(tmp_path: Path) -> None:
     assert main(["run", "experiment=cifar10_deep", *small, f"output_dir={tmp_path}"]) == 0
     row = pd.read_csv(tmp_path / "results.csv").iloc[0]
     assert (row["blocks_removed"], row["blocks_candidates"]) == (5, 6)
+
+
+def test_the_first_contact_is_timed_beside_import_torch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = printed("bench_startup", ["--rounds", "1"], monkeypatch, capsys)
+    spent = {name: float(cpu_s) for name, cpu_s in re.findall(r"^(\S.*?) +CPU +([\d.]+) s", output, re.M)}
+    assert list(spent) == ["import torch", "consensus --help", "consensus list", "consensus list blocks model=resnet56"]
+    assert all(cpu_s > 0 for cpu_s in spent.values())

@@ -75,6 +75,26 @@ def test_composing_a_configuration_does_not_wait_for_pytorch():
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "late"),
+    [
+        ("--help", "torch numpy hydra"),
+        ("list", "torch numpy hydra"),
+        ("list models", "torch numpy"),
+        ("list blocks model=resnet20", "torchvision torch._dynamo triton sympy scipy sklearn matplotlib accelerate"),
+    ],
+)
+def test_the_first_contact_does_not_wait_for_what_it_does_not_need(words, late):
+    script = (
+        "import sys; from consensus_cli.cli.main import main\n"
+        f"code = main({words.split()!r})\n"
+        f"late = [name for name in {late.split()!r} if name in sys.modules]\n"
+        "sys.exit(code or ' '.join(late) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_import_that_fails_leaves_the_collector_as_it_was():
     with pytest.raises(ImportError), lasting_imports():
         raise ImportError

@@ -198,9 +198,10 @@ def list_(asked: Namespace) -> int:
 
         show(asked.what, asked.settings)
         return 0
-    from consensus_cli.config.composition import compose_run
-    from consensus_cli.experiment import looking
-    from consensus_cli.screen import Screen
+    with lasting_imports():
+        from consensus_cli.config.composition import compose_run
+        from consensus_cli.experiment import looking
+        from consensus_cli.screen import Screen
 
     with memory_told(NEEDS_LESS_MEMORY):
         looking.show_blocks(compose_run(asked.settings), Screen())

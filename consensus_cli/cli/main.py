@@ -13,7 +13,7 @@ from consensus_cli import __version__
 from consensus_cli.cli.commands import COMMANDS
 from consensus_cli.cli.fast_imports import fit_environment
 from consensus_cli.cli.parser import Command, Parser
-from consensus_cli.errors import InterruptedRunError, ToldError, UserError, tell, unknown_name
+from consensus_cli.errors import InterruptedRunError, ToldError, UserError, packages_told, tell, unknown_name
 
 #: what all processes of a job do together
 _JOINT = ("run", "resume", "score")
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        code = _answer(words, debug)
+        with packages_told():
+            code = _answer(words, debug)
         sys.stdout.flush()
         return code
     except ToldError as error:

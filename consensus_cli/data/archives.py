@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from torchvision import datasets as tv
-from torchvision.datasets.utils import check_integrity, extract_archive
-from torchvision.transforms.v2 import functional as tvf
 
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.request import Request
@@ -31,7 +28,7 @@ class Archive:
 
     Attributes:
         name: as the user calls it, and the folder of its downloads.
-        dataset_class: the torchvision dataset.
+        class_name: the torchvision dataset.
         unpacked: path under the root that is there once the files are in place.
         mean: per channel, of the training images in [0, 1].
         std: per channel, of the training images in [0, 1].
@@ -39,13 +36,21 @@ class Archive:
     """
 
     name: str
-    dataset_class: Any
+    class_name: str
     unpacked: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation
 
     streams = False
+
+    @property
+    def dataset_class(self) -> Any:
+        """The torchvision dataset."""
+        # Late, as everywhere in this package: torchvision imports PyTorch's compiler, which takes seconds.
+        from torchvision import datasets
+
+        return getattr(datasets, self.class_name)
 
     def check(self, request: Request, cache_dir: Path) -> list[UserError]:
         """Finds out whether files are there at all, without opening them."""
@@ -92,6 +97,8 @@ class Archive:
 
     def _fetch(self, root: Path, download: bool) -> None:
         """Unpacks the archive in `root`, or downloads; files move into `root` only when all are complete."""
+        from torchvision.datasets.utils import check_integrity, extract_archive
+
         try:
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / ".fetch.lock"), tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as folder:
@@ -131,6 +138,8 @@ def _in_memory(dataset: Any, image_size: int | None) -> ImageTensors:
     elif images.shape[-1] == 3:  # (n, h, w, 3)
         images = images.permute(0, 3, 1, 2)
     if image_size is not None and image_size != images.shape[-1]:
+        from torchvision.transforms.v2 import functional as tvf
+
         size = [image_size, image_size]
         images = torch.cat([tvf.resize(chunk, size, antialias=True) for chunk in images.split(1024)])
     return ImageTensors(images.contiguous(memory_format=torch.channels_last), torch.as_tensor(labels))
@@ -147,14 +156,12 @@ def _move_files(source: Path, target: Path) -> None:
 PHOTO = Augmentation(pad=4, flip=True)
 
 _EVERY = (
-    Archive("cifar10", tv.CIFAR10, "cifar-10-batches-py", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), PHOTO),
-    Archive("cifar100", tv.CIFAR100, "cifar-100-python", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), PHOTO),
-    Archive(
-        "svhn", tv.SVHN, "train_32x32.mat", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), Augmentation(pad=4)
-    ),
+    Archive("cifar10", "CIFAR10", "cifar-10-batches-py", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), PHOTO),
+    Archive("cifar100", "CIFAR100", "cifar-100-python", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), PHOTO),
+    Archive("svhn", "SVHN", "train_32x32.mat", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), Augmentation(pad=4)),
     Archive(
         "fashion_mnist",
-        tv.FashionMNIST,
+        "FashionMNIST",
         "FashionMNIST/raw/train-images-idx3-ubyte",
         (0.2860,),
         (0.3530,),

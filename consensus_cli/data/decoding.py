@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from consensus_cli.errors import first_line
 
@@ -122,6 +121,8 @@ def _is_webp(head: bytes) -> bool:
 
 def _by_torchvision(data: Tensor) -> Tensor | None:
     """Returns None for what torchvision cannot decode, or would decode in another way than Pillow."""
+    from torchvision.io import ImageReadMode, decode_image
+
     head = data[:32].numpy().tobytes()
     if _is_webp(head):
         if head[12:16] == b"VP8X" and head[20] & (_WEBP_ANIMATED | _WEBP_EXIF):

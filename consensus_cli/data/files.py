@@ -10,8 +10,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as tvf
 
 from consensus_cli.data.decoding import UnreadableImageError, decode
 from consensus_cli.data.loading import batches, worker_count
@@ -67,6 +65,8 @@ class Geometry:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Maps a uint8 image (3, h, w) to (3, image_size, image_size)."""
+        from torchvision.transforms.v2 import functional as tvf
+
         shorter, longer = sorted(image.shape[1:])
         if longer > LARGEST_RATIO * shorter:
             # More of the centre than is kept, so that the filter finds its neighbours.
@@ -197,6 +197,8 @@ class ImageFiles:
     def _transform(self, augmentation: Augmentation | None) -> Callable[[Tensor], Tensor]:
         if augmentation is None:
             return self.geometry
+        from torchvision.transforms import v2
+
         size = self.geometry.image_size
         steps: list[Callable[[Tensor], Tensor]] = []
         if augmentation.min_area is None:

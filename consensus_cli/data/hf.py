@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import MISSING
 from torch import Tensor
 
 from consensus_cli.data.decoding import UnreadableImageError, read_file
@@ -19,6 +18,7 @@ from consensus_cli.data.folder import from_files
 from consensus_cli.data.request import Request
 from consensus_cli.data.source import ImageData
 from consensus_cli.errors import UserError, first_line
+from consensus_cli.models.ranges import MISSING
 
 # The hub's names for the splits, by ours, in order of preference.
 SPLIT_NAMES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}

@@ -9,9 +9,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import MISSING
-
 from consensus_cli.models.paths import expanded
+from consensus_cli.models.ranges import MISSING
 from consensus_cli.models.spec import IMAGE_SIZES
 
 

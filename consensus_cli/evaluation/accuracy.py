@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from consensus_cli.data.share import ALL, Share
@@ -109,6 +108,8 @@ def agreement_columns(original: Predictions, pruned: Predictions) -> Columns:
     """
     if not torch.equal(original.labels, pruned.labels):
         raise ValueError("predictions about different images cannot be compared")
+    from scipy.stats import binomtest
+
     only_original = int((original.correct & ~pruned.correct).sum())
     discordant = int((original.correct ^ pruned.correct).sum())
     delta = per_class_accuracy_pct(pruned) - per_class_accuracy_pct(original)

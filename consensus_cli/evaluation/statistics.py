@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import bootstrap, quantile_test
 from torch import Tensor
 
 _RESAMPLES, _MAX_DRAWN = 2000, 10_000_000
@@ -37,6 +36,8 @@ def paired_change(first: Tensor, second: Tensor, seed: int) -> Change:
     if len(delta) == 1 or np.all(delta == delta[0]):
         value = 100 * float(delta[0])
         return Change(value, value, value)
+    from scipy.stats import bootstrap
+
     interval = bootstrap(
         (delta,),
         np.mean,
@@ -108,6 +109,8 @@ def median_interval(readings: ArrayLike, confidence: float = 0.95) -> tuple[floa
     It assumes nothing of how they are distributed. Where they are too few for the confidence (see `readings_needed`),
     it is infinite.
     """
+    from scipy.stats import quantile_test
+
     low, high = quantile_test(readings, p=0.5).confidence_interval(confidence)
     return (-math.inf if math.isnan(low) else float(low)), (math.inf if math.isnan(high) else float(high))
 

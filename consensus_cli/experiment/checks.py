@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from consensus_cli import data, training
 from consensus_cli.config.schema import RunConfig
-from consensus_cli.errors import ConfigError, UserError, unknown_name
+from consensus_cli.errors import ConfigError, UserError, missing_package, unknown_name
 from consensus_cli.evaluation.cost.energy import check_country
 from consensus_cli.evaluation.cost.quantities import MEASURED
 from consensus_cli.evaluation.cost.runtime import lacks_to_compile
@@ -30,6 +31,9 @@ from consensus_cli.scoring.score import metrics_needed
 from consensus_cli.storage.results import check_writable
 from consensus_cli.storage.rundir import RESULTS_NAME
 
+#: what a run imports only after hours
+_LATE = ("accelerate", "matplotlib", "torchattacks")
+
 
 def check(config: RunConfig) -> None:
     """Checks a configuration against ranges, registries, files and devices.
@@ -41,6 +45,7 @@ def check(config: RunConfig) -> None:
     if any(problem.message.endswith(" is empty") for problem in problems):
         # An empty name is the working folder: what lies there is not what was meant.
         raise ConfigError(problems)
+    problems += [missing_package(name) for name in _LATE if find_spec(name) is None]
     problems += _name_problems(config)
     problems += data.check(config.dataset, cache_dir(config))
     if config.transfer.source is not None:

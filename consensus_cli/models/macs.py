@@ -4,7 +4,7 @@ The network runs under a `TorchDispatchMode`, which sees what PyTorch really com
 a convolution of any kind arrives as one of the few operators that multiply and add. Nothing is traced or scripted, so
 that whatever runs can be counted. Convolutions are counted by fvcore's formula, whose "flops" are MACs; matrix products
 and fused attention by PyTorch's, which count a MAC as two flops; what neither knows by our own. An operator without a
-formula has no MACs if it is elementwise, a reduction, a view or one of `_WITHOUT_MACS`; any other is named.
+formula has no MACs if it is elementwise, a view or one of `_WITHOUT_MACS`; any other is named.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from consensus_cli.models.copying import clone
-from consensus_cli.models.modes import evaluating, following, tensors_in, unfused_attention
+from consensus_cli.models.modes import WatchMode, evaluating, following, tensors_in, uncompiled, unfused_attention
 
 #: (arguments, result) of an operator -> its MACs
 Formula = Callable[[Sequence[Any], Any], int]
@@ -38,6 +37,8 @@ _WITHOUT_MACS = re.compile(
     | (unsafe_)?(masked_)?(index|scatter|gather|select|fill|softmax)\w* | \w*_softmax | put | set | take | where
     | sym_\w+ | is_\w+ | has_\w+ | \w*assert\w* | embedding\w* | fake_quantize_\w+cachemask\w* | quantize_\w+
     | cum(max|min|prod|sum)\w* | logcumsumexp | tril\w* | triu\w* | \w*loss\w* | binary_cross_entropy\w* | \w*median
+    | (nan)?sum | prod | mean | (std|var)(_mean)? | all | any | (arg|a)?(max|min) | count_nonzero | logsumexp
+    | norm | linalg_(_powsum|vector_norm)
     | eq | ne | ge | gt | le | lt | abs | add_relu | aminmax | bernoulli | bincount | binomial | block_diag | bucketize
     | cauchy | col2im | complex | copy | copysign | cuda_version | dequantize | dim | dist | efficientzerotensor
     | exponential | eye | floor_divide | gelu | geometric | glu | hardswish | heaviside | histc | im2col | isin
@@ -83,16 +84,15 @@ def count_macs(network: nn.Module, sample: Tensor) -> MacCount:
     """
     network = clone(network)
     recorder = _Recorder(network)
-    # Scripted modules are not followed: what runs in them counts for the module that they are part of. And PyTorch
-    # refuses to compile, as flex_attention does by itself, what is being watched.
-    eager = torch.compiler.set_stance("force_eager")
-    with following(network, recorder.enter, recorder.leave), eager, unfused_attention(), evaluating(network), recorder:
+    # Scripted modules are not followed: what runs in them counts for the module that they are part of.
+    followed = following(network, recorder.enter, recorder.leave)
+    with followed, uncompiled(), unfused_attention(), evaluating(network), recorder:
         network(sample)
     uncounted = tuple(f"{name} × {uses}" for name, uses in sorted(recorder.uncounted.items()))
     return MacCount({"": 0} | recorder.macs, uncounted)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(WatchMode):
     """Adds up MACs by path of the module that runs."""
 
     supports_higher_order_operators = True
@@ -120,7 +120,7 @@ class _Recorder(TorchDispatchMode):
         operator = getattr(func, "overloadpacket", func)
         # Of ragged tensors, and other special kinds, nothing is known: their operators are named.
         plain = not types and not any(tensor.is_nested for tensor in tensors_in([args, kwargs]))
-        formula = _formula(operator, kwargs) if plain else None
+        formula = _formula(func, operator, kwargs) if plain else None
         if formula is None and plain and operator is not func:
             # What is made of other operators arrives whole where the network switches to inference mode itself.
             with self:
@@ -139,15 +139,17 @@ class _Recorder(TorchDispatchMode):
             self.macs[name] += macs
 
 
-def _formula(operator: Any, kwargs: Mapping[str, Any]) -> Formula | None:
-    """Returns how the MACs of an operator (all overloads alike) are counted, None where nobody knows."""
-    from torch.utils.flop_counter import flop_registry
-
+def _formula(func: Any, operator: Any, kwargs: Mapping[str, Any]) -> Formula | None:
+    """Returns how the MACs of an operator (all overloads alike) are counted; None: it has none, or nobody knows."""
     # addmm_ is addmm, written in place.
     known = _formulas().get(getattr(operator, "_qualified_op_name", "").rstrip("_"))
-    if known is None and operator in flop_registry:
-        return lambda args, result: flop_registry[operator](*args, **kwargs, out_val=result) // 2
-    return known
+    if known is not None or _without_macs(func):
+        return known
+    from torch.utils.flop_counter import flop_registry
+
+    if operator not in flop_registry:
+        return None
+    return lambda args, result: flop_registry[operator](*args, **kwargs, out_val=result) // 2
 
 
 @functools.cache
@@ -172,6 +174,10 @@ def _formulas() -> dict[str, Formula]:
         "aten::addr": lambda _, out: out.numel(),
         "aten::addbmm": lambda args, _: args[1].numel() * args[2].shape[-1],
         "aten::_int_mm": by_last_operand,
+        # query (…, m, d), key (…, n, d), value (…, n, e); PyTorch itself counts it from 2.9 on
+        "aten::_scaled_dot_product_flash_attention_for_cpu": lambda args, _: (
+            prod(args[0].shape[:-1]) * args[1].shape[-2] * (args[0].shape[-1] + args[2].shape[-1])
+        ),
         # input (length, batch, channels), weight (kernel, channels in, channels out)
         "aten::conv_tbc": lambda args, out: prod(out.shape[:2]) * args[1].numel(),
         "aten::affine_grid_generator": by_last_operand,
@@ -207,7 +213,7 @@ def _without_macs(func: Any) -> bool:
     """Whether an operator is known to multiply and add nothing that a paper would count."""
     if not isinstance(func, torch._ops.OpOverload):
         return False
-    harmless = {torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.inplace_view}
+    harmless = {torch.Tag.pointwise, torch.Tag.inplace_view}
     name = func.overloadpacket.__name__.strip("_")
     known = func.namespace in ("aten", "torchvision") and _WITHOUT_MACS.fullmatch(name) is not None
     return known or func.is_view or not harmless.isdisjoint(func.tags)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 #: largest difference between two answers that are the same but for rounding (TF32, other algorithms), relative to the
 #: largest number in them
@@ -50,6 +51,15 @@ def uncompiled() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+class WatchMode(TorchDispatchMode):
+    """A mode that watches the operations of a network whose compiled parts run as they were written (`uncompiled`)."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Private: PyTorch would import its compiler, in seconds, to keep it from compiling what the mode does.
+        return False
 
 
 @contextmanager

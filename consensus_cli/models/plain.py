@@ -103,7 +103,10 @@ def _inside(module: nn.Module) -> nn.Module | None:
 def _as_written(value: object) -> Callable[..., Any] | None:
     """Returns the function that `torch.compile` was given, None for everything but its result."""
     written: Callable[..., Any] | None = None
-    while isinstance(value, FunctionType) and getattr(value, "_is_torch_compile", False):
+    while isinstance(value, FunctionType) and "_torchdynamo_orig_callable" in vars(value):
+        if vars(value).get("_torchdynamo_disable", False):
+            # The author's `torch.compiler.disable`.
+            break
         written = value = vars(value)["_torchdynamo_orig_callable"]
     return written
 

@@ -17,6 +17,9 @@ from typing import Any
 
 from consensus_cli.errors import ConfigError, UserError, unknown_name
 
+#: a value that must be given, as OmegaConf writes it; the library does without OmegaConf
+MISSING: Any = "???"
+
 _EVERYWHERE = (-math.inf, math.inf)
 
 

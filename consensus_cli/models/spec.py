@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from consensus_cli.models.ranges import MISSING
 
 #: sides in pixels: below, the last stages of a network see nothing; above, a batch fits into no memory
 IMAGE_SIZES = (8, 16_384)

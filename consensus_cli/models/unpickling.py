@@ -48,8 +48,9 @@ class Foreign:
         """Takes what the foreign object would and drops it."""
 
 
-#: word in PyTorch's message about a stand-in that it cannot fill -> what it can fill; an ordered one takes attributes
-_FILLED = {"SETITEM": OrderedDict, "append": list, "extend": list}
+#: word in PyTorch's message (before 2.9: Python's) about a stand-in that it cannot fill -> what it can fill; an ordered
+#: one takes attributes
+_FILLED = {"SETITEM": OrderedDict, "item assignment": OrderedDict, "append": list, "extend": list}
 
 
 def load_inert(path: Path) -> object:
@@ -70,7 +71,7 @@ def load_inert(path: Path) -> object:
                     path.open("rb") as file,
                 ):
                     return torch.load(file, "cpu", weights_only=True)
-            except pickle.UnpicklingError as error:
+            except (pickle.UnpicklingError, TypeError) as error:
                 more = _more_stand_ins(path, str(error), stand_ins)
                 for name in more:
                     _check_harmless(path, name)
@@ -91,7 +92,7 @@ def _more_stand_ins(path: Path, text: str, known: dict[str, type[Foreign]]) -> d
         return {name: _stand_in(name) for name in names - set(known)}
     for name, kind in known.items():
         plain = next((plain for word, plain in _FILLED.items() if word in text), None)
-        if str(kind) in text and kind.plain is None and plain is not None:
+        if (str(kind) in text or f"'{name}'" in text) and kind.plain is None and plain is not None:
             return {name: _stand_in(name, plain)}
     return {}
 

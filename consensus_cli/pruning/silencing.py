@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from consensus_cli.models.modes import tensors_in, unfused_attention
+from consensus_cli.models.modes import WatchMode, tensors_in, unfused_attention
 from consensus_cli.pruning.additions import ACTIVATIONS, find_additions, shortcut_through
 from consensus_cli.pruning.surgery import parts_of
 from consensus_cli.pruning.trace import Trace
 
 
-class Silencer(TorchDispatchMode):
+class Silencer(WatchMode):
     """Adds zeros where a block adds its branches, and leaves out the activations of these sums.
 
     Attributes:
@@ -82,7 +81,7 @@ class Silencer(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class DrawsInOrder(TorchDispatchMode):
+class DrawsInOrder(WatchMode):
     """Draws random numbers in the order of rows and columns, however a tensor lies in memory.
 
     Sums and activations hand on the layout of one of their operands: without a block, the same mask of dropout would

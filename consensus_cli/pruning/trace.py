@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from consensus_cli.models.modes import evaluating, following, tensors_in, uncompiled, unfused_attention
+from consensus_cli.models.modes import WatchMode, evaluating, following, tensors_in, uncompiled, unfused_attention
 
 #: operations whose result holds the same elements in the same order as their first argument
 SAME_ELEMENTS = {
@@ -110,7 +109,7 @@ class Trace:
         return inner == outer
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(WatchMode):
     """Fills a trace. Keeps every tensor alive, so that neither a tensor's id nor its storage is ever used twice."""
 
     def __init__(self) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from consensus_cli.report import energy, robustness, tradeoff
 from consensus_cli.report.palette import PHASE_COLOURS, SCALE, Style, curve_styles, styles
@@ -19,6 +16,10 @@ from consensus_cli.report.published import published
 from consensus_cli.report.removal import MOST_NETWORKS, Removal, chosen
 from consensus_cli.report.runs import Runs, attacks
 from consensus_cli.report.tradeoff import Cost
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
 #: more lines than these make a legend that covers the chart
@@ -183,6 +184,8 @@ def heat_figure(table: pd.DataFrame, unit: str) -> Figure:
 
 def save(figure: Figure, stem: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
     """Writes a figure in each format, the same bytes for the same figure, and returns the files."""
+    import matplotlib
+
     written = []
     with matplotlib.rc_context(_STYLE):
         for kind in formats:
@@ -200,6 +203,9 @@ def slug(text: str) -> str:
 
 def blank(width_in: float, height_in: float) -> tuple[Figure, Axes]:
     """Returns an empty figure of a width and height in inches and its axes, in the style of the report."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
         return figure, figure.subplots()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from consensus_cli.report import certificates, figures
 from consensus_cli.report.attribution import sentences
@@ -19,6 +18,9 @@ from consensus_cli.report.text import escape_markdown, markdown_table
 from consensus_cli.storage.atomic import write_atomic
 from consensus_cli.storage.certificate import read_certificate
 from consensus_cli.storage.rundir import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_summary(run_dir: RunDir, row: Mapping[str, object]) -> list[Path]:

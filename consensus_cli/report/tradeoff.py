@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
 
 from consensus_cli.report.runs import attacks
 
@@ -46,6 +45,8 @@ def points(finished: pd.DataFrame) -> pd.DataFrame:
         and, as `<measure>_ci95`, half the width of its 95 % interval (Student's t over seeds; NaN for a single seed);
         `pareto` is whether no other point of the task is better in accuracy and MACs.
     """
+    from scipy.stats import t as student_t
+
     names = ("accuracy", *attacks(finished), "clean")
     outcomes = [f"{name}_{end}" for name in names for end in ("base_pct", "pruned_pct", "delta_pp")]
     measures = [cost.column for cost in COSTS] + [name for name in outcomes if name in finished]

@@ -25,7 +25,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         # Asked of the current GPU, which need not be this one.
         with torch.cuda.device(device):
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    native = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    # Private: `torch.cpu.get_capabilities`, which says it too, came after PyTorch 2.6.
+    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return "bf16" if native else "fp32"
 
 

@@ -5,7 +5,6 @@ import pickle
 import tarfile
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
@@ -53,7 +52,7 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def tiny_cifar(tmp_path: Path, address: str) -> tuple[Archive, Path]:
+def tiny_cifar(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Archive, Path]:
     """CIFAR-10 in its own format with 20 + 10 images, to be fetched from `address`."""
     server = tmp_path / "server"
     batches = server / "cifar-10-batches-py"
@@ -74,7 +73,8 @@ def tiny_cifar(tmp_path: Path, address: str) -> tuple[Archive, Path]:
         test_list: ClassVar = [["test_batch", md5(batches / "test_batch")]]
         meta: ClassVar = {"filename": "batches.meta", "key": "label_names", "md5": md5(batches / "batches.meta")}
 
-    return replace(ARCHIVES["cifar10"], dataset_class=TinyCifar), packed
+    monkeypatch.setattr(tv, "CIFAR10", TinyCifar)
+    return ARCHIVES["cifar10"], packed
 
 
 def test_download_unpack_and_read(tiny_cifar: tuple[Archive, Path], tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_truncated_raw_file_is_reported(fashion_root: Path, tmp_path: Path) -> N
         load("fashion_mnist", root=fashion_root, cache_dir=tmp_path)
 
 
-def test_matlab_files_are_read_with_ten_as_zero(tmp_path: Path) -> None:
+def test_matlab_files_are_read_with_ten_as_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 20), dtype=np.uint8)
     stored_labels = np.arange(20)[:, None] % 10 + 1
     for part in ("train", "test"):
@@ -205,7 +205,8 @@ def test_matlab_files_are_read_with_ten_as_zero(tmp_path: Path) -> None:
             part: ["", f"{part}_32x32.mat", md5(tmp_path / f"{part}_32x32.mat")] for part in ("train", "test")
         }
 
-    parts = replace(ARCHIVES["svhn"], dataset_class=TinySvhn).read(request_for(tmp_path), tmp_path)
+    monkeypatch.setattr(tv, "SVHN", TinySvhn)
+    parts = ARCHIVES["svhn"].read(request_for(tmp_path), tmp_path)
     assert parts.test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
     assert parts.classes == tuple("0123456789")
     images = next(parts.test.batches(20))[0]

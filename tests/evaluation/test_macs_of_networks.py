@@ -12,6 +12,7 @@ from fvcore.nn import FlopCountAnalysis
 from helpers.counted import Of, call, macs
 from helpers.evaluation_networks import small_conv_net
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer, efficientnet_b0, mobilenet_v3_small, regnet_y_400mf, swin_t
@@ -57,6 +58,10 @@ def test_scripted_and_compiled_networks_and_functions_of_autograd():
     assert macs(Squared.apply, 4, 4) == 64
 
 
+@pytest.mark.skipif(
+    not hasattr(TorchDispatchMode, "supports_higher_order_operators"),
+    reason="modes of this PyTorch see no such operators",
+)
 def test_flex_attention_is_counted_though_it_compiles_itself():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -157,7 +157,7 @@ WRONG = {
         "nets.Net cannot be built: Net.__init__() got an unexpected keyword argument",
     ),
     "missing": ("nets.Needy", {}, "missing 1 required positional argument: 'num_classes'"),
-    "of a wrong type": ("nets.Net", {"width": "wide"}, "nets.Net raised TypeError: empty(): argument 'size'"),
+    "of a wrong type": ("nets.Net", {"width": "wide"}, "nets.Net raised TypeError: empty()"),
     "index": (
         "nets.Needy",
         {"num_classes": 3},

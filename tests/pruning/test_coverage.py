@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import coverage
 import pytest
 import torch
+from packaging.version import Version
 
 from consensus_cli.pruning import candidates, find_blocks
 
@@ -25,14 +27,21 @@ def makers():
     return {name: make for family in coverage.families().values() for name, make in family.items()}
 
 
+def need(makers, name: str) -> None:
+    if name not in makers:
+        pytest.skip(f"this version of timm has no {name}")
+
+
 def test_what_was_counted_by_hand_exists(makers) -> None:
-    assert not set(coverage.EXPECTED) - set(makers)
+    older = Version(version("timm")) < Version("1.0.31")
+    assert older or not set(coverage.EXPECTED) - set(makers)
     assert len({name for name, expected in coverage.EXPECTED.items() if any(expected)}) >= 60
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_candidates_are_those_counted_by_hand(makers, name: str) -> None:
     """On the device meta, where tensors have a shape only."""
+    need(makers, name)
     network, size = coverage.built(name, makers[name])
     blocks = find_blocks(network.to("meta"), torch.empty(2, 3, size, size, device="meta"))
     assert len(candidates(blocks)) == coverage.EXPECTED[name][0]
@@ -40,6 +49,7 @@ def test_candidates_are_those_counted_by_hand(makers, name: str) -> None:
 
 @pytest.mark.parametrize(("name", "size"), [("transformers/vit", 64), ("timm/deepseek_vit_412m", 112)])
 def test_images_are_as_small_as_a_network_takes_them(makers, name: str, size: int) -> None:
+    need(makers, name)
     assert coverage.built(name, makers[name])[1] == size
 
 
@@ -51,6 +61,7 @@ def test_a_shortcut_for_a_part_of_the_channels_makes_no_candidate(makers) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(coverage.EXPECTED)[::EVERY])
 def test_a_tenth_of_the_page(makers, name: str) -> None:
+    need(makers, name)
     found = coverage.tried(name, makers[name], limit=300)
     assert coverage.verdict(found) == "right", json.dumps(found)
     assert not (found["error"] and any(coverage.EXPECTED[name])), json.dumps(found)

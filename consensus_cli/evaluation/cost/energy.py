@@ -14,17 +14,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from codecarbon import OfflineEmissionsTracker, emissions_tracker
-from codecarbon.input import DataSource
 
 from consensus_cli.data.source import Progress
-from consensus_cli.errors import UserError, did_you_mean
+from consensus_cli.errors import UserError, did_you_mean, packages_told
 from consensus_cli.evaluation.statistics import alternating
 from consensus_cli.models.modes import synchronize
+
+if TYPE_CHECKING:
+    from codecarbon import OfflineEmissionsTracker
 
 #: how codecarbon describes what reads a counter
 _COUNTERS = ("Intel Rapl", "Intel Power Gadget", "Windows Emi", "AppleSiliconChip", "Raspberry")
@@ -112,6 +113,8 @@ class EnergyMeter:
         return idle.kwh * 3.6e6 / idle.duration_s
 
     def _tracker(self) -> OfflineEmissionsTracker:
+        from codecarbon import OfflineEmissionsTracker
+
         # codecarbon puts a handler of its own on its logger and speaks through it from another thread.
         logging.getLogger("codecarbon").disabled = True
         with _no_settings_from_outside():
@@ -170,6 +173,9 @@ def check_country(country: str) -> None:
     Raises:
         UserError: if it does not.
     """
+    with packages_told():
+        from codecarbon.input import DataSource
+
     known = DataSource().get_global_energy_mix_data()
     if country not in known:
         meant = country.casefold()
@@ -182,6 +188,8 @@ def check_country(country: str) -> None:
 @contextmanager
 def _no_settings_from_outside() -> Iterator[None]:
     """Keeps codecarbon from its variables and files: they set powers, factors, files to write and networks to ask."""
+    from codecarbon import emissions_tracker
+
     read = emissions_tracker.get_hierarchical_config
     emissions_tracker.get_hierarchical_config = dict
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from consensus_cli.errors import UserError, unknown_name
+from consensus_cli.errors import UserError, packages_told, unknown_name
 from consensus_cli.models import ranges
 
 if TYPE_CHECKING:
@@ -84,10 +84,11 @@ class Method:
 
 def build(model: nn.Module, attack: Attack, classes: int) -> Any:
     """Returns the torchattacks attack that runs `attack` on a network of so many classes."""
-    import torchattacks
+    with packages_told():
+        import torchattacks
 
-    from consensus_cli.evaluation.robustness.carlini_wagner import CarliniWagner
-    from consensus_cli.evaluation.robustness.deepfool import DeepFool
+        from consensus_cli.evaluation.robustness.carlini_wagner import CarliniWagner
+        from consensus_cli.evaluation.robustness.deepfool import DeepFool
 
     moving = {"eps": attack.eps, "alpha": attack.step, "steps": attack.steps}
     seeded = {"norm": attack.norm, "eps": attack.eps, "seed": attack.seed}

@@ -16,7 +16,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms.v2 import functional as tvf
 
 Distortion = Callable[[Tensor, int, torch.Generator], Tensor]
 
@@ -105,6 +104,8 @@ def fog(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 def jpeg(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Compresses as a JPEG file of low quality."""
+    from torchvision.transforms.v2 import functional as tvf
+
     quality = (80, 65, 58, 50, 40)[severity - 1]
     pixels = (255 * images).round().clamp(0, 255).to("cpu", torch.uint8)
     return tvf.jpeg(pixels.contiguous(), quality).to(images.device, images.dtype) / 255

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from consensus_cli.scoring.metrics.algebra import angle
 from consensus_cli.scoring.metrics.metric import Metric
@@ -16,6 +15,9 @@ def permutation_distance(stats: PairStatistics) -> np.ndarray:
     Columns are centred. Williams et al. 2021, section 2.2. A metric on representations up to relabelled features and
     isotropic scaling.
     """
+    # Late: it takes a third of a second.
+    from scipy.optimize import linear_sum_assignment
+
     distances = []
     for m in stats.pooled():
         overlap = m.xy.cpu().numpy()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.scoring.ranking.kemeny import fewest_disagreements
@@ -88,6 +87,8 @@ def rank(distances: np.ndarray) -> np.ndarray:
         raise ValueError(f"distances must be a non-empty vector, got shape {distances.shape}")
     if not np.isfinite(distances).all():
         raise ValueError(f"distances must be finite, got {distances}")
+    from scipy.stats import rankdata
+
     return rankdata(distances, method="average")
 
 
