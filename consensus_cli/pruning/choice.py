@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.stats import rankdata
 
 from consensus_cli.pruning.block import Block
 
@@ -42,6 +40,9 @@ def by_value(
         most_in_stage: how many blocks of each stage may go.
         overshoot: share beyond the wanted one that the best set may save, where any set keeps to that; None: any.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.stats import rankdata
+
     saved = np.maximum([savings[block.name] for block in blocks], 0.0)
     values = np.asarray(importance, dtype=np.float64)
     if values.min() < 0:
