@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from helpers.quick import QUICK
+from torch import nn
 
 from consensus_cli.cli.main import main
 
@@ -99,3 +101,27 @@ def test_the_first_contact_is_timed_beside_import_torch(
     spent = {name: float(cpu_s) for name, cpu_s in re.findall(r"^(\S.*?) +CPU +([\d.]+) s", output, re.M)}
     assert list(spent) == ["import torch", "consensus --help", "consensus list", "consensus list blocks model=resnet56"]
     assert all(cpu_s > 0 for cpu_s in spent.values())
+
+
+def test_savings_and_accuracies_at_equal_latency_are_put_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = importlib.import_module("bench_targets")
+    rows = bench.Rows(tmp_path, "targets")
+    for seed in (0, 1):
+        for way, saved_pct, pruned_pct in (("by latency", 31.0, 80.0 + seed), ("prune=macs", 21.0, 79.0)):
+            row = dict.fromkeys(rows.columns, 0) | {"network": "net", "way": way, "seed": seed, "saved_pct": saved_pct}
+            rows.add(row | {"accuracy_base_pct": 85.0, "accuracy_pruned_pct": pruned_pct, "macs_reduction_pct": 30.0})
+    monkeypatch.setattr("sys.argv", ["bench_targets.py", "table", "--rows", str(tmp_path)])
+    assert bench.main() == 0
+    output = capsys.readouterr().out
+    assert "| net | by latency | 31.0 ± 0.0 | 2 of 2 | 30.0 ± 0.0 | 85.0 ± 0.0 | 80.5 ± 6.4 |" in output
+    assert "| net | prune=macs | 21.0 ± 0.0 | 0 of 2 |" in output
+    assert "| net | prune=macs | 1.5 ± 6.4 |" in output
+
+
+def test_the_loop_of_the_script_reads_a_network_against_itself_as_no_saving() -> None:
+    bench = importlib.import_module("bench_targets")
+    layer = nn.Conv2d(3, 3, 1)
+    share, low, high = bench.saving(layer, layer, torch.rand(1, 3, 8, 8))
+    assert low <= share <= high < 1

@@ -78,6 +78,29 @@ def test_it_stops_at_the_first_network_that_reaches_the_goal(tmp_path: Path) -> 
     assert run(("prune=latency", "ratio=0.345"), tmp_path)["blocks_removed"] == 4
 
 
+def test_where_an_interval_leaves_the_goal_open_it_is_measured_for_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = []
+
+    def wide_first(original, others, quantity: str, under: Conditions) -> dict[str, Measured]:
+        times.append(under.latency_s)
+        (found,) = by_macs(original, others, quantity, under).values()
+        if under.latency_s > 1:
+            # Sixteen times the seconds, a quarter of the width.
+            share = found.saving.share
+            found = found._replace(saving=Saving(share, share - 0.0025, share + 0.0025))
+        return {"pruned": found}
+
+    monkeypatch.setattr(goals, "measure", wide_first)
+    row = run(("prune=latency", "ratio=0.345", "evaluate.latency_min_run_s=0.1"), tmp_path)
+    # Three blocks save 34.94 % ± 1, then ± 0.25: enough; without the second look a fourth would go.
+    assert row["blocks_removed"] == 3
+    assert row["goal_latency_saved_low_pct"] == pytest.approx(34.69, abs=0.01)
+    # All that can go, then 1, 2, 3 and 3 again.
+    assert times == pytest.approx([0.4, 0.4, 0.4, 0.4, 1.6])
+
+
 @pytest.mark.usefixtures("measured_by_macs")
 def test_several_blocks_a_round_and_several_ratios(tmp_path: Path) -> None:
     run(("prune=latency", "ratio=[0.1,0.5]", "prune.step=4"), tmp_path)

@@ -140,25 +140,30 @@ class Steps:
             return self.prepared.schedule(ratio)
 
         def enough(removed: Sequence[str]) -> bool:
-            return bool(removed) and goals.is_reached(self.config.prune, ratio, self._measured(removed))
+            return bool(removed) and goals.is_reached(self.config.prune, ratio, self._measured(removed, ratio))
 
         return self.prepared.schedule(ratio, enough)
 
-    def _measured(self, removed: Sequence[str]) -> Measured:
-        """Returns what the network costs without blocks, measured once."""
-        maps, quantity = (
-            {name: form for name, form in self.state.maps.items() if name in removed},
-            self.config.prune.quantity,
-        )
+    def _measured(self, removed: Sequence[str], ratio: float | None = None) -> Measured:
+        """Returns what the network costs without blocks, measured once, and for longer if that leaves a ratio open."""
+        state, prune = self.state, self.config.prune
+        maps = {name: form for name, form in state.maps.items() if name in removed}
         key = ";".join([*removed, *(["with maps for", *maps] if maps else [])])
-        if key not in self.state.measured:
-            with self._phase("measure", self.state.phases):
-                found = self.share.lead(lambda: goals.measured(self.prepared, removed, maps, self._meter))
-            self.state.measured[key] = found
+        again = f"{key} again"
+
+        def found(*, longer: bool) -> Measured:
+            with self._phase("measure", state.phases):
+                cost = self.share.lead(lambda: goals.measured(self.prepared, removed, maps, self._meter, longer=longer))
             if removed:
                 blocks = "1 block" if len(removed) == 1 else f"{len(removed)} blocks"
-                self.screen.line(f"without {blocks}: {goals.in_words(quantity, found)}")
-        return self.state.measured[key]
+                self.screen.line(f"without {blocks}: {goals.in_words(prune.quantity, cost)}")
+            return cost
+
+        if key not in state.measured:
+            state.measured[key] = found(longer=False)
+        if ratio is not None and again not in state.measured and goals.is_undecided(prune, ratio, state.measured[key]):
+            state.measured[key] = state.measured[again] = found(longer=True)
+        return state.measured[key]
 
     def check_not_passed(self, ratio: float) -> None:
         """Checks that no more blocks are gone than a ratio asks for, which could no longer be measured.
