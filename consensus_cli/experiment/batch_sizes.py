@@ -14,6 +14,9 @@ from consensus_cli.screen import Screen
 
 Result = TypeVar("Result")
 
+#: images that are scored, or fitted on, at once where there is memory enough
+SCORING_BATCH_SIZE = 256
+
 #: batch norm needs two images to train on
 _SMALLEST = {"training": 2, "scoring": 1}
 

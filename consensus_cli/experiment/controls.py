@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from consensus_cli.experiment import recipes
-from consensus_cli.experiment.prepare import Prepared, build_model
+from consensus_cli.experiment.building import build_model
+from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.pruning.replacement import install_forms
 from consensus_cli.pruning.surgery import remove_blocks

@@ -13,7 +13,9 @@ from consensus_cli.data import ImageData
 from consensus_cli.evaluation.cost.energy import EnergyMeter
 from consensus_cli.evaluation.cost.runtime import check_runtime
 from consensus_cli.experiment import announce, checks, distributed, inputs, kept_costs, limits
-from consensus_cli.experiment.prepare import Built, build_model, few_images, prepare, try_out, with_classes
+from consensus_cli.experiment.building import Built, build_model
+from consensus_cli.experiment.prepare import prepare, try_out
+from consensus_cli.experiment.run_images import few_images, with_classes
 from consensus_cli.experiment.session import log_into, new_run_dir
 from consensus_cli.experiment.steps import Steps
 from consensus_cli.experiment.threads import ThreadWatch, restored
@@ -101,6 +103,6 @@ def _looked_at(config: RunConfig, screen: Screen) -> tuple[Built, ImageData, tor
     device = checks.pick_device(config.device)
     images = inputs.read_images(config)
     built = build_model(config, images, device)
-    images = with_classes(images, built)
+    images = with_classes(images, built.spec.num_classes)
     _, blocks = try_out(config, images, built, device, screen, training_is="none", attacked=False)
     return built, images, device, blocks

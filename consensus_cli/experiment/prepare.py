@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,21 +12,16 @@ from torch import Tensor
 from consensus_cli import data, training
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.data import ImageData
-from consensus_cli.data.memory import ImageTensors
-from consensus_cli.data.sampling import stratified_indices, stratified_subset
-from consensus_cli.data.split import Split
 from consensus_cli.errors import UserError, foreign_code
-from consensus_cli.evaluation.accuracy import predict
 from consensus_cli.evaluation.cost.quantities import COUNTED, MEASURED, written
 from consensus_cli.evaluation.robustness.attacks import check_attacks
 from consensus_cli.evaluation.robustness.shift import Archive
-from consensus_cli.evaluation.robustness.shortcut import plant_training_cue
 from consensus_cli.experiment import checks, inputs
-from consensus_cli.experiment.dry_run import Demands, DryRun, TrainingDemand, dry_run, initialise_lazy_layers
+from consensus_cli.experiment.building import Built, build_model, build_teacher, network_name
+from consensus_cli.experiment.dry_run import Demands, DryRun, TrainingDemand, dry_run
+from consensus_cli.experiment.run_images import few_images, scored_samples, sorted_by, with_classes, with_cue
 from consensus_cli.experiment.threads import ThreadWatch
-from consensus_cli.models import pretrained, zoo
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.models.copying import clone
 from consensus_cli.models.macs import MacCount, count_macs
 from consensus_cli.models.spec import ModelSpec
 from consensus_cli.pruning.blocks import Block, check_candidates, find_blocks
@@ -37,9 +32,6 @@ from consensus_cli.scoring.ranking.criteria import check_criterion
 from consensus_cli.scoring.representations import representation_size
 from consensus_cli.scoring.score import KL, metrics_needed
 from consensus_cli.screen import Screen
-
-#: images of a dry run: as few as batch norm can be trained on
-FEW_IMAGES = 2
 
 
 @dataclass
@@ -143,7 +135,7 @@ def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, 
     Raises:
         UserError: files or values that are wrong or do not fit together.
     """
-    images = _with_cue(inputs.load_images(config, screen) if loaded is None else loaded, config)
+    images = with_cue(inputs.load_images(config, screen) if loaded is None else loaded, config)
     device = _set_up_device(config)
     threads = ThreadWatch(config.threads, screen.warning, watched=device.type == "cpu")
     threads.look()
@@ -152,7 +144,7 @@ def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, 
     epochs = config.finetune.epochs_per_step + config.finetune.final_epochs if finetunes else 0
     needed: TrainingDemand = "needed" if epochs or not built.is_trained else "measured"
     attacked = finetunes and bool(config.attacks.suite)
-    unsorted, images = not images.classes, with_classes(images, built)
+    unsorted, images = not images.classes, with_classes(images, built.spec.num_classes)
     if unsorted and not built.is_trained:
         raise UserError(
             "nobody sorted these images, and there is no trained network that could",
@@ -160,7 +152,7 @@ def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, 
         )
     tried, blocks = try_out(config, images, built, device, screen, training_is=needed, attacked=attacked)
     if unsorted:
-        images = _sorted_by(built.model, images, device, screen)
+        images = sorted_by(built.model, images, device, screen)
     votes = metrics_needed(config.criterion.name, config.metrics.weights)
     heals = config.prune.replace != "nothing" or config.prune.refit
     prepared = Prepared(
@@ -174,64 +166,16 @@ def prepare(config: RunConfig, screen: Screen, loaded: ImageData | None = None, 
         original=model,
         blocks=blocks,
         votes=votes,
-        samples=_samples(images, config, unsorted=unsorted),
+        samples=scored_samples(images, config, unsorted=unsorted),
         shift=checks.shift_archives(config.evaluate.shift),
         threads=threads,
         outputs=tried.outputs,
         trains=tried.trains,
         is_trained=built.is_trained,
-        teacher=_teacher(built, config, images),
+        teacher=build_teacher(built, config, images),
     )
     _check_fit(prepared)
     return prepared
-
-
-@dataclass(frozen=True)
-class Built:
-    """The original network as it was built.
-
-    Attributes:
-        spec: how.
-        model: the network, on its device, in eval mode.
-        is_trained: whether it has all of its weights.
-        notes: what should be said about it, a sentence each.
-    """
-
-    spec: ModelSpec
-    model: Classifier
-    is_trained: bool
-    notes: list[str]
-
-
-def build_model(config: RunConfig, images: ImageData, device: torch.device) -> Built:
-    """Builds the original network for the images, with the configured weights or fresh ones from the seed.
-
-    Raises:
-        UserError: a network that cannot be built, or weights that do not fit.
-    """
-    if not images.classes and config.model.num_classes is None:
-        raise UserError(
-            "nobody sorted these images, so they do not say how many classes there are",
-            "set model.num_classes to the number of the network's outputs",
-        )
-    spec = _model_spec(config, images)
-    torch.manual_seed(config.seed)
-    model, notes = zoo.build_with_notes(spec, images.train.image_shape[0])
-    initialise_lazy_layers(model, few_images(images, torch.device("cpu"))[0], network_name(config))
-    is_trained = False
-    if config.model.weights is not None:
-        given = pretrained.load_weights(model.network, spec, images.train.image_shape[0], images.classes)
-        is_trained, notes = not given.fresh_head, notes + given.notes
-    return Built(spec, model.to(device).eval(), is_trained, notes)
-
-
-def _teacher(built: Built, config: RunConfig, images: ImageData) -> Classifier | None:
-    """Returns the original's architecture with the weights of `finetune.teacher`. Raises UserError: they do not fit."""
-    if config.finetune.teacher is None:
-        return None
-    teacher, spec = clone(built.model), replace(built.spec, weights=config.finetune.teacher, reset_head=False)
-    pretrained.load_weights(teacher.network, spec, images.train.image_shape[0], images.classes)
-    return teacher
 
 
 def try_out(
@@ -281,88 +225,11 @@ def try_out(
         return tried, find_blocks(model.network, example, config.prune.granularity)
 
 
-def few_images(images: ImageData, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns a few training images (n, c, h, w) in [0, 1] and their classes (n,)."""
-    few = images.train.subset(torch.arange(min(FEW_IMAGES, len(images.train))))
-    return next(few.batches(FEW_IMAGES, device))
-
-
-def network_name(config: RunConfig) -> str:
-    """Returns what messages call the network."""
-    return config.model.target if config.model.source == "custom" and config.model.target else config.model.name
-
-
-def _with_cue(images: ImageData, config: RunConfig) -> ImageData:
-    cue = config.dataset.cue
-    if cue.kind is None:
-        return images
-    if not images.classes:
-        raise UserError("a cue marks classes, and nobody sorted these images", "choose a dataset with classes")
-    if not isinstance(images.train, ImageTensors) or not isinstance(images.test, ImageTensors):
-        raise UserError("a cue can be planted in images that are in memory only", "set dataset.streaming=false")
-    train = plant_training_cue(images.train, cue, len(images.classes), config.seed)
-    return replace(images, train=train)
-
-
-def with_classes(images: ImageData, built: Built) -> ImageData:
-    """Returns images; where nobody sorted them, their classes are the outputs of the original network."""
-    if images.classes:
-        return images
-    note = "nobody sorted these images: the original network's answers are their classes, accuracy is agreement with it"
-    outputs = built.spec.num_classes or 0
-    return replace(images, classes=tuple(map(str, range(outputs))), notes=(*images.notes, note))
-
-
-def _sorted_by(model: Classifier, images: ImageData, device: torch.device, screen: Screen) -> ImageData:
-    """Returns the images with what a network answers as their labels."""
-
-    def answered(name: str, split: Split) -> Split:
-        if not len(split):
-            return split
-        with screen.progress(f"sorting {name} images") as report:
-            # What a network keeps of a forward pass must not depend on this one.
-            answers = predict(clone(model), split, device, progress=report).logits.argmax(1)
-        if len(answers) < len(split):
-            raise UserError(
-                f"{len(split) - len(answers)} of {len(split)} {name} images cannot be read",
-                "remove them: dataset.on_corrupt=error names them",
-            )
-        return split.labelled(answers)
-
-    parts = {"training": images.train, "validation": images.val, "test": images.test}
-    train, val, test = (answered(name, split) for name, split in parts.items())
-    return replace(images, train=train, val=val, test=test)
-
-
-def _samples(images: ImageData, config: RunConfig, *, unsorted: bool) -> Split:
-    """Returns the images of scoring and healing: as many of every class, where people have sorted them."""
-    labels, per_class = images.train.labels, config.metrics.samples_per_class
-    if unsorted:
-        return images.train.subset(stratified_subset(labels, per_class * len(images.classes), config.seed))
-    return images.train.subset(stratified_indices(labels, per_class, config.seed))
-
-
 def _set_up_device(config: RunConfig) -> torch.device:
     # Two runs of one configuration must agree, and fp32 means all of its bits: TF32 keeps 10 of 23.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     return checks.pick_device(config.device)
-
-
-def _model_spec(config: RunConfig, images: ImageData) -> ModelSpec:
-    """Returns the node `model` with what the weights and the data decide filled in."""
-    model = config.model
-    mean, std = map(list, pretrained.normalization(model) or (images.mean, images.std))
-    if model.source in ("torchvision", "hf") and len(mean) == 1:
-        # Their networks take three channels; normalisation spreads the one there is over them.
-        mean, std = mean * 3, std * 3
-    return replace(
-        model,
-        num_classes=model.num_classes or len(images.classes),
-        mean=model.mean or mean,
-        std=model.std or std,
-        kwargs=zoo.arguments(model),
-    )
 
 
 def _check_fit(prepared: Prepared) -> None:

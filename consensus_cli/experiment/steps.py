@@ -24,8 +24,9 @@ from consensus_cli.evaluation.cost.energy import Consumption, EnergyMeter
 from consensus_cli.evaluation.cost.quantities import MEASURED
 from consensus_cli.evaluation.cost.savings import Conditions, Measured
 from consensus_cli.experiment import controls, goals, kept_costs, recipes, row
-from consensus_cli.experiment.batch_sizes import Fitting
+from consensus_cli.experiment.batch_sizes import SCORING_BATCH_SIZE, Fitting
 from consensus_cli.experiment.finetuning import Trainer
+from consensus_cli.experiment.healer import Healer
 from consensus_cli.experiment.inputs import code_hash
 from consensus_cli.experiment.measuring import measure
 from consensus_cli.experiment.original import cached
@@ -36,13 +37,10 @@ from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.weights import serialize
 from consensus_cli.pruning.choice import by_value
-from consensus_cli.pruning.healing import Fit, heal, put_fits_in_place
-from consensus_cli.pruning.refit import Refitted, refit
 from consensus_cli.pruning.schedule import Schedule
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.scoring.ranking.consensus import Ranking
 from consensus_cli.scoring.ranking.criteria import of_schedule
-from consensus_cli.scoring.representations import PRECISIONS
 from consensus_cli.scoring.samples import Samples
 from consensus_cli.scoring.score import rank_blocks
 from consensus_cli.screen import Screen, events
@@ -52,8 +50,6 @@ from consensus_cli.storage.state import Phases, RunState
 
 #: about so many images show how good the network is while the run goes on: a small part of a scoring's time
 CHECKED_IMAGES = 256
-
-SCORING_BATCH_SIZE = 256
 
 
 class Steps:
@@ -232,7 +228,9 @@ class Steps:
             self.state.removed.append(name)
             self._show_removal(ranking, ranking.blocks.index(name))
         if self.config.prune.replace != "nothing":
-            self._heal(network, original, going)
+            with self._phase("heal", self.state.phases):
+                maps = self._healer.put_maps(network, original, self.state.removed, going, self.state.maps)
+            self.state.maps = maps
 
     def _order(self, ranking: Ranking, schedule: Schedule, ratio: float) -> list[str]:
         """Returns the names of the blocks in the order in which they should go."""
@@ -256,54 +254,6 @@ class Steps:
         ranked, limits = [blocks[name] for name in order], schedule.most_in_stage(removed)
         return by_value(ranked, importance[ranking.order], savings, wanted, limits, overshoot=prune.overshoot)
 
-    def _heal(self, network: Classifier, original: Classifier, going: list[str]) -> None:
-        """Fits maps in place of the blocks that have just gone, and anew behind them: what comes in has changed.
-
-        Maps that are trained on between removals stay as they are.
-        """
-        gone = [block.name for block in self.prepared.blocks if block.name in self.state.removed]
-        first = min(map(gone.index, going))
-        names = [name for name in gone[first:] if name in going or self.config.finetune.epochs_per_step == 0]
-
-        def fit() -> dict[str, Fit]:
-            kind = self.config.prune.replace
-            return heal(network.network, original.network, names, self._inputs, kind, precision=self._healing_precision)
-
-        with self._phase("heal", self.state.phases):
-            fits = self.share.lead(fit)
-            put_fits_in_place(network.network, fits)
-        for name in names:
-            self.state.maps.pop(name, None)
-        self.state.maps |= {name: asdict(fit.form) for name, fit in fits.items() if fit.helps}
-        fitted = sum(name in self.state.maps for name in names)
-        without = " ".join(name for name in names if name not in self.state.maps)
-        text = f"{fitted} map{'' if fitted == 1 else 's'} fitted"
-        self.screen.line(f"{text}; none helps in place of {without}" if without else text)
-
-    def _refit(self, pruned: Classifier, original: Classifier) -> None:
-        """Fits the layers behind the first removed block anew."""
-        maps, precision = list(self.state.maps), self._healing_precision
-        network = pruned.network
-
-        def fit() -> tuple[list[Refitted], dict[str, Tensor]]:
-            done = refit(network, original.network, self._inputs, maps=maps, precision=precision)
-            return done, network.state_dict()
-
-        done, weights = self.share.lead(fit)
-        network.load_state_dict(weights)
-        helped = sum(each.helps for each in done)
-        self.screen.line(f"{helped} of {len(done)} layers behind the first removed block fitted anew")
-
-    def _inputs(self) -> Iterator[Tensor]:
-        """Yields the scoring's images as networks take them."""
-        for images, _ in self.prepared.samples.batches(SCORING_BATCH_SIZE, self.prepared.device):
-            yield self.prepared.original.inputs(images)
-            self.prepared.threads.tick()
-
-    @property
-    def _healing_precision(self) -> torch.dtype:
-        return PRECISIONS[self.prepared.scoring_precision or "fp32"]
-
     def fine_tune(self, network: Classifier, original: Classifier) -> None:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
         with self._phase("finetune", self.state.phases) if self._tunes_between else nullcontext():
@@ -326,7 +276,7 @@ class Steps:
         pruned = as_saved(self.prepared, network, self.state)
         if self.config.prune.refit:
             with self._phase("heal", phases):
-                self._refit(pruned, original)
+                self._healer.refit(pruned, original, list(self.state.maps))
             self._show_accuracy(pruned)
         recipe = recipes.at_the_end(self.config, len(self.state.removed), self.prepared.target_blocks)
         if recipe.epochs > 0:
@@ -412,6 +362,10 @@ class Steps:
             yield
         except Exception as error:
             self.screen.warning(f"tracker={self.config.tracker} failed: {described(error)}")
+
+    @property
+    def _healer(self) -> Healer:
+        return Healer(self.prepared, self.share, self.screen)
 
     @property
     def _trainer(self) -> Trainer:

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from consensus_cli.data import ImageData
 from consensus_cli.errors import UserError
+from consensus_cli.experiment.building import build_model
 from consensus_cli.experiment.inputs import transfer_request
-from consensus_cli.experiment.prepare import Prepared, build_model
+from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.matching import entries

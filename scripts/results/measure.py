@@ -17,7 +17,7 @@ from consensus_cli.evaluation.pair import Pair
 from consensus_cli.evaluation.robustness.adversarial import attack_accuracy
 from consensus_cli.evaluation.robustness.attacks import Attack
 from consensus_cli.experiment import checks, inputs
-from consensus_cli.experiment.prepare import build_model
+from consensus_cli.experiment.building import build_model
 from consensus_cli.report.attribution import attribution_columns
 from consensus_cli.report.runs import load
 from consensus_cli.screen import Screen
