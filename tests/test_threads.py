@@ -21,7 +21,7 @@ from consensus_cli.config.composition import compose_run
 from consensus_cli.data.share import Share
 from consensus_cli.data.split import Augmentation
 from consensus_cli.errors import UserError
-from consensus_cli.evaluation.cost.complexity import latency_ms
+from consensus_cli.evaluation.cost.complexity import LATENCY_MIN_BLOCKS, latency_ms
 from consensus_cli.evaluation.cost.energy import EnergyMeter, compare_energy
 from consensus_cli.experiment.steps import Steps
 from consensus_cli.experiment.threads import WINDOW_S, Load, ThreadWatch, restored
@@ -271,8 +271,8 @@ def test_latency_begins_anew_where_the_number_of_threads_changes() -> None:
             with_threads(1)
 
     found = latency_ms({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)}, (1, 4, 4), 1, "cpu", 0.0, tick=lowered_once)
-    assert blocks == [2, 2, 2] + [1] * 10
-    assert [len(one.blocks_ms) for one in found.values()] == [5, 5]
+    assert blocks == [2, 2, 2] + [1] * 2 * LATENCY_MIN_BLOCKS
+    assert [len(one.blocks_ms) for one in found.values()] == [LATENCY_MIN_BLOCKS] * 2
 
 
 def test_energy_begins_anew_where_the_number_of_threads_changes() -> None:

@@ -43,9 +43,10 @@ def stream():
         os.register_at_fork(before=lambda: os.kill(os.getpid(), number))
     try:
         with Stopper(Path("run")).listening():
-            for count, _ in enumerate(batches):
-                if count == 20:
-                    signalled[whom](multiprocessing.active_children()[0].pid)
+            for count, _ in enumerate(batches, 1):
+                # A worker that has decoded its share is not missed; in a later pass one is.
+                for worker in multiprocessing.active_children()[:1] if count % 20 == 0 else ():
+                    signalled[whom](worker.pid)
     except InterruptedRunError as interrupted:
         print("interrupted by", interrupted)
     except RunFailedError as failed:
