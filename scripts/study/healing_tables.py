@@ -45,7 +45,6 @@ def healing_images_table(evidence: Evidence) -> str:
     """Accuracy of what is chosen and healed with more and fewer images, first draw."""
 
     def table(found: pd.DataFrame) -> str:
-        found = found[(found["draw"] == 0) & (found["order"] == REPAIRED)]
         counts, rows = sorted(found["blocks"].unique()), []
         for method in METHODS:
             for images in sorted(evidence.plan.healing_images):
@@ -54,7 +53,8 @@ def healing_images_table(evidence: Evidence) -> str:
                     rows.append([method, str(images), *_cells(own, counts)])
         return markdown(["method", "images", *(f"{count} blocks" for count in counts)], rows)
 
-    return _or_not_measured(table, evidence.healing)
+    rows = evidence.healing
+    return _or_not_measured(table, rows[(rows["draw"] == 0) & (rows["order"] == REPAIRED)])
 
 
 def healing_tuned_table(evidence: Evidence) -> str:
@@ -129,6 +129,8 @@ def healing_figure(evidence: Evidence) -> Figure:
     for name, look in styles(tuple(shown)).items():
         order, method = shown[name]
         own = found[(found["order"] == order) & (found["method"] == method)].groupby("blocks")
+        if not len(own):
+            continue
         axes.plot(own["macs"].mean() / 1e6, own["accuracy_pct"].mean(), label=name, **look.line)
     axes.set_xlabel("MACs (millions)")
     axes.set_ylabel("accuracy, nothing trained (%)")
