@@ -201,6 +201,7 @@ def test_a_run_that_was_stopped_measures_nothing_twice(tmp_path: Path) -> None:
         (("prune.target=8 ms", "prune=macs"), "prune.target=8 ms is latency, and prune.unit=macs", "leave one"),
         (("prune=latncy",), "unknown prune 'latncy'", "did you mean 'latency'"),
         (("prune=latency", "criterion.per=latence"), "unknown criterion.per 'latence'", "did you mean 'latency'"),
+        (("criterion.per=latence",), "unknown criterion.per 'latence'", "did you mean 'latency'"),
         (("criterion.per=macs",), "criterion.per=macs weighs blocks by what they save", "prune=macs"),
         (("prune=memory", "prune.runtime=onnxruntime"), "peak memory is measured in PyTorch", "as they are"),
         (("prune=latency", "finetune.span=run"), "finetune.span=run needs prune.unit=blocks", "span=step"),
@@ -216,7 +217,9 @@ def test_mistakes(
     words: tuple[str, ...], message: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", *WORDS, *words, f"output_dir={tmp_path / 'out'}"]) == 2
-    error, said = capsys.readouterr().err.splitlines()[-2:]
+    lines = capsys.readouterr().err.splitlines()
+    error, said = lines[-2:]
+    assert sum(line.startswith("error:") for line in lines) == 1
     assert message in error
     assert hint in said
     assert not list((tmp_path / "out").glob("runs/*"))

@@ -15,7 +15,7 @@ from consensus_cli import data, training
 from consensus_cli.config.schema import RunConfig
 from consensus_cli.errors import ConfigError, UserError, missing_package, unknown_name
 from consensus_cli.evaluation.cost.energy import check_country
-from consensus_cli.evaluation.cost.quantities import MEASURED
+from consensus_cli.evaluation.cost.quantities import MEASURED, QUANTITIES
 from consensus_cli.evaluation.cost.runtime import lacks_to_compile
 from consensus_cli.evaluation.cost.savings import Conditions
 from consensus_cli.evaluation.robustness.attacks import ATTACKS, check_attacks
@@ -140,7 +140,7 @@ def _goal_problems(config: RunConfig) -> Iterator[UserError]:
             f"prune.target={prune.target} is {quantity}, and prune.unit={prune.unit} another thing",
             f"leave one of them out, or use prune={quantity}",
         )
-    if per != "nothing" and quantity == "blocks":
+    if per in QUANTITIES and quantity == "blocks":
         yield UserError(
             f"criterion.per={per} weighs blocks by what they save, and prune=blocks asks for no saving",
             f"use prune={per}, or criterion.per=nothing",

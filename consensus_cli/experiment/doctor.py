@@ -99,7 +99,9 @@ def examine(settings: Sequence[str]) -> Iterator[Line]:
     """
     for word in settings:
         if word.partition("=")[0] not in _SETTINGS:
-            raise UserError(f"consensus doctor takes {' and '.join(_SETTINGS)}, not '{word}'", "output_dir=PATH")
+            raise UserError(
+                f"consensus doctor takes {' and '.join(_SETTINGS)}, not '{word}'", "consensus doctor device=cpu"
+            )
     if world() > 1:
         raise UserError("consensus doctor starts several processes itself", "run it without torchrun")
     config = compose_run([*TINY, *settings])
