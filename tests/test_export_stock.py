@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from consensus_cli import load_pruned
 from consensus_cli.cli.main import main
 from consensus_cli.config.composition import read_config
+from consensus_cli.errors import UserError
 from consensus_cli.experiment import export, inputs
 from consensus_cli.models import zoo
 from consensus_cli.models.spec import ModelSpec
@@ -63,6 +64,19 @@ def run(folder: Path, *model: str) -> Path:
 def vit_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("timm", reason="timm is an extra")
     return run(tmp_path_factory.mktemp("vit"), "model=timm", "model.name=vit_tiny_patch16_224", f"model.kwargs={VIT}")
+
+
+def test_an_earlier_timm_is_one_line(vit_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timm: Any = zoo.import_timm()
+
+    def save(model: object, save_directory: str, model_config: object = None, model_args: object = None) -> None:
+        raise AssertionError("it must not be called")
+
+    monkeypatch.setattr(timm.models, "save_for_hf", save)
+    with pytest.raises(UserError, match="does not write what a network was made with") as raised:
+        export.export(vit_run, "timm", tmp_path / "network")
+    assert raised.value.hint == "pip install 'timm>=1.0.31'"
+    assert not (tmp_path / "network").exists()
 
 
 def check_answers(run_dir: Path, folder: Path, program: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -74,6 +75,8 @@ def export(run_dir: Path, form: str, out: Path | None, batch: int | None = None)
         raise UserError(f"{form} takes batches of any size: --batch is not for it", f"it is for --format {forms}")
     if form == "onnx":
         check_onnx_installed()
+    if form == "timm":
+        _check_timm()
     _check_target(path, chosen, files)
     config, model = read_config(files.config), load_pruned(run_dir)
     config = replace(config, dataset=inputs.transfer_request(config) or config.dataset)
@@ -146,6 +149,14 @@ def _against(
             ).values()
             timed.append(certificate.latency(size, median(before), median(after), paired_saving(before, after)))
     return timed
+
+
+def _check_timm() -> None:
+    timm = zoo.import_timm()
+    if "data_config" not in signature(timm.models.save_for_hf).parameters:
+        raise UserError(
+            f"timm {timm.__version__} does not write what a network was made with", "pip install 'timm>=1.0.31'"
+        )
 
 
 def _check_target(path: Path, form: Format, files: RunDir) -> None:

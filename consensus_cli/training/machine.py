@@ -25,7 +25,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         # Asked of the current GPU, which need not be this one.
         with torch.cuda.device(device):
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # Private: `torch.cpu.get_capabilities`, which says it too, came after PyTorch 2.6.
+    # Private: `torch.cpu.get_capabilities`, which says it too, came after PyTorch 2.7.
     native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return "bf16" if native else "fp32"
 

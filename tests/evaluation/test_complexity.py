@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.counted import COUNTED_BY_TORCH
 from helpers.evaluation_networks import small_conv_net
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,6 +44,7 @@ def test_resnet_agrees_with_torchs_counter():
     assert complexity(resnet(20), (3, 16, 16)).macs == macs_by_torch(resnet(20), (3, 16, 16))
 
 
+@COUNTED_BY_TORCH
 def test_attention_is_counted_and_agrees_with_torchs_counter():
     model = VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=10

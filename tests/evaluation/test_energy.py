@@ -4,6 +4,7 @@ import logging
 import socket
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_idle_power_is_less_than_busy_power(meter):
 
 
 def test_source_says_tool_version_mode_and_kind(meter):
-    assert meter.source.startswith("codecarbon 3.3.2 process: CPU e")
+    assert meter.source.startswith(f"codecarbon {version('codecarbon')} process: CPU e")
     assert meter.estimated == ("estimate" in meter.source)
 
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry
 
 from consensus_cli.models.macs import count_macs
+
+#: a test that compares a network of attention with PyTorch's counter
+COUNTED_BY_TORCH = pytest.mark.skipif(
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu not in flop_registry,
+    reason="PyTorch before 2.9 counts no attention on the CPU",
+)
 
 
 class Of(nn.Module):

@@ -126,7 +126,9 @@ def test_last_block_of_timm(name: str) -> None:
 
 def test_branches_of_swin() -> None:
     network = torchvision_network("swin_t")
-    assert len(candidates(find_blocks(network, images(1), "branch"))) == BRANCHES["swin_t"]
+    # With PyTorch before 2.9 two of them, which shift their windows, end at a module that both branches use.
+    expected = BRANCHES["swin_t"] - (2 if torch.__version__ < torch.torch_version.TorchVersion("2.9") else 0)
+    assert len(candidates(find_blocks(network, images(1), "branch"))) == expected
     check_last(network, "branch")
 
 

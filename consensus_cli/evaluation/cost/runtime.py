@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from functools import partial
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,9 @@ from consensus_cli.models.modes import evaluating
 Forward = Callable[[Tensor], Tensor]
 
 PRECISIONS = ("fp32", "bf16")
+
+#: argument of newer releases of PyTorch, which its type hints do not know
+_ISOLATED: dict[str, Any] = dict.fromkeys({"isolate_recompiles"} & set(signature(torch.compile).parameters), True)
 
 _ELSE = "the runtime 'torch' needs nothing else and runs any network"
 
@@ -168,24 +174,25 @@ def quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def _torch(model: nn.Module, images: Tensor, precision: str) -> Forward:
+def _torch(model: nn.Module, images: Tensor, precision: str) -> FunctionType:
     def forward(batch: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits: Tensor = model(batch)
             return logits
 
+    assert isinstance(forward, FunctionType)
     return forward
 
 
 def _compiled(model: nn.Module, images: Tensor, precision: str) -> Forward:
-    # Isolated: of networks that share their code, as a network and its pruned copies do, PyTorch compiles eight in all
-    # and silently runs the others as they are. Its type hints do not know the argument.
-    forward: Forward = torch.compile(  # type: ignore[call-overload]
-        _torch(model, images, precision), dynamic=False, isolate_recompiles=True
-    )
+    # PyTorch compiles eight networks that share their code, as a network and its pruned copies do, and silently runs
+    # the others as they are. So each gets code of its own, and where PyTorch can, what it calls is kept apart as well.
+    forward = _torch(model, images, precision)
+    forward.__code__ = forward.__code__.replace()
+    compiled: Forward = torch.compile(forward, dynamic=False, **_ISOLATED)
     with quiet():
-        forward(images)
-    return forward
+        compiled(images)
+    return compiled
 
 
 def _onnx(model: nn.Module, images: Tensor, _precision: str) -> Forward:
