@@ -15,9 +15,6 @@ from consensus_cli.cli.main import main
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# PyTorch before 2.9 says on stderr that it finds no GPU where this speaks of a compiler for one.
-os.environ.pop("CUDA_HOME", None)
-
 
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,6 +1,7 @@
 """The library as a stranger uses it: `import consensus_cli as cc`."""
 
 import copy
+import logging
 import re
 import subprocess
 import sys
@@ -91,7 +92,10 @@ def test_a_resnet20_is_pruned_with_a_training_loop_of_ones_own() -> None:
 @pytest.mark.parametrize("words", [("metrics=fast", "scoring.precision=fp32"), ("criterion=random", "prune.step=2")])
 def test_the_same_blocks_go_as_through_the_command(tmp_path: Path, words: tuple[str, ...]) -> None:
     words = (*QUICK, "finetune=none", "attacks=none", "ratio=0.6", "seed=3", f"output_dir={tmp_path}", *words)
+    logger = logging.getLogger("consensus_cli")
+    logging_before = logger.level, logger.propagate, logger.handlers[:]
     result = cc.run(*words)
+    assert (logger.level, logger.propagate, logger.handlers) == logging_before
     config = compose_run(words)
     prepared = prepare(config, QuietScreen(Console(quiet=True)))
     model = prepared.original

@@ -331,6 +331,7 @@ def log_into(files: RunDir) -> Iterator[None]:
     handler = _LogFile(files.log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
+    level, propagates = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
@@ -339,6 +340,8 @@ def log_into(files: RunDir) -> Iterator[None]:
         logger.exception("the run did not end")
         raise
     finally:
+        logger.setLevel(level)
+        logger.propagate = propagates
         logger.removeHandler(handler)
         with suppress(OSError):
             handler.close()

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import benchmark
 
 # Private by its path alone: PyTorch's documentation names it as the way to see every operator, and has no other.
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -72,6 +71,9 @@ def latency_ms(
         min_run_time_s: seconds to time each network for, over all its blocks together.
         tick: called after each block; where it changes PyTorch's number of threads, timing starts again.
     """
+    # It imports what compiles PyTorch's extensions.
+    from torch.utils import benchmark
+
     images = torch.rand(batch_size, *image_shape, device=device)
 
     def now_s() -> float:
