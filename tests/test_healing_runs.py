@@ -71,6 +71,26 @@ def test_a_stopped_run_ends_as_one_that_was_not(healed: Path, tmp_path: Path) ->
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
+def test_maps_at_the_end_of_a_stage_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*QUICK, "attacks=none", "evaluate.energy_window_s=0.05", "threads=1", "criterion=last", "ratio=0.2"]
+    words += [
+        "model=mobilenet_v2",
+        "model.kwargs={width_mult: 0.35}",
+        "finetune.epochs_per_step=0",
+        "controls=[scratch]",
+    ]
+    assert main(["run", *words, "prune.replace=linear", f"output_dir={tmp_path / 'healed'}"]) == 0
+    assert "2 of 2 maps folded into neighbouring layers, at no cost" in capsys.readouterr().out
+    assert main(["run", *words, f"output_dir={tmp_path / 'plain'}"]) == 0
+    healed, plain = (pd.read_csv(tmp_path / name / "results.csv") for name in ("healed", "plain"))
+    assert healed["maps"].dropna().tolist() == [0]
+    assert healed["macs_pruned"].tolist() == plain["macs_pruned"].tolist()
+    for run_id in healed["run_id"]:
+        folder = tmp_path / "healed" / "runs" / run_id
+        assert "maps" not in json.loads(RunDir(folder).pruned_structure.read_text())
+        assert not any(isinstance(module, ChannelMap) for module in cc.load_pruned(folder).modules())
+
+
 def test_a_share_of_the_macs_counts_those_of_the_maps(tmp_path: Path) -> None:
     words = [word for word in HEALED if not word.startswith("ratio=")]
     assert main(["run", *words, "prune=macs", "prune.replace=linear", "ratio=0.3", f"output_dir={tmp_path}"]) == 0

@@ -9,7 +9,7 @@ from consensus_cli.experiment import recipes
 from consensus_cli.experiment.building import build_model
 from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.models.classifier import Classifier
-from consensus_cli.pruning.replacement import install_forms
+from consensus_cli.pruning.replacement import forms_of, install_forms
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.storage.state import RunState
 
@@ -31,6 +31,11 @@ def asked(controls: Sequence[str]) -> list[str]:
 def shape(control: str, state: RunState) -> RunState:
     """Returns the state that a control's network has the shape of: none of the original's blocks is gone."""
     return RunState() if control in (MORE_TRAINING, TRANSFERRED) else state
+
+
+def with_maps_of(network: Classifier, state: RunState) -> RunState:
+    """Returns a state with the maps that stand in a network: of those fitted some may be folded into other layers."""
+    return replace(state, maps=forms_of(network.network, state.removed))
 
 
 def fresh(prepared: Prepared, state: RunState) -> Classifier:

@@ -13,8 +13,10 @@ from consensus_cli.data.share import Share
 from consensus_cli.experiment.batch_sizes import SCORING_BATCH_SIZE
 from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.models.classifier import Classifier
+from consensus_cli.pruning.folding import fold
 from consensus_cli.pruning.healing import Fit, heal, put_fits_in_place
 from consensus_cli.pruning.refit import Refitted, refit
+from consensus_cli.pruning.surgery import put_in_place
 from consensus_cli.scoring.representations import PRECISIONS
 from consensus_cli.screen import Screen
 
@@ -84,6 +86,20 @@ class Healer:
         network.load_state_dict(weights)
         helped = sum(each.helps for each in done)
         self.screen.line(f"{helped} of {len(done)} layers behind the first removed block fitted anew")
+
+    def fold(self, pruned: Classifier, maps: Sequence[str]) -> None:
+        """Folds the maps of these blocks into neighbouring layers where that is exact."""
+        network = pruned.network
+
+        def fit() -> tuple[list[str], dict[str, Tensor]]:
+            return fold(network, maps, self._inputs), network.state_dict()
+
+        folded, weights = self.share.lead(fit)
+        for name in folded:
+            put_in_place(network, name, None)
+        network.load_state_dict(weights)
+        if folded:
+            self.screen.line(f"{len(folded)} of {len(maps)} maps folded into neighbouring layers, at no cost")
 
     def _inputs(self) -> Iterator[Tensor]:
         """Yields the scoring's images as networks take them."""

@@ -106,7 +106,7 @@ def _finish(
         session.save_pruned(prepared, ratio, original, going, pruned)
     for control in asked(prepared.config.controls):
         row = session.recorded(ratio, steps.screen, control)
-        row = row or _control(session, steps, ratio, original, going, control=control)
+        row = row or _control(session, steps, ratio, original, going, pruned=pruned, control=control)
         announce.show_comparison(steps.screen, row)
     columns, right = steps.evaluate(original, pruned, ratio)
     session.certify(prepared, ratio, pruned, columns)
@@ -116,12 +116,19 @@ def _finish(
 
 
 def _control(
-    session: Session, steps: Steps, ratio: float, original: Classifier, network: Classifier, *, control: str
+    session: Session,
+    steps: Steps,
+    ratio: float,
+    original: Classifier,
+    network: Classifier,
+    *,
+    pruned: Classifier,
+    control: str,
 ) -> Row:
     """Trains what a control is of, measures it in the pruned network's place, and returns the row it recorded."""
     trained = session.saved_pruned(steps.prepared, ratio, control)
     if trained is None:
-        trained = steps.train_control(control, original, ratio)
+        trained = steps.train_control(control, original, pruned, ratio)
         session.save_pruned(steps.prepared, ratio, original, network, trained, control=control)
     columns, right = steps.evaluate(original, trained, ratio, control)
     session.certify(steps.prepared, ratio, trained, columns, control)
@@ -133,7 +140,8 @@ def _transferred(session: Session, steps: Steps, original: Classifier, network: 
     prepared, ratio = steps.prepared, steps.config.ratios[-1]
     trained = session.saved_pruned(prepared, ratio, TRANSFERRED)
     if trained is None:
-        trained = steps.train_control(TRANSFERRED, with_head(prepared, original, RunState()), ratio)
+        begun = with_head(prepared, original, RunState())
+        trained = steps.train_control(TRANSFERRED, begun, begun, ratio)
         session.save_pruned(prepared, ratio, original, network, trained, control=TRANSFERRED)
     return trained
 

@@ -30,7 +30,7 @@ from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.copying import clone
 from consensus_cli.models.matching import entries
 from consensus_cli.models.weights import load_into
-from consensus_cli.pruning.replacement import install_forms
+from consensus_cli.pruning.replacement import forms_of, install_forms
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.report.attribution import attribution_columns
 from consensus_cli.report.runs import load
@@ -108,13 +108,14 @@ class Session:
 
     def saved_pruned(self, prepared: Prepared, ratio: float, control: str = "") -> Classifier | None:
         """Returns the network after the final fine-tuning at a ratio, or a control's; None if it is to be made."""
-        file = self._files(ratio, control).pruned_checkpoint
+        files = self._files(ratio, control)
+        file = files.pruned_checkpoint
         # A file that somebody took away is made again.
-        known = tuned_key(ratio, control) in self.state.tuned and self.share.lead(file.is_file)
-        if not known:
+        present = self.share.lead(lambda: file.is_file() and files.pruned_structure.is_file())
+        if tuned_key(ratio, control) not in self.state.tuned or not present:
             return None
-        state = controls.shape(control, self.state)
-        return _network(prepared, state, self.share.lead(lambda: checkpoint.read_weights(file)), file)
+        maps, weights = self.share.lead(lambda: (checkpoint.read_maps(files), checkpoint.read_weights(file)))
+        return _network(prepared, replace(controls.shape(control, self.state), maps=maps), weights, file)
 
     def save_pruned(
         self,
@@ -150,7 +151,7 @@ class Session:
                 prepared.spec,
                 prepared.images.train.image_shape[0],
                 state.removed,
-                maps=state.maps,
+                maps=forms_of(pruned.network, state.removed),
                 classes=prepared.images.classes,
             )
             self._write_state(network)

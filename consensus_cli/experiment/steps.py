@@ -278,6 +278,9 @@ class Steps:
             with self._phase("heal", phases):
                 self._healer.refit(pruned, original, list(self.state.maps))
             self._show_accuracy(pruned)
+        if self.state.maps:
+            with self._phase("heal", phases):
+                self._healer.fold(pruned, list(self.state.maps))
         recipe = recipes.at_the_end(self.config, len(self.state.removed), self.prepared.target_blocks)
         if recipe.epochs > 0:
             with self._phase("finetune", phases):
@@ -285,7 +288,7 @@ class Steps:
             self._show_accuracy(pruned)
         return pruned
 
-    def train_control(self, control: str, original: Classifier, ratio: float) -> Classifier:
+    def train_control(self, control: str, original: Classifier, pruned: Classifier, ratio: float) -> Classifier:
         """Returns a control's network, trained by the recipe, with the seeds and for the epochs of all fine-tunings."""
         phases: Phases = {}
         self.state.tuned[tuned_key(ratio, control)] = phases
@@ -298,7 +301,8 @@ class Steps:
                     self._tune_between(network, original, removed, description)
                 recipe = recipes.at_the_end(self.config, len(state.removed), self.prepared.target_blocks)
             else:
-                network = as_saved(self.prepared, controls.fresh(self.prepared, state), state)
+                shape = controls.with_maps_of(pruned, state)
+                network = as_saved(self.prepared, controls.fresh(self.prepared, shape), shape)
                 recipe = controls.recipe(self.prepared, state, control)
             self._train(network, original, recipe, len(state.removed), description)
         self._show_accuracy(network)
@@ -331,7 +335,7 @@ class Steps:
             )
         asked = {"training": self.config.finetune.batch_size, "scoring": SCORING_BATCH_SIZE}
         sizes = {purpose: self._fitting.size(purpose, size) for purpose, size in asked.items()}
-        state = controls.shape(control, self.state)
+        state = controls.with_maps_of(pruned, controls.shape(control, self.state))
         columns = row.result_columns(self.prepared, state, phases, sizes)
         columns |= {"energy_estimated": None if control else self._meter.estimated}
         if not control:

@@ -12,16 +12,12 @@ compression of weights (Frantar & Alistarh 2022, arXiv 2208.11580).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # there is no public name for all dimensions
 
 from consensus_cli.errors import is_out_of_memory
 from consensus_cli.models.modes import evaluating
@@ -37,19 +33,14 @@ from consensus_cli.pruning.healing import (
     watch_output,
     watched,
 )
-from consensus_cli.pruning.least_squares import HeldOut, Moments
+from consensus_cli.pruning.layers import Layer, close, plain_layers, watch_layer
+from consensus_cli.pruning.least_squares import HeldOut
 from consensus_cli.pruning.replacement import ChannelMap
 from consensus_cli.pruning.surgery import Shortcut, parts_of
 from consensus_cli.pruning.trace import Trace, trace
 
 #: penalty on the change of the weights, in units of the mean variance of a layer's inputs
 RIDGE = 1e-2
-
-#: layers with more inputs (in a convolution: per kernel) are left alone: their moments would not fit into memory
-MAX_INPUTS = 4608
-
-#: largest relative deviation from what arithmetic in float32 should give
-_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,7 @@ def refit(
     with evaluating(network), evaluating(original):
         seen = trace(network, example)
         gone = (number for number, call in enumerate(seen.calls) if isinstance(present[call.path], Shortcut))
-        steps: dict[int, _Layer | str] = _layers(network, seen, ends, example, next(gone, len(seen.calls)))
+        steps: dict[int, Layer | str] = _layers(network, seen, ends, example, next(gone, len(seen.calls)))
         steps |= {n: replaced[call.path] for n, call in enumerate(seen.calls) if call.path in replaced}
         for _, step in sorted(steps.items(), key=lambda item: item[0]):
             if isinstance(step, str):
@@ -121,90 +112,11 @@ def _stands(present: Mapping[str, nn.Module], original: nn.Module, block: str) -
     return all(type(present.get(path)) is type(original.get_submodule(path)) for path in parts_of(block))
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A layer that can be fitted.
-
-    Attributes:
-        path: its dotted path.
-        module: the convolution or linear layer.
-        norm: the batch norm that its output goes through, if it does.
-        ends: the block whose residual branch it ends; None for the layers before it.
-        gain: (c,) squares of what its output is multiplied with on the way to the sum behind the branch.
-    """
-
-    path: str
-    module: nn.Conv2d | nn.Linear
-    norm: BatchNorm | None
-    ends: str | None = None
-    gain: Tensor | None = None
-
-    @property
-    def matrix(self) -> Tensor:
-        """The weights as (c, p): outputs, inputs."""
-        return self.module.weight.flatten(1)
-
-    @property
-    def shifts(self) -> bool:
-        """Whether there is a place for a constant that is added to its output."""
-        return self.module.bias is not None or self.norm is not None
-
-    def rows(self, x: Tensor, images: int) -> Tensor:
-        """Returns what the weights are multiplied with at each of m positions, (images, m, p)."""
-        layer = self.module
-        if isinstance(layer, nn.Conv2d):
-            x = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT  # type: ignore[arg-type]
-        return x.reshape(images, -1, self.matrix.shape[1])
-
-    def columns(self, y: Tensor, images: int) -> Tensor:
-        """Returns values of the shape of its output as (images, m, c)."""
-        if isinstance(self.module, nn.Conv2d):
-            y = y.flatten(2).mT
-        return y.reshape(images, -1, self.matrix.shape[0])
-
-    @torch.no_grad()
-    def put(self, change: Tensor, shift: Tensor, total: Moments) -> None:
-        """Adds to the weights, (c, p), and to what comes out, (c,); the moments are those of all inputs.
-
-        A batch norm behind the layer takes the statistics of what it gets now, and gives what it would give with the
-        old ones: training, which goes by a batch's own statistics, then begins where the network stands.
-        """
-        layer, norm = self.module, self.norm
-        layer.weight.add_(change.reshape(layer.weight.shape).to(layer.weight))
-        if layer.bias is not None:
-            layer.bias.add_(shift.to(layer.bias))
-            shift = torch.zeros_like(shift)
-        if norm is None:
-            return
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        weight = self.matrix.double().cpu()
-        mean_x = total.x / total.count
-        mean = weight @ mean_x + (0 if layer.bias is None else layer.bias.double().cpu())
-        covariance = total.xx / total.count - torch.outer(mean_x, mean_x)
-        variance = ((weight @ covariance) * weight).sum(1).clamp_min(0)
-        old_mean, old_variance = norm.running_mean.double().cpu(), norm.running_var.double().cpu()
-        scale = norm.weight.double().cpu() / (old_variance + norm.eps).sqrt()
-        norm.bias.add_((scale * (mean + shift - old_mean)).to(norm.bias))
-        norm.weight.copy_(scale * (variance + norm.eps).sqrt())
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-
-
 def _layers(
     network: nn.Module, seen: Trace, blocks: Sequence[str], example: Tensor, begin: int
-) -> dict[int, _Layer | str]:
+) -> dict[int, Layer | str]:
     """Returns the layers that can be fitted, by the number of the call after which it is their turn."""
-    times = Counter(call.path for call in seen.calls)
-    held = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
-    found: dict[int, _Layer] = {}
-    for number, call in enumerate(seen.calls[begin:], begin):
-        module = network.get_submodule(call.path)
-        alone = times[call.path] == 1 and all(held[id(parameter)] == 1 for parameter in module.parameters())
-        if alone and isinstance(module, nn.Conv2d | nn.Linear) and _is_plain(module):
-            layer = _Layer(call.path, module, _norm_behind(network, seen, number, times))
-            if _is_what_it_seems(layer, network, example):
-                found[number] = layer
+    found = plain_layers(network, seen, example, begin)
     for block in blocks:
         inside = tuple(f"{path}." for path in parts_of(block))
         mine = [number for number, layer in found.items() if f"{layer.path}.".startswith(inside)]
@@ -218,43 +130,7 @@ def _layers(
     return dict(found)
 
 
-def _is_plain(module: nn.Conv2d | nn.Linear) -> bool:
-    """Whether the output of a layer is one product with all of its weights, of a size that can be fitted."""
-    own = dict(module.named_parameters(recurse=False))
-    if own.get("weight") is not module.weight or own.get("bias") is not module.bias:
-        # They are computed from others (weight norm, a mask): what is written into them is lost.
-        return False
-    if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
-        return False
-    return not isinstance(getattr(module, "padding", 0), str) and module.weight[0].numel() <= MAX_INPUTS
-
-
-def _norm_behind(network: nn.Module, seen: Trace, number: int, times: Counter[str]) -> BatchNorm | None:
-    """Returns the batch norm that alone reads the output of a call, if it has weights and statistics to adapt."""
-    given = set(seen.calls[number].outputs)
-    readers = [op for value in given if value is not None for op in seen.readers[value]]
-    for call in seen.calls[number + 1 :]:
-        module = network.get_submodule(call.path)
-        if isinstance(module, BatchNorm) and given.intersection(call.inputs):
-            adapts = module.affine and module.running_mean is not None and times[call.path] == 1
-            return module if adapts and all(call.start <= op < call.end for op in readers) else None
-    return None
-
-
-def _is_what_it_seems(layer: _Layer, network: nn.Module, example: Tensor) -> bool:
-    """Whether a layer does what its class does: some compute their weights anew, or pad in a way of their own."""
-    x, y = watched(network, [layer.path], example, _watch_layer)[layer.path]
-    images, p = len(example), layer.matrix.shape[1]
-    if not isinstance(layer.module, nn.Conv2d) and x.numel() % (images * p):
-        return False
-    expected, found = (
-        functional.linear(layer.rows(x, images), layer.matrix, layer.module.bias),
-        layer.columns(y, images),
-    )
-    return expected.shape == found.shape and _close(found, expected)
-
-
-def _gain(layer: _Layer, network: nn.Module, block: str, example: Tensor) -> Tensor | None:
+def _gain(layer: Layer, network: nn.Module, block: str, example: Tensor) -> Tensor | None:
     """Returns the squares of the factors (c,) of a layer's output on its way to the sum behind a branch.
 
     None where anything else happens to it on that way than factors per channel, constants and rearrangement.
@@ -273,7 +149,7 @@ def _gain(layer: _Layer, network: nn.Module, block: str, example: Tensor) -> Ten
         return None
     noise, back = (layer.columns(values, len(example)).flatten(0, 1) for values in (noise, back))
     gain = (back * noise).sum(0) / (noise * noise).sum(0)
-    return gain if gain.max() > 0 and _close(back, gain * noise) else None
+    return gain if gain.max() > 0 and close(back, gain * noise) else None
 
 
 def _refit_map(
@@ -294,7 +170,7 @@ def _refit_map(
 
 
 def _refit(
-    layer: _Layer, network: nn.Module, original: nn.Module, batches: Batches, precision: torch.dtype
+    layer: Layer, network: nn.Module, original: nn.Module, batches: Batches, precision: torch.dtype
 ) -> Refitted | None:
     """Fits one layer; None where the two networks are not alike there."""
     c, p = layer.matrix.shape
@@ -313,11 +189,11 @@ def _refit(
     return done
 
 
-def _lacking(layer: _Layer, network: nn.Module, original: nn.Module, images: Tensor) -> tuple[Tensor, Tensor] | None:
+def _lacking(layer: Layer, network: nn.Module, original: nn.Module, images: Tensor) -> tuple[Tensor, Tensor] | None:
     """Returns what comes into a layer, and what would have to be added to its output."""
     if layer.gain is None or layer.ends is None:
-        x, y = watched(network, [layer.path], images, _watch_layer)[layer.path]
-        _, wanted = watched(original, [layer.path], images, _watch_layer)[layer.path]
+        x, y = watched(network, [layer.path], images, watch_layer)[layer.path]
+        _, wanted = watched(original, [layer.path], images, watch_layer)[layer.path]
         return (x, wanted.float() - y.float()) if wanted.shape == y.shape else None
     wanted = watched(original, [layer.ends], images, watch_output)[layer.ends].before
     given: list[Tensor] = []
@@ -337,7 +213,7 @@ def _lacking(layer: _Layer, network: nn.Module, original: nn.Module, images: Ten
 
 
 def _to_the_sum(
-    layer: _Layer, network: nn.Module, block: str, images: Tensor, change: Tensor | None = None
+    layer: Layer, network: nn.Module, block: str, images: Tensor, change: Tensor | None = None
 ) -> tuple[Tensor, Output]:
     """Returns the output of a layer, changed where asked for, as the leaf that the sum of a block is computed from."""
     leaves: list[Tensor] = []
@@ -360,16 +236,3 @@ def _back(output: Output, leaf: Tensor, values: Tensor) -> Tensor | None:
         return None
     (found,) = torch.autograd.grad([output.edge], [leaf], [values.to(output.before)], allow_unused=True)
     return found
-
-
-def _watch_layer(
-    stack: ExitStack, note: Callable[[tuple[Tensor, Tensor]], None], _first: nn.Module, last: nn.Module, *, branch: bool
-) -> None:
-    def end(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        note((first_tensor([args, kwargs]), output))
-
-    stack.enter_context(last.register_forward_hook(end, with_kwargs=True))
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).norm() <= _TOLERANCE * expected.norm())

@@ -6,8 +6,8 @@ is added in the branch's place. `linear` mixes channels, per pixel or token; `sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from consensus_cli.errors import unknown_name
-from consensus_cli.pruning.surgery import Shortcut, put_in_place
+from consensus_cli.pruning.surgery import Shortcut, parts_of, put_in_place
 
 #: what can stand where a block stood
 REPLACEMENTS = ("nothing", "scale", "linear")
@@ -84,6 +84,13 @@ class ChannelMap(Shortcut):
             made.weight.copy_(weight)
             made.bias.copy_(bias)
         return made
+
+
+def forms_of(network: nn.Module, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Returns block name -> form, as `asdict(MapForm)`, of the maps that stand where blocks stood."""
+    first = {name: network.get_submodule(parts_of(name)[-1]) for name in names}
+    maps = {name: [m for m in module.modules() if isinstance(m, ChannelMap)] for name, module in first.items()}
+    return {name: asdict(found[0].form) for name, found in maps.items() if found}
 
 
 def install_forms(network: nn.Module, forms: Mapping[str, Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from consensus_cli.models.classifier import network_of
 from consensus_cli.models.copying import clone
 from consensus_cli.models.macs import count_macs
 from consensus_cli.pruning.blocks import find_blocks
+from consensus_cli.pruning.folding import fold
 from consensus_cli.pruning.healing import heal
 from consensus_cli.pruning.refit import refit
 from consensus_cli.pruning.replacement import check_replacement
@@ -127,4 +128,6 @@ def _removals(
             heal(network_of(model), network_of(how["original"]), gone[first:], batches, replace)
         if refits and schedule.reached(removed):
             refit(network_of(model), network_of(how["original"]), batches, maps=removed)
+        if replace != "nothing" and schedule.reached(removed):
+            fold(network_of(model), removed, batches)
         yield Removal(model, tuple(going), ranking)

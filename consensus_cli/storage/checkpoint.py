@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from consensus_cli.models import zoo
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.spec import ModelSpec
 from consensus_cli.models.weights import load_into, read_state_dict, serialize
-from consensus_cli.pruning.replacement import install_forms
+from consensus_cli.pruning.replacement import MapForm, install_forms
 from consensus_cli.pruning.surgery import remove_blocks
 from consensus_cli.storage.atomic import write_atomic
 from consensus_cli.storage.rundir import RunDir
@@ -68,6 +70,17 @@ def save_pruned(
     write_atomic(run_dir.pruned_structure, json.dumps(structure, indent=2) + "\n")
 
 
+def read_maps(run_dir: RunDir) -> dict[str, Any]:
+    """Returns removed block -> form of the map in its place, of the pruned network in a run directory.
+
+    Raises:
+        UserError: its file is missing or damaged.
+    """
+    with _told(run_dir):
+        content = json.loads(run_dir.pruned_structure.read_text(encoding="utf-8"))
+        return {name: asdict(MapForm(**form)) for name, form in content.get("maps", {}).items()}
+
+
 def load_pruned(run_dir: str | Path) -> Classifier:
     """Returns the pruned network of a run, in eval mode on the CPU; it takes images in [0, 1].
 
@@ -82,20 +95,26 @@ def load_pruned(run_dir: str | Path) -> Classifier:
         UserError: there is no such run, or its files are damaged.
     """
     files = RunDir.open(Path(run_dir))
-    try:
+    with _told(files):
         content = json.loads(files.pruned_structure.read_text(encoding="utf-8"))
         in_channels, removed = int(content["model"].pop("in_channels")), list(content["removed_blocks"])
         spec = ModelSpec(**content["model"])
         # Earlier versions wrote no classes; without maps there are none in the file.
         classes, maps = tuple(content.get("classes", ())), dict(content.get("maps", {}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"'{files.pruned_structure}' does not say how to rebuild the network: {error}",
-            "the run may have stopped before its final fine-tuning; check run.log",
-        ) from error
     model = zoo.build(spec, in_channels)
     model.classes = classes
     remove_blocks(model.network, removed)
     install_forms(model.network, maps)
     load_into(model.network, read_weights(files.pruned_checkpoint), str(files.pruned_checkpoint))
     return model.eval()
+
+
+@contextmanager
+def _told(files: RunDir) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"'{files.pruned_structure}' does not say how to rebuild the network: {error}",
+            "the run may have stopped before its final fine-tuning; check run.log",
+        ) from error
