@@ -72,7 +72,8 @@ def prune(
         granularity: `block`, or `branch` for attention and MLP of a transformer layer on their own.
         replace: what stands where a block stood: `nothing`, or the map that fits best on the samples, `scale` or
             `linear` (docs/healing.md). With `repair` of the same kind, blocks are judged with it. Give the network
-            between removals no training then: the maps behind a removal are fitted anew.
+            between removals no training then: the maps behind a removal are fitted anew. After the last one, they are
+            folded into neighbouring layers where that is exact.
         refit: fit the layers behind the first removed block anew, on the samples, after the last removal; for networks
             that are not trained between removals either.
         criterion: as for `rank_blocks`.

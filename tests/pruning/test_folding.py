@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
+import consensus_cli as cc
 from consensus_cli.models.macs import count_macs
 from consensus_cli.models.modes import alike
 from consensus_cli.models.resnet import resnet
@@ -157,3 +158,12 @@ def test_behind_a_relu_it_stays() -> None:
     before = copy.deepcopy(network.state_dict())
     assert fold(network, ["layer1.2"], batches) == []
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_prune_folds_after_the_last_removal(mobilenet) -> None:
+    standing = []
+    for removal in cc.prune(
+        mobilenet, [(IMAGES, torch.arange(16) % 10)], ratio=0.2, criterion="last", replace="linear"
+    ):
+        standing.append(sum(isinstance(module, ChannelMap) for module in removal.model.modules()))
+    assert standing == [1, 0]
