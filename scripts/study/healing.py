@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -137,9 +138,10 @@ def measure_robustness(bench: Bench, folder: Path, screen: Screen) -> None:
     for blocks, method, model in _compared(bench, folder):
         known = rows.read()
         done = set(known.loc[(known["blocks"] == blocks) & (known["method"] == method), "measure"])
-        for what, take in robustness_measures(bench, ATTACKS).items():
-            if what not in done:
-                rows.add({"blocks": blocks, "method": method, "measure": what} | take(model()))
+        wanted = {what: take for what, take in robustness_measures(bench, ATTACKS).items() if what not in done}
+        healed = model() if wanted else None
+        for what, take in wanted.items():
+            rows.add({"blocks": blocks, "method": method, "measure": what} | take(healed))
         screen.line(f"{blocks} blocks, {method}: attacked and corrupted")
 
 
@@ -254,7 +256,7 @@ def _compared(bench: Bench, folder: Path) -> Iterator[tuple[int, str, Callable[[
     for count in counts_of(bench, COMPARED_RATIOS):
         for field in chosen.loc[chosen["blocks"] == count, "removed"].head(1):
             for method in COMPARED:
-                yield count, method, lambda f=field, m=method: _treated(bench, samples, list(split(f)), m)
+                yield count, method, functools.partial(_treated, bench, samples, list(split(field)), method)
 
 
 def _accuracy_pct(bench: Bench, model: Classifier) -> str:
