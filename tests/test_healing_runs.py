@@ -91,6 +91,17 @@ def test_maps_at_the_end_of_a_stage_cost_nothing(tmp_path: Path, capsys: pytest.
         assert not any(isinstance(module, ChannelMap) for module in cc.load_pruned(folder).modules())
 
 
+def test_maps_of_branches_are_saved_with_the_network(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+    kwargs = "{img_size: 16, patch_size: 4, embed_dim: 16, depth: 4, num_heads: 2}"
+    words = ["model=timm", "model.name=vit_tiny_patch16_224", f"model.kwargs={kwargs}", "criterion=last", "ratio=0.5"]
+    words += ["prune.granularity=branch", "prune.replace=linear", f"output_dir={tmp_path}"]
+    assert main(["run", *WORDS, *words]) == 0
+    row, folder = run_of(tmp_path)
+    maps = [module for module in cc.load_pruned(folder).modules() if isinstance(module, ChannelMap)]
+    assert len(maps) == row["maps"] > 0
+
+
 def test_a_share_of_the_macs_counts_those_of_the_maps(tmp_path: Path) -> None:
     words = [word for word in HEALED if not word.startswith("ratio=")]
     assert main(["run", *words, "prune=macs", "prune.replace=linear", "ratio=0.3", f"output_dir={tmp_path}"]) == 0

@@ -88,9 +88,12 @@ class ChannelMap(Shortcut):
 
 def forms_of(network: nn.Module, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Returns block name -> form, as `asdict(MapForm)`, of the maps that stand where blocks stood."""
-    first = {name: network.get_submodule(parts_of(name)[-1]) for name in names}
-    maps = {name: [m for m in module.modules() if isinstance(m, ChannelMap)] for name, module in first.items()}
-    return {name: asdict(found[0].form) for name, found in maps.items() if found}
+    forms = {}
+    for name in names:
+        # In place of a branch it is the first part that maps; around it may be what picks tokens or makes a tuple.
+        inside = network.get_submodule(parts_of(name)[0]).modules()
+        forms |= {name: asdict(module.form) for module in inside if isinstance(module, ChannelMap)}
+    return forms
 
 
 def install_forms(network: nn.Module, forms: Mapping[str, Mapping[str, Any]]) -> None:
