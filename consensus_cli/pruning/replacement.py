@@ -88,12 +88,9 @@ class ChannelMap(Shortcut):
 
 def forms_of(network: nn.Module, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Returns block name -> form, as `asdict(MapForm)`, of the maps that stand where blocks stood."""
-    forms = {}
-    for name in names:
-        # In place of a branch it is the first part that maps; around it may be what picks tokens or makes a tuple.
-        inside = network.get_submodule(parts_of(name)[0]).modules()
-        forms |= {name: asdict(module.form) for module in inside if isinstance(module, ChannelMap)}
-    return forms
+    # In place of a branch it is the first part that maps; around it may be what picks tokens or makes a tuple.
+    standing = ((name, module) for name in names for module in network.get_submodule(parts_of(name)[0]).modules())
+    return {name: asdict(module.form) for name, module in standing if isinstance(module, ChannelMap)}
 
 
 def install_forms(network: nn.Module, forms: Mapping[str, Mapping[str, Any]]) -> None:
