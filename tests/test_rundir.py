@@ -56,6 +56,7 @@ def test_every_file_has_its_own_name_inside_the_directory(tmp_path: Path) -> Non
         "summary.md",
         ".lock",
         "checkpoints/state.safetensors",
+        "checkpoints/trainings",
         "checkpoints/baseline.safetensors",
         "checkpoints/pruned.safetensors",
         "checkpoints/pruned.rejected.safetensors",

@@ -53,7 +53,7 @@ def show_header(screen: Screen, prepared: Prepared, session: Session) -> None:
     screen.show(_started(prepared, session.files.path, goal=goal, removed=removed, planned=planned))
     if session.saved is not None:
         gone = "1 block is gone" if len(removed) == 1 else f"{len(removed)} blocks are gone"
-        screen.line(f"resumed: {gone}, {session.earlier_s:.0f} s of work are kept")
+        screen.line(f"resumed: {gone}, {session.clock.earlier_s:.0f} s of work are kept")
     if session.state.scorings and session.state.scores.empty:
         screen.warning("the earlier scores are lost (scores.csv is missing or damaged): it goes on with the next ones")
 

@@ -13,6 +13,7 @@ from consensus_cli import training
 from consensus_cli.data.share import Share, others_may_end
 from consensus_cli.experiment import recipes
 from consensus_cli.experiment.batch_sizes import Fitting
+from consensus_cli.experiment.kept_training import KeptTraining
 from consensus_cli.experiment.measuring import Training
 from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.experiment.tracking import Tracker
@@ -35,6 +36,7 @@ class Trainer:
         screen: where progress is shown.
         fitting: which batches fit into memory.
         tracker: where losses are logged.
+        kept: keeps the trainings, in a run that can be resumed.
     """
 
     prepared: Prepared
@@ -42,6 +44,7 @@ class Trainer:
     screen: Screen
     fitting: Fitting
     tracker: Tracker
+    kept: KeptTraining | None
 
     def train(
         self,
@@ -90,6 +93,7 @@ class Trainer:
                 compiled=self.prepared.compiled,
                 teacher=teacher if recipe.distill else None,
                 share=self.share,
+                keeper=self.kept,
                 report=tell,
                 tick=self.prepared.threads.tick,
             )

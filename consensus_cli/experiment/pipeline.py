@@ -50,7 +50,7 @@ def run(config: RunConfig, overrides: Sequence[str], screen: Screen, kept: input
 
 
 def resume(run_dir: Path, screen: Screen) -> Row:
-    """Continues a run after its last finished phase, from its directory and what it reads; otherwise as `run`."""
+    """Continues a run where it stopped, from its directory and what it reads; otherwise as `run`."""
     share = distributed.join()
     known, done = share.lead(lambda: _with_state(RunDir.open(run_dir)))
     if known is not None and done:
@@ -70,7 +70,7 @@ def _line(
     if earlier is None:
         share.lead(lambda: check_attainable(prepared))
     with open_session(config, read.hashes, overrides, earlier, share) as session:
-        steps = Steps(prepared, session.state, share, screen)
+        steps = Steps(prepared, session.state, share, screen, session.kept_training(screen))
         goal = share.agree(lambda: carried_over(prepared, read.target))
         steps.know_costs(session.files if share.leads else None)
         with steps.tracking(session.files.path):

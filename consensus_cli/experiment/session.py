@@ -6,7 +6,7 @@ Every process of a job has one; rank 0 alone holds the run directory, reads and 
 from __future__ import annotations
 
 import logging
-import time
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +23,7 @@ from consensus_cli.data.share import Share
 from consensus_cli.errors import UserError
 from consensus_cli.experiment import certificate, controls, limits, row
 from consensus_cli.experiment.inputs import located
+from consensus_cli.experiment.kept_training import Clock, KeptTraining
 from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.experiment.run_hash import run_hash
 from consensus_cli.experiment.signals import Stopper
@@ -62,8 +63,7 @@ class Session:
         share: this process among those of the job.
         stopper: lets signals end the session.
         hashes: ratio -> hash of the run at that ratio alone, from the start: the weights may be overwritten meanwhile.
-        earlier_s: wall-clock seconds of earlier sessions.
-        began_s: reading of `time.perf_counter` at the start of this one.
+        clock: wall-clock seconds of all sessions.
         measured: columns of the last row, once they are measured: a run that fails then keeps them.
     """
 
@@ -75,8 +75,7 @@ class Session:
     share: Share
     stopper: Stopper
     hashes: Mapping[float, str]
-    earlier_s: float
-    began_s: float = field(default_factory=time.perf_counter)
+    clock: Clock
     measured: row.Row = field(default_factory=dict)
 
     def saved_original(self, prepared: Prepared) -> Classifier | None:
@@ -90,6 +89,10 @@ class Session:
     def saved_network(self, prepared: Prepared) -> Classifier | None:
         """Returns the network to go on with as an earlier session left it; None where the run begins."""
         return None if self.saved is None else _network(prepared, self.state, self.saved[1], self.files.state)
+
+    def kept_training(self, screen: Screen) -> KeptTraining:
+        """Returns what keeps the trainings of this run between two saves."""
+        return KeptTraining(self.files.trainings, self.clock, screen)
 
     def begin(self, prepared: Prepared, original: Classifier) -> Classifier:
         """Saves the original network and returns the copy of it that is pruned."""
@@ -234,17 +237,15 @@ class Session:
         files = self.files if ratio == self.config.ratios[-1] else self.files.sibling(self.hashes[ratio])
         return files.control(control) if control else files
 
-    def _duration_s(self) -> float:
-        """Returns the wall-clock seconds of all sessions, without what a killed one did after its last save."""
-        return self.earlier_s + time.perf_counter() - self.began_s
-
     def _write_state(self, network: Classifier) -> None:
-        self.state.duration_s = self._duration_s()
+        self.state.duration_s = self.clock.duration_s()
         self.state.write(self.files.state, network)
+        # What they led to is in the state now.
+        shutil.rmtree(self.files.trainings, ignore_errors=True)
 
     def _identity_columns(self, ratio: float, control: str = "") -> row.Row:
         config = replace(self.config, ratio=ratio)
-        columns = row.identity_columns(config, self.identity, self._files(ratio, control), self._duration_s())
+        columns = row.identity_columns(config, self.identity, self._files(ratio, control), self.clock.duration_s())
         return columns | ({"control_of": self._files(ratio).path.name} if control else {})
 
 
@@ -272,7 +273,7 @@ def open_session(
         )
         hashes = {ratio: run_hash(replace(config, ratio=ratio)) for ratio in config.ratios}
         stopper = Stopper(files.path)
-        session = Session(config, identity, files, state, saved, share, stopper, hashes, state.duration_s)
+        session = Session(config, identity, files, state, saved, share, stopper, hashes, Clock(state.duration_s))
         stack.enter_context(stopper.listening())
         stack.enter_context(limits.explained(files.path))
         if share.leads:

@@ -20,7 +20,7 @@ from consensus_cli.data.share import Share
 from consensus_cli.errors import UserError, described
 from consensus_cli.evaluation.accuracy import accuracy_pct, predict
 from consensus_cli.evaluation.cost.block_costs import Costs
-from consensus_cli.evaluation.cost.energy import Consumption, EnergyMeter
+from consensus_cli.evaluation.cost.energy import Consumption, EnergyMeter, Reading
 from consensus_cli.evaluation.cost.quantities import MEASURED
 from consensus_cli.evaluation.cost.savings import Conditions, Measured
 from consensus_cli.experiment import controls, goals, kept_costs, recipes, row
@@ -28,6 +28,7 @@ from consensus_cli.experiment.batch_sizes import SCORING_BATCH_SIZE, Fitting
 from consensus_cli.experiment.finetuning import Trainer
 from consensus_cli.experiment.healer import Healer
 from consensus_cli.experiment.inputs import code_hash
+from consensus_cli.experiment.kept_training import KeptTraining
 from consensus_cli.experiment.measuring import measure
 from consensus_cli.experiment.original import cached
 from consensus_cli.experiment.prepare import Prepared
@@ -60,11 +61,15 @@ class Steps:
         state: where the run stands.
         share: this process among those of the job.
         screen: where progress is shown.
+        kept: keeps the trainings between two saves of the state, in a run that can be resumed.
         tracker: where losses, accuracies and scores are logged beside the run directory.
     """
 
-    def __init__(self, prepared: Prepared, state: RunState, share: Share, screen: Screen) -> None:
+    def __init__(
+        self, prepared: Prepared, state: RunState, share: Share, screen: Screen, kept: KeptTraining | None = None
+    ) -> None:
         self.prepared, self.state, self.share, self.screen = prepared, state, share, screen
+        self.kept = kept
         self.tracker = Tracker.none()
         self._costs: Costs | None = None
         self._fitting = Fitting(screen, alone=share.world == 1, sizes=state.batch_sizes)
@@ -373,17 +378,17 @@ class Steps:
 
     @property
     def _trainer(self) -> Trainer:
-        return Trainer(self.prepared, self.share, self.screen, self._fitting, self.tracker)
+        return Trainer(self.prepared, self.share, self.screen, self._fitting, self.tracker, self.kept)
 
     @contextmanager
     def _phase(self, name: str, phases: Phases) -> Iterator[None]:
         """Adds what the body uses to a phase, also if it ends with an exception."""
-        used = Consumption()
+        reading = Reading(self._meter)
         try:
-            with self.screen.stage(name), self._meter.measure() as used:
+            with self.screen.stage(name), reading, nullcontext() if self.kept is None else self.kept.during(reading):
                 yield
         finally:
-            phases[name] = phases.get(name, Consumption()) + used
+            phases[name] = phases.get(name, Consumption()) + reading.used
 
     def _cached_or_trained(self, model: Classifier) -> tuple[Path, bool]:
         recipe, prepared = recipes.training_baseline(self.config), self.prepared

@@ -63,6 +63,8 @@ class RunDir:
     lock = _Inside(".lock")
     #: what an unfinished run needs to continue after its last finished removal (safetensors); deleted at the end
     state = _Inside("checkpoints/state.safetensors")
+    #: folder of the trainings that are under way or not yet in the state (PyTorch's format)
+    trainings = _Inside("checkpoints/trainings")
     #: the original network (safetensors)
     baseline_checkpoint = _Inside("checkpoints/baseline.safetensors")
     #: the pruned, fine-tuned network (safetensors)

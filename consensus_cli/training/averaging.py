@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -18,7 +18,6 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self._updates = itertools.count(1)
         self._decay = self._now = decay
         self._averaged = AveragedModel(model, multi_avg_fn=self._blend, use_buffers=True)
         # Counted on the host: the count of the average would otherwise be waited for at every update.
@@ -29,10 +28,18 @@ class WeightAverage:
 
     def update(self, model: nn.Module) -> None:
         """Adds the weights that the network has now."""
-        update = next(self._updates)
+        update = int(self._averaged.n_averaged) + 1
         self._now = min(self._decay, update / (update + 9))
         self._averaged.update_parameters(model)
 
     def copy_to(self, model: nn.Module) -> None:
         """Gives the network the averaged weights and statistics."""
         model.load_state_dict(self._averaged.module.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the average and how many updates are in it."""
+        return self._averaged.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to an average that `state_dict` returned."""
+        self._averaged.load_state_dict(state)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from consensus_cli.data.batches import Batches, LoaderImages
 from consensus_cli.data.memory import ImageTensors
@@ -19,6 +20,7 @@ from consensus_cli.data.share import ALL, Share
 from consensus_cli.data.split import Augmentation, Split
 from consensus_cli.errors import UserError, unknown_name
 from consensus_cli.training.averaging import WeightAverage
+from consensus_cli.training.checkpoint import Checkpoint, Content, Keeper
 from consensus_cli.training.distillation import Distillation, distilling
 from consensus_cli.training.machine import accelerated, expect_idle_parameters, prepared
 from consensus_cli.training.recipe import Recipe, build_optimizer
@@ -87,20 +89,13 @@ class _Plan:
     def images(self) -> int:
         return self.updates * self.parts * self.micro * self.share.world
 
-    def batches(
-        self, split: Split, device: torch.device, augmentation: Augmentation, seed: int
+    def epoch(
+        self, split: Split, device: torch.device, augmentation: Augmentation, shuffling: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the micro-batches of all updates, epoch after epoch."""
-        generator = torch.Generator().manual_seed(seed)
-        left = self.updates * self.parts
-        while left:
-            for batch in split.batches(
-                self.micro, device, generator=generator, augmentation=augmentation, drop_last=True, share=self.share
-            ):
-                yield batch
-                left -= 1
-                if not left:
-                    return
+        """Yields the micro-batches of an epoch."""
+        return split.batches(
+            self.micro, device, generator=shuffling, augmentation=augmentation, drop_last=True, share=self.share
+        )
 
 
 def train(
@@ -115,6 +110,7 @@ def train(
     compiled: bool = False,
     teacher: nn.Module | None = None,
     share: Share = ALL,
+    keeper: Keeper | None = None,
     report: Callable[[Progress], None] | None = None,
     tick: Callable[[], None] | None = None,
 ) -> TrainingResult:
@@ -138,6 +134,8 @@ def train(
         teacher: the network to learn from where `recipe.distill` is above 0.
         share: this process's part of every update; all processes of the job must call this function together, and all
             end with the same weights.
+        keeper: keeps the training at ends of epochs; one of the same network, recipe, seed and number of images that it
+            has goes on from there, and ends as if it had never stopped.
         report: called with the progress about twenty times an epoch.
         tick: called after every update.
 
@@ -157,11 +155,12 @@ def train(
     device = next(p.device for p in model.parameters()) if device is None else torch.device(device)
     if isinstance(split, ImageTensors) and split.images.nbytes <= RESIDENT_BYTES:
         split = split.to(device)
-    optimizer = build_optimizer(model, recipe)
-    scheduler = LambdaLR(optimizer, lambda update: recipe.rate_factor(update / plan.updates))
-    average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
-    losses = _Losses(plan, report)
-    started = time.perf_counter()
+    course = _Course.of(plan, model, recipe, report, tick)
+    shuffling = torch.Generator().manual_seed(seed)
+    settings = (recipe, seed, precision, len(split), plan.micro, share.world)
+    checkpoint = Checkpoint(keeper, settings, share, device, course, shuffling)
+    began_s, kept = time.perf_counter(), checkpoint.read()
+    began_s -= 0.0 if kept is None else kept["duration_s"]
     model.train()
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(device, precision, plan.parts))
@@ -173,25 +172,26 @@ def train(
         if share.world > 1:
             expect_idle_parameters(accelerator, model, next(iter(split.batches(2, device)))[0])
         network = stack.enter_context(prepared(accelerator, model, joint=share.world > 1, compiled=compiled))
-        stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
-        for batch, labels in plan.batches(split, device, augmentation, seed):
-            with accelerator.accumulate(network):
-                loss = _loss(network(batch), batch, labels, recipe, distillation)
-                accelerator.backward(loss)
-                stepper.step()
-                stepper.zero_grad()
-            losses.add(loss.detach())
+        stepper = accelerator.prepare_optimizer(course.optimizer, device_placement=False)
+        if kept is not None:
+            checkpoint.draw_as(kept)
+        while course.losses.done < plan.updates:
+            for batch, labels in plan.epoch(split, device, augmentation, shuffling):
+                with accelerator.accumulate(network):
+                    loss = _loss(network(batch), batch, labels, recipe, distillation)
+                    accelerator.backward(loss)
+                    stepper.step()
+                    stepper.zero_grad()
+                course.losses.add(loss.detach())
+                if accelerator.sync_gradients and course.update_done():
+                    break
+            # An update that several micro-batches make up may go on in the next epoch.
             if accelerator.sync_gradients:
-                scheduler.step()
-                losses.update_done()
-                if average is not None:
-                    average.update(model)
-                if tick is not None:
-                    tick()
+                checkpoint.write(time.perf_counter() - began_s)
     model.eval()
-    if average is not None:
-        average.copy_to(model)
-    return TrainingResult(losses.last_epoch(), plan.images, time.perf_counter() - started)
+    if course.average is not None:
+        course.average.copy_to(model)
+    return TrainingResult(course.losses.last_epoch(), plan.images, time.perf_counter() - began_s)
 
 
 def _loss(logits: Tensor, images: Tensor, labels: Tensor, recipe: Recipe, distillation: Distillation | None) -> Tensor:
@@ -229,6 +229,15 @@ class _Losses:
         if self.report is not None:
             self.report(Progress(self.done, self.plan.updates, loss))
 
+    def content(self) -> Content:
+        """Returns how far the training is, with the losses that are still needed."""
+        return {"done": self.done, "window": list(map(float, self.window)), "last": list(map(float, self.last))}
+
+    def restore(self, content: Content, device: torch.device) -> None:
+        """Goes back to where `content` was taken."""
+        self.done = content["done"]
+        self.window, self.last = ([torch.tensor(x, device=device) for x in content[k]] for k in ("window", "last"))
+
     def last_epoch(self) -> float:
         return self._mean(self.last)
 
@@ -239,3 +248,64 @@ class _Losses:
             torch.distributed.all_reduce(mean)
             mean /= self.plan.share.world
         return float(mean)
+
+
+@dataclass
+class _Course:
+    """All that a training changes."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    average: WeightAverage | None
+    losses: _Losses
+    tick: Callable[[], None] | None
+
+    @classmethod
+    def of(
+        cls,
+        plan: _Plan,
+        model: nn.Module,
+        recipe: Recipe,
+        report: Callable[[Progress], None] | None,
+        tick: Callable[[], None] | None,
+    ) -> _Course:
+        optimizer = build_optimizer(model, recipe)
+        scheduler = LambdaLR(optimizer, lambda update: recipe.rate_factor(update / plan.updates))
+        average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
+        return cls(model, optimizer, scheduler, average, _Losses(plan, report), tick)
+
+    def update_done(self) -> bool:
+        """Does what follows an update, and returns whether it was the last."""
+        self.scheduler.step()
+        self.losses.update_done()
+        if self.average is not None:
+            self.average.update(self.model)
+        if self.tick is not None:
+            self.tick()
+        return self.losses.done == self.losses.plan.updates
+
+    def content(self) -> Content:
+        """Returns where the training stands, but for the losses, which each process has of its own."""
+        return {
+            "model": self._tensors(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+        }
+
+    def restore(self, content: Content) -> None:
+        """Goes back to where `content` was taken."""
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                # What a network computes as it goes may not be there yet, or have another size.
+                if name in content["model"] and content["model"][name].shape == tensor.shape:
+                    tensor.copy_(content["model"][name])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scheduler.load_state_dict(content["scheduler"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        # Buffers that a state dict leaves out as well: some networks count or average in them as they train.
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}

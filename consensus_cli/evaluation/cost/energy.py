@@ -11,10 +11,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -128,6 +128,41 @@ class EnergyMeter:
                 output_dir=tempfile.gettempdir(),
                 log_level="critical",
             )
+
+
+class Reading:
+    """What a stretch of work uses, read while it goes on.
+
+    Args:
+        meter: reads it.
+
+    Attributes:
+        used: up to the last reading; after the block in all.
+    """
+
+    def __init__(self, meter: EnergyMeter) -> None:
+        self.used = Consumption()
+        self._meter = meter
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._now = self._open.enter_context(self._meter.measure())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+        self.used += self._now
+
+    def so_far(self) -> Consumption:
+        """Returns what was used up to now."""
+        self.__exit__(None, None, None)
+        self.__enter__()
+        return self.used
+
+    def go_on_from(self, used: Consumption) -> None:
+        """Counts from `used` on, instead of what was used up to now."""
+        self.so_far()
+        self.used = used
 
 
 def compare_energy(
