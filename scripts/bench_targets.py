@@ -31,7 +31,8 @@ from consensus_cli.models import zoo
 from consensus_cli.models.spec import ModelSpec
 
 NETWORKS = {
-    "mobilenet_v2": ("model=mobilenet_v2",),
+    # Its depthwise convolutions train half as fast in bf16 on a CPU.
+    "mobilenet_v2": ("model=mobilenet_v2", "precision=fp32"),
     "regnety_004": ("model=timm", "model.name=regnety_004"),
     "convnext_atto": ("model=timm", "model.name=convnext_atto"),
 }

@@ -41,6 +41,11 @@ def test_processes_that_start_together_never_share_a_directory(tmp_path: Path) -
     assert len(set(names)) == len(names) == len(list((tmp_path / "runs").iterdir())) == 40
 
 
+def test_every_file_is_documented(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "output.md").read_text(encoding="utf-8")
+    assert [f for f in RunDir(tmp_path).files() if f"`{f.relative_to(tmp_path)}" not in text] == []
+
+
 def test_every_file_has_its_own_name_inside_the_directory(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
     names = [str(file.relative_to(tmp_path)) for file in run_dir.files()]
