@@ -26,7 +26,7 @@ from study.markdown import markdown
 from study.rows import Rows
 
 import consensus_cli as cc
-from consensus_cli.errors import UserError, tell
+from consensus_cli.errors import InterruptedRunError, UserError, tell
 from consensus_cli.models import zoo
 from consensus_cli.models.spec import ModelSpec
 
@@ -72,6 +72,9 @@ def main() -> int:
     except UserError as error:
         tell(error)
         return 2
+    except InterruptedRunError as stop:
+        print(f"interrupted by {stop}; the same command goes on")
+        return 128 + stop.signal_number
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,7 @@ def prune(
     *,
     ratio: float | None = None,
     macs_ratio: float | None = None,
+    until: Callable[[nn.Module], bool] | None = None,
     step: int = 1,
     min_blocks_per_stage: int = 1,
     granularity: str = "block",
@@ -67,6 +68,8 @@ def prune(
         samples: as for `rank_blocks`; a loader is read once, before the first removal.
         ratio: share of the blocks that can go, in (0, 1].
         macs_ratio: share of the MACs that goes, instead of `ratio`.
+        until: instead of both, returns whether enough is gone, by whatever it measures of the network; asked before the
+            first removal, and after each before the network is handed over, refitted or folded.
         step: blocks that go in one removal.
         min_blocks_per_stage: blocks that each stage keeps, its first block included.
         granularity: `block`, or `branch` for attention and MLP of a transformer layer on their own.
@@ -84,7 +87,8 @@ def prune(
         The removals, each carried out when it is asked for.
 
     Raises:
-        UserError: an argument that there is not, a ratio that cannot be reached, or what `rank_blocks` raises.
+        UserError: an argument that there is not, a ratio that cannot be reached (with `until` once no more block can
+            go), or what `rank_blocks` raises.
     """
     known = inspect.signature(rank_blocks).parameters.keys() - {"blocks", "removed"}
     if unknown := ranking.keys() - known:
@@ -92,34 +96,62 @@ def prune(
         raise unknown_name("argument of prune:", min(unknown), known - {"model", "samples"})
     for kind in (replace, ranking.get("repair", replace)):
         check_replacement(kind)
-    given = [(share, unit) for share, unit in ((ratio, "blocks"), (macs_ratio, "macs")) if share is not None]
-    if len(given) != 1:
-        raise UserError("prune takes either ratio or macs_ratio", "ratio=0.5 removes half of the blocks")
+    if sum(goal is not None for goal in (ratio, macs_ratio, until)) != 1:
+        raise UserError("prune takes one of ratio, macs_ratio and until", "ratio=0.5 removes half of the blocks")
     if step < 1:
         raise UserError(f"step is {step}", "at least one block goes in each removal")
     labelled = Samples.of(samples)
     example = example_of(model, labelled)
     blocks = find_blocks(network_of(model), example, granularity)
-    ((share, unit),) = given
-    network = network_of(model)
-    amounts = Amounts.of_macs(count_macs(network, example[:1]), blocks) if unit == "macs" else None
-    schedule = Schedule(blocks, share, step, min_blocks_per_stage, amounts)
+    network, removed = network_of(model), list[str]()
+    amounts = None if macs_ratio is None else Amounts.of_macs(count_macs(network, example[:1]), blocks)
+    enough = None if until is None else _asked_of(model, removed, until)
+    share = next((share for share in (ratio, macs_ratio) if share is not None), 1.0)
+    schedule = Schedule(blocks, share, step, min_blocks_per_stage, amounts, enough)
     schedule.check(type(model).__name__)
     how = {"criterion": of_schedule(criterion, schedule), "seed": seed, **ranking}
     if refit or replace != "nothing":
         how.setdefault("original", clone(model))
-    return _removals(model, labelled, schedule, replace, refits=refit, how=how)
+    return _removals(model, labelled, schedule, removed, replace=replace, refits=refit, how=how)
+
+
+def _asked_of(
+    model: nn.Module, removed: Sequence[str], until: Callable[[nn.Module], bool]
+) -> Callable[[Sequence[str]], bool]:
+    """Returns a `Schedule.enough` that asks `until` once for the network as it is; of others it knows nothing."""
+    answers: dict[int, bool] = {}
+
+    def enough(names: Sequence[str]) -> bool:
+        if len(names) != len(removed):
+            return False
+        if len(names) not in answers:
+            answers[len(names)] = until(model)
+        return answers[len(names)]
+
+    return enough
 
 
 def _removals(
-    model: nn.Module, samples: Samples, schedule: Schedule, replace: str, *, refits: bool, how: dict[str, Any]
+    model: nn.Module,
+    samples: Samples,
+    schedule: Schedule,
+    removed: list[str],
+    *,
+    replace: str,
+    refits: bool,
+    how: dict[str, Any],
 ) -> Iterator[Removal]:
     def batches() -> Iterator[Tensor]:
         return inputs_of(model, samples)
 
-    removed: list[str] = []
     while not schedule.reached(removed):
-        ranking = rank_blocks(model, samples, blocks=schedule.allowed(removed), removed=len(removed), **how)
+        allowed = schedule.allowed(removed)
+        if not allowed:
+            raise UserError(
+                f"all {len(removed)} blocks that can go are gone, and `until` asks for more",
+                "ask for less, or lower min_blocks_per_stage",
+            )
+        ranking = rank_blocks(model, samples, blocks=allowed, removed=len(removed), **how)
         going = schedule.next([ranking.blocks[i] for i in ranking.order], removed)
         remove_blocks(model, going)
         removed += going

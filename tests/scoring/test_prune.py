@@ -56,6 +56,34 @@ def test_several_blocks_in_one_removal_and_a_share_of_the_macs(network, loader):
 
 
 @pytest.mark.parametrize(
+    ("step", "removed"), [(1, ["layer3.2", "layer3.1", "layer2.2"]), (2, ["layer3.2", "layer3.1"])]
+)
+def test_what_the_user_measures_can_say_when_enough_is_gone(network, loader, step, removed):
+    seen = []
+
+    def small_enough(pruned):
+        assert pruned is network
+        seen.append(sum(p.numel() for p in pruned.parameters()))
+        return seen[-1] < 0.45 * seen[0] if step == 1 else len(seen) == 2
+
+    removals = list(prune(network, loader, until=small_enough, step=step, criterion="last"))
+    assert [name for removal in removals for name in removal.removed] == removed
+    # Asked once for each network.
+    assert len(seen) == len(removals) + 1
+    assert seen == sorted(set(seen), reverse=True)
+
+
+def test_a_network_that_is_small_enough_stays_as_it_is(network, loader):
+    assert list(prune(network, loader, until=lambda _: True)) == []
+
+
+def test_what_nothing_reaches_is_said_once_all_blocks_are_gone(network, loader):
+    removals = prune(network, loader, until=lambda _: False, criterion="last")
+    with pytest.raises(UserError, match="all 6 blocks that can go are gone"):
+        list(removals)
+
+
+@pytest.mark.parametrize(
     ("argument", "message", "hint"),
     [
         ({"stepp": 3}, "unknown argument of prune: 'stepp'", "did you mean 'step'"),
@@ -82,8 +110,10 @@ def test_nothing_is_removed_before_the_first_removal_is_asked_for(network, loade
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ({}, "either ratio or macs_ratio"),
-        ({"ratio": 0.5, "macs_ratio": 0.5}, "either ratio or macs_ratio"),
+        ({}, "one of ratio, macs_ratio and until"),
+        ({"ratio": 0.5, "macs_ratio": 0.5}, "one of ratio, macs_ratio and until"),
+        ({"ratio": 0.5, "until": lambda network: True}, "one of ratio, macs_ratio and until"),
+        ({"until": lambda network: True, "min_blocks_per_stage": 3}, "lets no block go"),
         ({"ratio": 1.5}, "ratio is 1.5"),
         ({"ratio": 0.5, "step": 0}, "step is 0"),
         ({"ratio": 1, "min_blocks_per_stage": 2}, "lets 3 go"),
