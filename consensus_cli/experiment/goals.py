@@ -14,9 +14,10 @@ from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.block_costs import pruned_copy
 from consensus_cli.evaluation.cost.energy import EnergyMeter
 from consensus_cli.evaluation.cost.quantities import MEASURED, written
-from consensus_cli.evaluation.cost.savings import Measured, measure
+from consensus_cli.evaluation.cost.savings import Conditions, Measured, measure
 from consensus_cli.experiment.kept_costs import conditions
 from consensus_cli.experiment.prepare import Prepared
+from consensus_cli.models.classifier import Classifier
 from consensus_cli.pruning.replacement import install_forms
 
 #: what decides is timed so many times as long as what is shown
@@ -35,12 +36,41 @@ def measured(
         meter: reads the energy.
         longer: take more time, for an interval that left the goal undecided.
     """
-    config = prepared.config
-    under = conditions(config, prepared.images.test.image_shape, prepared.device, meter, prepared.threads)
+    under = _conditions(prepared, meter)
     under = replace(under, latency_s=(_LONGER**2 if longer else _LONGER) * under.latency_s)
-    original, pruned = (pruned_copy(prepared.original, gone) for gone in ([], names))
-    install_forms(pruned.network, {name: form for name, form in maps.items() if name in names})
-    return measure(original, {"pruned": pruned}, config.prune.quantity, under)["pruned"]
+    original, pruned = _without(prepared, [], {}), _without(prepared, names, maps)
+    return measure(original, {"pruned": pruned}, prepared.config.prune.quantity, under)["pruned"]
+
+
+def saved_besides(
+    prepared: Prepared, names: Sequence[str], maps: Mapping[str, Any], others: Sequence[str], meter: EnergyMeter
+) -> dict[str, float]:
+    """Returns what each of some other blocks saves once blocks are gone, as a share of the original's cost.
+
+    Savings add up roughly, and what was measured on a busy day holds roughly: for the last block that is not enough.
+
+    Args:
+        prepared: what the run works on.
+        names: of the blocks that are gone.
+        maps: forms of the maps in their place, by block.
+        others: names of the blocks that may go next.
+        meter: reads the energy.
+    """
+    original, now = _without(prepared, [], {}), _without(prepared, names, maps)
+    next_ones = {name: _without(prepared, [*names, name], maps) for name in others}
+    found = measure(original, {"": now, **next_ones}, prepared.config.prune.quantity, _conditions(prepared, meter))
+    return {name: found[name].saving.share - found[""].saving.share for name in others}
+
+
+def _conditions(prepared: Prepared, meter: EnergyMeter) -> Conditions:
+    config = prepared.config
+    return conditions(config, prepared.images.test.image_shape, prepared.device, meter, prepared.threads)
+
+
+def _without(prepared: Prepared, names: Sequence[str], maps: Mapping[str, Any]) -> Classifier:
+    network = pruned_copy(prepared.original, names)
+    install_forms(network.network, {name: form for name, form in maps.items() if name in names})
+    return network
 
 
 def is_reached(prune: PruneConfig, ratio: float, found: Measured) -> bool:

@@ -257,7 +257,15 @@ class Steps:
         importance = votes[0] if len(votes) == 1 else ranking.importance
         blocks = {block.name: block for block in schedule.allowed(removed)}
         ranked, limits = [blocks[name] for name in order], schedule.most_in_stage(removed)
+        if schedule.enough is not None and wanted <= max(savings[name] for name in order):
+            savings = self._saved_besides(removed, order)
         return by_value(ranked, importance[ranking.order], savings, wanted, limits, overshoot=prune.overshoot)
+
+    def _saved_besides(self, removed: Sequence[str], others: Sequence[str]) -> dict[str, float]:
+        """Returns what each of the blocks that may go saves now, as a share of what the goal is in."""
+        screen, maps = self.screen, self.state.maps
+        with self._phase("measure", self.state.phases), screen.progress("measuring what each block saves now"):
+            return self.share.lead(lambda: goals.saved_besides(self.prepared, removed, maps, others, self._meter))
 
     def fine_tune(self, network: Classifier, original: Classifier) -> None:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""
