@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers.keeping import Memory, Stopped, stopping_at
 from helpers.quick import QUICK
 from helpers.stopping import stop_run
 from helpers.tiny import CPU, bright_or_dark
@@ -35,22 +34,6 @@ from consensus_cli.training import Progress, Recipe, TrainingResult, train
 RECIPE = Recipe(epochs=3.5, learning_rate=0.1, schedule="onecycle", batch_size=16)
 
 
-class Memory:
-    """Keeps every epoch, through the bytes that a file would hold."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, dict[str, Any]] = {}
-
-    def read(self, key: str) -> dict[str, Any] | None:
-        return copy.deepcopy(self.kept.get(key))
-
-    def is_due(self) -> bool:
-        return True
-
-    def write(self, key: str, content: dict[str, Any]) -> None:
-        self.kept[key] = copy.deepcopy(content)
-
-
 class Drifting(nn.Module):
     """Changes a buffer in training that is not saved with the network, as moving averages are in some."""
 
@@ -70,21 +53,10 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Dropout(0.3), Drifting(), nn.Linear(16, 2))
 
 
-class Stopped(Exception):  # noqa: N818 (no error)
-    """What a test stops a training with."""
-
-
 def trained(
     recipe: Recipe, keeper: Memory | None = None, *, stop_at: int = 0, share: Share = ALL, **kwargs: object
 ) -> tuple[nn.Module, TrainingResult, list[Progress]]:
-    model, reports, updates = network(), list[Progress](), 0
-
-    def tick() -> None:
-        nonlocal updates
-        updates += 1
-        if updates == stop_at:
-            raise Stopped
-
+    model, reports = network(), list[Progress]()
     torch.manual_seed(1 + share.rank)
     result = train(
         model,
@@ -94,7 +66,7 @@ def trained(
         augmentation=Augmentation(pad=1, flip=True),
         keeper=keeper,
         report=reports.append,
-        tick=tick,
+        tick=stopping_at(stop_at),
         share=share,
         **kwargs,  # type: ignore[arg-type]
     )

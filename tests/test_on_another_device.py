@@ -11,6 +11,7 @@ import copy
 import functools
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.image_trees import write_tree
+from helpers.keeping import Memory, Stopped, stopping_at
 from helpers.loaded_trees import loaded
 from helpers.odd_networks import NeedsSize, Plain
 from helpers.quick import QUICK
@@ -108,6 +110,17 @@ def trained(device: torch.device, precision: str = "fp32", **how: Any) -> list[A
     model, moves = network(device), Augmentation(pad=1, flip=True, min_area=0.5)
     recipe = Recipe(epochs=1, learning_rate=0.05, batch_size=16, schedule="cosine", **how)
     done = train(model, images(), recipe, augmentation=moves, precision=precision, teacher=network(device))
+    return [done.loss, *(tensor.detach().cpu() for tensor in model.state_dict().values())]
+
+
+def trained_on(device: torch.device) -> list[Any]:
+    """A training that goes on in the middle of what its last loss is the mean of."""
+    recipe = Recipe(epochs=1.5, learning_rate=0.05, batch_size=16, schedule="cosine", ema_decay=0.9)
+    keeper = Memory()
+    for stop_at in (len(images()) // 16 + 1, 0):
+        model = network(device)
+        with suppress(Stopped):
+            done = train(model, images(), recipe, keeper=keeper, tick=stopping_at(stop_at))
     return [done.loss, *(tensor.detach().cpu() for tensor in model.state_dict().values())]
 
 
@@ -223,6 +236,7 @@ ACTIONS: dict[str, Callable[[torch.device], Any]] = {
     "training": functools.partial(trained, ema_decay=0.9, distill=0.5, accumulate_batches=2),
     "training in fp32": trained,
     "training in bf16": functools.partial(trained, precision="bf16"),
+    "training that goes on": trained_on,
     "batch norm": recalibrated,
     "training on images on the device": trained_on_what_is_there,
     "accuracy": lambda device: predict(network(device), images(), device).logits,
