@@ -58,8 +58,9 @@ def saved_besides(
     """
     original, now = _without(prepared, [], {}), _without(prepared, names, maps)
     next_ones = {name: _without(prepared, [*names, name], maps) for name in others}
-    found = measure(original, {"": now, **next_ones}, prepared.config.prune.quantity, _conditions(prepared, meter))
-    return {name: found[name].saving.share - found[""].saving.share for name in others}
+    networks = {"as it is": now, **next_ones}
+    found = measure(original, networks, prepared.config.prune.quantity, _conditions(prepared, meter))
+    return {name: found[name].saving.share - found["as it is"].saving.share for name in others}
 
 
 def _conditions(prepared: Prepared, meter: EnergyMeter) -> Conditions:

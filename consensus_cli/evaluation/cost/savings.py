@@ -109,13 +109,14 @@ def measure(
 
     Args:
         original: on the device of `under`, as every other.
-        others: networks by name.
+        others: networks by name; the empty name is the original's.
         quantity: a key of `MEASURED`.
         under: what they are measured with.
 
     Raises:
         UserError: as `Conditions.check`, or a runtime that cannot take a network.
     """
+    assert "" not in others
     under.check(quantity)
     confidence = 1 - (1 - under.confidence) / len(others)
     readings = _READ[quantity]({"": original, **others}, under, readings_needed(confidence))
