@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from helpers.quick import QUICK
+from helpers.stopping import in_phase, stop_run
 
 from consensus_cli.cli.main import main
 from consensus_cli.config.composition import compose_run, read_config
@@ -202,6 +204,33 @@ def test_what_the_last_block_saves_is_measured_from_the_network_as_it_is(
     words = ("prune=latency", "ratio=0.06", f"criterion.per={per}", "prune.overshoot=0.03")
     row = run(words[: 4 if per != "nothing" else 2], tmp_path)
     assert row["removed_blocks"] == removed
+
+
+def test_noise_does_not_decide_between_blocks_that_are_the_same_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noisy(original, others, quantity: str, under: Conditions) -> dict[str, Measured]:
+        found = by_macs(original, others, quantity, under)
+        if len(others) == 1:
+            return found
+        shares = {name: each.saving.share - 0.04 * (not name.startswith("layer3.1")) for name, each in found.items()}
+        return {name: found[name]._replace(saving=Saving(share, share, share)) for name, share in shares.items()}
+
+    monkeypatch.setattr(goals, "measure", noisy)
+    # layer3.1 alone seems to save enough; its neighbour is the same work, and less important.
+    row = run(("prune=latency", "ratio=0.1", "criterion.per=macs"), tmp_path)
+    assert row["removed_blocks"] == "layer3.2"
+
+
+def test_a_goal_that_was_reached_is_not_measured_again_by_a_later_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(goals, "measure", by_macs)
+    words = [*WORDS, "finetune.final_epochs=1", "prune=latency", "ratio=0.1", "criterion.per=macs"]
+    assert stop_run(tmp_path, *words, when=in_phase("finetune"), number=signal.SIGTERM) == signal.SIGTERM
+    monkeypatch.setattr(goals, "measure", None)
+    assert main(["resume", str(next((tmp_path / "runs").iterdir()))]) == 0
+    assert pd.read_csv(tmp_path / "results.csv")["removed_blocks"].tolist() == ["layer3.2"]
 
 
 def test_what_the_last_block_saves_is_really_measured(tmp_path: Path) -> None:

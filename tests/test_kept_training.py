@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -25,9 +28,12 @@ from consensus_cli.data.split import Augmentation
 from consensus_cli.evaluation.cost.energy import Consumption, EnergyMeter, Reading
 from consensus_cli.experiment import kept_training
 from consensus_cli.experiment.kept_training import Clock, KeptTraining
+from consensus_cli.experiment.session import Session
+from consensus_cli.models.classifier import Classifier
 from consensus_cli.screen import Screen, events
 from consensus_cli.storage.results import read_rows
 from consensus_cli.storage.rundir import RunDir
+from consensus_cli.storage.state import RunState
 from consensus_cli.training import Progress, Recipe, TrainingResult, train
 
 #: 128 images: 8 updates an epoch
@@ -190,6 +196,29 @@ def test_a_training_is_kept_now_and_then(kept: KeptTraining, monkeypatch: pytest
     monkeypatch.setattr(kept_training, "LEAST_S", 3600.0)
     kept.write("0123", {})
     assert not kept.is_due()
+
+
+def test_another_version_of_the_code_begins_anew(kept: KeptTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.write("0123", {"duration_s": 1.0})
+    assert kept.read("0123") is not None
+    monkeypatch.setattr(kept_training, "code_hash_of_training", lambda: "other")
+    assert kept.read("0123") is None
+
+
+def test_trainings_that_fill_the_disk_go_before_the_state_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: RunState, path: Path, network: object) -> None:
+        if (path.parent / "trainings").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    files = RunDir(tmp_path)
+    files.trainings.mkdir(parents=True)
+    monkeypatch.setattr(RunState, "write", full)
+    session: Any = SimpleNamespace(files=files, state=RunState(), clock=Clock())
+    session._forget_trainings = lambda: Session._forget_trainings(session)
+    Session._write_state(session, cast("Classifier", None))
+    assert not files.trainings.exists()
 
 
 def late_in(steps: int, at: int) -> Callable[[events.Event], bool]:

@@ -345,6 +345,16 @@ def test_a_tensor_left_on_the_cpu_is_noticed(file: str) -> None:
     assert unnoticed == [], "a tensor that is left on the CPU there changes nothing"
 
 
+def test_a_training_that_was_kept_on_a_cpu_begins_anew_on_a_gpu() -> None:
+    recipe, keeper = Recipe(epochs=2, learning_rate=0.05, batch_size=16, schedule="cosine"), Memory()
+    with suppress(Stopped):
+        train(network(CPU), images(), recipe, keeper=keeper, tick=stopping_at(len(images()) // 16 + 1))
+    assert len(keeper.kept) == 1
+    with SecondGPU().active():
+        train(network(SECOND), images(), recipe, keeper=keeper)
+    assert len(keeper.kept) == 2
+
+
 def test_autocast_is_that_of_the_device() -> None:
     for area in ("scoring", "training"):
         in_bf16, in_fp32 = ran(f"{area} in bf16")[1], ran(f"{area} in fp32")[1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -48,6 +50,8 @@ def saved_besides(
     """Returns what each of some other blocks saves once blocks are gone, as a share of the original's cost.
 
     Savings add up roughly, and what was measured on a busy day holds roughly: for the last block that is not enough.
+    Blocks that are the same work share their median, so that noise does not decide between them. What a map in the
+    place of one of them would cost is left out.
 
     Args:
         prepared: what the run works on.
@@ -60,7 +64,12 @@ def saved_besides(
     next_ones = {name: _without(prepared, [*names, name], maps) for name in others}
     networks = {"as it is": now, **next_ones}
     found = measure(original, networks, prepared.config.prune.quantity, _conditions(prepared, meter))
-    return {name: found[name].saving.share - found["as it is"].saving.share for name in others}
+    macs = prepared.amounts("macs").by_block
+    kinds = {block.name: (block.stage, block.shape, macs[block.name]) for block in prepared.blocks}
+    shares: dict[object, list[float]] = defaultdict(list)
+    for name in others:
+        shares[kinds[name]].append(found[name].saving.share - found["as it is"].saving.share)
+    return {name: statistics.median(shares[kinds[name]]) for name in others}
 
 
 def _conditions(prepared: Prepared, meter: EnergyMeter) -> Conditions:

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from consensus_cli.evaluation.cost.energy import Consumption, Reading
+from consensus_cli.experiment.original import code_hash_of_training
 from consensus_cli.screen import Screen
 from consensus_cli.storage.atomic import write_atomic
+from consensus_cli.storage.rundir import config_hash
 
 #: least seconds from one writing to the next
 LEAST_S = 60.0
@@ -73,23 +75,23 @@ class KeptTraining:
             self.reading = outer
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """Returns what was kept of a training; None where nothing was, or the file is damaged or of another make."""
-        self._due_s = time.perf_counter() + LEAST_S
+        """Returns what was kept of a training; None where nothing was, or the file is damaged."""
         file = self._file(key)
         if not file.is_file():
             return None
         try:
             # Nothing in the file is executed: it may come from someone else.
             content = torch.load(file, map_location="cpu", weights_only=True)
-            used, duration_s = Consumption(**content.pop("used")), float(content.pop("run_s"))
+            used, run_s = Consumption(**content.pop("used")), float(content.pop("run_s"))
+            line = f"this training goes on after {content['duration_s']:.0f} s of it"
         except Exception as error:
             # A damaged pickle raises whatever its bytes lead to.
             self.screen.warning(f"'{file}' cannot be read, so that this training begins anew: {error}".splitlines()[0])
             return None
-        self.clock.go_on_from(duration_s)
+        self.clock.go_on_from(run_s)
         if self.reading is not None:
             self.reading.go_on_from(used)
-        self.screen.line(f"this training goes on after {content['duration_s']:.0f} s of it")
+        self.screen.line(line)
         return content
 
     def is_due(self) -> bool:
@@ -101,14 +103,16 @@ class KeptTraining:
         used = Consumption() if self.reading is None else self.reading.so_far()
         began_s = time.perf_counter()
         data = io.BytesIO()
-        torch.save({**content, "used": asdict(used), "run_s": self.clock.duration_s()}, data)
         try:
+            torch.save({**content, "used": asdict(used), "run_s": self.clock.duration_s()}, data)
             self.folder.mkdir(exist_ok=True)
             write_atomic(self._file(key), data.getvalue())
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self.screen.warning(f"the training could not be kept, so that a stop would cost it: {error}")
         ended_s = time.perf_counter()
         self._due_s = ended_s + max(LEAST_S, LEAST_RATIO * (ended_s - began_s))
 
     def _file(self, key: str) -> Path:
-        return self.folder / f"{key[:16]}.pt"
+        # Of another version the rest of the training would be another.
+        name = config_hash({"key": key, "code": code_hash_of_training(), "torch": torch.__version__})
+        return self.folder / f"{name[:16]}.pt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -45,7 +46,7 @@ def cached(
     Returns:
         The checkpoint's path, and whether it was there already.
     """
-    key = config_hash({"determined_by": dict(determined_by), "code": _code_hash()})
+    key = config_hash({"determined_by": dict(determined_by), "code": code_hash_of_training()})
     path = cache_dir / f"{key[:16]}.safetensors"
     with ExitStack() as stack:
 
@@ -80,7 +81,9 @@ def _readable(model: Classifier, path: Path) -> dict[str, Tensor] | None:
     return weights
 
 
-def _code_hash() -> str:
+@functools.cache
+def code_hash_of_training() -> str:
+    """Returns a hash of the code of this package that determines trained weights."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for name in _SOURCES:

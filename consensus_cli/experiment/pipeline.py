@@ -79,10 +79,13 @@ def _line(
             network = session.saved_network(prepared) or session.begin(prepared, original)
             for ratio in config.ratios:
                 while not steps.reached(ratio):
+                    steps.measure_last(ratio)
+                    session.save_measured(network)
                     ranking = steps.score(network, original)
                     steps.prune(network, original, ranking, ratio)
                     steps.fine_tune(network, original)
                     session.save(network)
+                session.save_measured(network)
                 row = session.recorded(ratio, screen) or _finish(session, steps, ratio, original, network, goal=goal)
                 announce.show_comparison(screen, row)
     return row

@@ -77,6 +77,10 @@ class Session:
     hashes: Mapping[float, str]
     clock: Clock
     measured: row.Row = field(default_factory=dict)
+    _measured: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._measured = len(self.state.measured) + len(self.state.besides)
 
     def saved_original(self, prepared: Prepared) -> Classifier | None:
         """Returns the original network as an earlier session left it; None where the run begins."""
@@ -101,6 +105,14 @@ class Session:
             checkpoint.save_baseline(self.files, original)
         self.save(network)
         return network
+
+    def save_measured(self, network: Classifier) -> None:
+        """Saves what was measured since the last save, while the network is still that of the state.
+
+        What follows depends on it: measured again by a later session, it could come out otherwise.
+        """
+        if len(self.state.measured) + len(self.state.besides) != self._measured:
+            self.save(network)
 
     def save(self, network: Classifier) -> None:
         """Saves where the run stands, so that nothing up to here has to be done again."""
@@ -211,6 +223,7 @@ class Session:
             row.write(files, Path(self.config.output_dir), written)
             if files == self.files:
                 self.files.state.unlink(missing_ok=True)
+                self._forget_trainings()
             else:
                 write_atomic(files.log, self.files.log.read_bytes())
                 # With several blocks per removal, later ratios come by other removals than a run of their own.
@@ -239,8 +252,17 @@ class Session:
 
     def _write_state(self, network: Classifier) -> None:
         self.state.duration_s = self.clock.duration_s()
-        self.state.write(self.files.state, network)
-        # What they led to is in the state now.
+        try:
+            self.state.write(self.files.state, network)
+        except OSError:
+            # The trainings may be what fills the disk.
+            self._forget_trainings()
+            self.state.write(self.files.state, network)
+        self._forget_trainings()
+        self._measured = len(self.state.measured) + len(self.state.besides)
+
+    def _forget_trainings(self) -> None:
+        """Removes the trainings that were kept, once the state has what they led to."""
         shutil.rmtree(self.files.trainings, ignore_errors=True)
 
     def _identity_columns(self, ratio: float, control: str = "") -> row.Row:

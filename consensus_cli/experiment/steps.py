@@ -147,9 +147,8 @@ class Steps:
 
     def _measured(self, removed: Sequence[str], ratio: float | None = None) -> Measured:
         """Returns what the network costs without blocks, measured once, and for longer if that leaves a ratio open."""
-        state, prune = self.state, self.config.prune
+        state, prune, key = self.state, self.config.prune, self._gone(removed)
         maps = {name: form for name, form in state.maps.items() if name in removed}
-        key = ";".join([*removed, *(["with maps for", *maps] if maps else [])])
         again = f"{key} again"
 
         def found(*, longer: bool) -> Measured:
@@ -165,6 +164,11 @@ class Steps:
         if ratio is not None and again not in state.measured and goals.is_undecided(prune, ratio, state.measured[key]):
             state.measured[key] = state.measured[again] = found(longer=True)
         return state.measured[key]
+
+    def _gone(self, removed: Sequence[str]) -> str:
+        """Returns the key, in what was measured, of the network without blocks."""
+        maps = [name for name in self.state.maps if name in removed]
+        return ";".join([*removed, *(["with maps for", *maps] if maps else [])])
 
     def check_not_passed(self, ratio: float) -> None:
         """Checks that no more blocks are gone than a ratio asks for, which could no longer be measured.
@@ -239,33 +243,48 @@ class Steps:
 
     def _order(self, ranking: Ranking, schedule: Schedule, ratio: float) -> list[str]:
         """Returns the names of the blocks in the order in which they should go."""
-        order, per, prune = [ranking.blocks[i] for i in ranking.order], self.config.criterion.per, self.config.prune
-        if per == "nothing":
+        order, overshoot = [ranking.blocks[i] for i in ranking.order], self.config.prune.overshoot
+        if self.config.criterion.per == "nothing":
             return order
-        if self._costs is not None:
-            savings = self._costs.savings(per)
-        else:
-            amounts = self.prepared.amounts(per)
-            savings = {name: amount / amounts.total for name, amount in amounts.by_block.items()}
         removed = self.state.removed
-        if schedule.enough is None:
-            wanted = schedule.left(removed)
-        else:
-            wanted = goals.left_to_save(prune, ratio, self._measured(removed))
+        savings, wanted = self.state.besides.get(self._gone(removed)) or self._savings(), self._wanted(schedule, ratio)
         # Ranks of several metrics add up as votes do; of one criterion, its own numbers say more.
         votes = list(ranking.distances.values())
         importance = votes[0] if len(votes) == 1 else ranking.importance
         blocks = {block.name: block for block in schedule.allowed(removed)}
         ranked, limits = [blocks[name] for name in order], schedule.most_in_stage(removed)
-        if schedule.enough is not None and wanted <= max(savings[name] for name in order):
-            savings = self._saved_besides(removed, order)
-        return by_value(ranked, importance[ranking.order], savings, wanted, limits, overshoot=prune.overshoot)
+        return by_value(ranked, importance[ranking.order], savings, wanted, limits, overshoot=overshoot)
 
-    def _saved_besides(self, removed: Sequence[str], others: Sequence[str]) -> dict[str, float]:
-        """Returns what each of the blocks that may go saves now, as a share of what the goal is in."""
-        screen, maps = self.screen, self.state.maps
+    def _savings(self) -> dict[str, float]:
+        """Returns what each block of the original saves, as a share."""
+        per = self.config.criterion.per
+        if self._costs is not None:
+            return self._costs.savings(per)
+        amounts = self.prepared.amounts(per)
+        return {name: amount / amounts.total for name, amount in amounts.by_block.items()}
+
+    def _wanted(self, schedule: Schedule, ratio: float) -> float:
+        """Returns the share that is still to be saved."""
+        if schedule.enough is None:
+            return schedule.left(self.state.removed)
+        return goals.left_to_save(self.config.prune, ratio, self._measured(self.state.removed))
+
+    def measure_last(self, ratio: float) -> None:
+        """Measures what each block that may go saves from the network as it is, where one may be the last.
+
+        Only where what blocks save counts, and the goal is measured.
+        """
+        schedule, removed, key = self._schedule(ratio), self.state.removed, self._gone(self.state.removed)
+        names = [block.name for block in schedule.allowed(removed)]
+        if self.config.criterion.per == "nothing" or schedule.enough is None or not names or key in self.state.besides:
+            return
+        savings = self._savings()
+        if self._wanted(schedule, ratio) > max(savings[name] for name in names):
+            return
+        prepared, maps, screen = self.prepared, self.state.maps, self.screen
         with self._phase("measure", self.state.phases), screen.progress("measuring what each block saves now"):
-            return self.share.lead(lambda: goals.saved_besides(self.prepared, removed, maps, others, self._meter))
+            found = self.share.lead(lambda: goals.saved_besides(prepared, removed, maps, names, self._meter))
+        self.state.besides[key] = found
 
     def fine_tune(self, network: Classifier, original: Classifier) -> None:
         """Measures batch norm anew if asked to, and trains the network for `finetune.epochs_per_step`."""

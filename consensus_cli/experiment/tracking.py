@@ -25,7 +25,7 @@ class Tracker:
     """Follows one run; without a tool (`none`) it does nothing.
 
     Values are named `scores/…`, `train/…`, `accuracy/…`, `row/…`; the step is the number of removed blocks, and of
-    training losses the number of updates since the run began or was resumed.
+    training losses the number of updates since the run began or was resumed, and in the training it went on with.
 
     Args:
         name: a key of `TRACKERS`.

@@ -69,7 +69,7 @@ def prune(
         ratio: share of the blocks that can go, in (0, 1].
         macs_ratio: share of the MACs that goes, instead of `ratio`.
         until: instead of both, returns whether enough is gone, by whatever it measures of the network; asked before the
-            first removal, and after each before the network is handed over, refitted or folded.
+            first removal, and after each (with maps in place) before the network is handed over, refitted or folded.
         step: blocks that go in one removal.
         min_blocks_per_stage: blocks that each stage keeps, its first block included.
         granularity: `block`, or `branch` for attention and MLP of a transformer layer on their own.
@@ -144,7 +144,8 @@ def _removals(
     def batches() -> Iterator[Tensor]:
         return inputs_of(model, samples)
 
-    while not schedule.reached(removed):
+    done = schedule.reached(removed)
+    while not done:
         allowed = schedule.allowed(removed)
         if not allowed:
             raise UserError(
@@ -159,8 +160,9 @@ def _removals(
             gone = [block.name for block in schedule.blocks if block.name in removed]
             first = min(map(gone.index, going))
             heal(network_of(model), network_of(how["original"]), gone[first:], batches, replace)
-        if refits and schedule.reached(removed):
+        done = schedule.reached(removed)
+        if refits and done:
             refit(network_of(model), network_of(how["original"]), batches, maps=removed)
-        if replace != "nothing" and schedule.reached(removed):
+        if replace != "nothing" and done:
             fold(network_of(model), removed, batches)
         yield Removal(model, tuple(going), ranking)

@@ -45,6 +45,7 @@ class RunState:
         threads_lowered: when the number of threads fell.
         measured: blocks that are gone (and what stands in their place) -> what the network costs without them, where
             that decides when enough is gone.
+        besides: likewise -> what each of the blocks that are left saves, where one of them may be the last.
         tuned: ratio -> phases of its row, for each ratio whose final fine-tuning is done; `RATIO CONTROL` for those of
             its controls.
         duration_s: wall-clock seconds of all sessions up to the last save.
@@ -58,6 +59,7 @@ class RunState:
     batch_sizes: dict[str, int] = field(default_factory=dict)
     threads_lowered: list[str] = field(default_factory=list)
     measured: dict[str, Measured] = field(default_factory=dict)
+    besides: dict[str, dict[str, float]] = field(default_factory=dict)
     tuned: dict[str, Phases] = field(default_factory=dict)
     duration_s: float = 0.0
 
@@ -96,6 +98,10 @@ def read_state(path: Path, scores: pd.DataFrame | None) -> tuple[RunState, dict[
             batch_sizes={name: int(size) for name, size in content["batch_sizes"].items()},
             threads_lowered=_texts(content.get("threads_lowered", [])),
             measured={key: _measured(*values) for key, values in content.get("measured", {}).items()},
+            besides={
+                key: {name: float(share) for name, share in shares.items()}
+                for key, shares in content.get("besides", {}).items()
+            },
             tuned={ratio: _phases(phases) for ratio, phases in content["tuned"].items()},
             duration_s=float(content["duration_s"]),
         )

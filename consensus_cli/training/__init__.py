@@ -7,11 +7,13 @@ from consensus_cli.training.recipe import SCHEDULES, Recipe
 
 if TYPE_CHECKING:
     from consensus_cli.training.batch_norm import recalibrate_batch_norm
+    from consensus_cli.training.checkpoint import Keeper
     from consensus_cli.training.loop import Progress, TrainingDivergedError, TrainingResult, train
     from consensus_cli.training.machine import resolve_compile, resolve_precision
 
 __all__ = [
     "SCHEDULES",
+    "Keeper",
     "Progress",
     "Recipe",
     "TrainingDivergedError",
@@ -22,7 +24,12 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {"recalibrate_batch_norm": "batch_norm", "resolve_compile": "machine", "resolve_precision": "machine"}
+_HOMES = {
+    "Keeper": "checkpoint",
+    "recalibrate_batch_norm": "batch_norm",
+    "resolve_compile": "machine",
+    "resolve_precision": "machine",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -63,7 +63,8 @@ class Checkpoint:
         device: where the network is.
         course: all that the training changes.
         shuffling: what the order of the images and their augmentation are drawn from.
-        key: hash of the first weights and the settings, once the checkpoint was read.
+        key: hash of the first weights and the settings, once that was looked up.
+        own: what this process had of its own where the training goes on; empty where it begins.
     """
 
     keeper: Keeper | None
@@ -73,26 +74,29 @@ class Checkpoint:
     course: Course
     shuffling: torch.Generator
     key: str = field(init=False, default="")
+    own: Content = field(init=False, default_factory=dict)
 
-    def read(self) -> Content | None:
-        """Goes back to where an earlier training stood, and returns what was kept; None where nothing was."""
+    def go_on(self) -> float:
+        """Goes to where an earlier training stood, and returns the seconds that it had taken; 0 without one."""
         keeper = self.keeper
         if keeper is None:
-            return None
+            return 0.0
         self.key = _key(self.course.model, self.settings)
         content = self.share.lead(lambda: keeper.read(self.key))
-        if content is not None:
-            self.course.restore(content)
-            self.course.losses.restore(content["own"][self.share.rank]["losses"], self.device)
-        return content
+        if content is None:
+            return 0.0
+        self.course.restore(content)
+        self.own = content["own"][self.share.rank]
+        self.course.losses.restore(self.own["losses"], self.device)
+        return float(content["duration_s"])
 
-    def draw_as(self, content: Content) -> None:
-        """Lets this process draw what the earlier one would have drawn."""
-        states = content["own"][self.share.rank]
-        self.shuffling.set_state(states["shuffling"])
-        torch.set_rng_state(states["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"], self.device)
+    def draw_as_before(self) -> None:
+        """Lets this process draw what the earlier one would have drawn, where the training goes on."""
+        if self.own:
+            self.shuffling.set_state(self.own["shuffling"])
+            torch.set_rng_state(self.own["cpu"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(self.own["cuda"], self.device)
 
     def write(self, duration_s: float) -> None:
         """Keeps the training if that is due, with the wall-clock seconds it has taken; all processes must call this."""

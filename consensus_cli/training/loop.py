@@ -134,8 +134,9 @@ def train(
         teacher: the network to learn from where `recipe.distill` is above 0.
         share: this process's part of every update; all processes of the job must call this function together, and all
             end with the same weights.
-        keeper: keeps the training at ends of epochs; one of the same network, recipe, seed and number of images that it
-            has goes on from there, and ends as if it had never stopped.
+        keeper: keeps the training at ends of epochs (with micro-batches, of those that end with an update); one of the
+            same first weights, recipe, seed, augmentation and number of images that it has goes on from there, and ends
+            as if it had never stopped. That the images and the teacher are the same is the caller's to see to.
         report: called with the progress about twenty times an epoch.
         tick: called after every update.
 
@@ -157,10 +158,9 @@ def train(
         split = split.to(device)
     course = _Course.of(plan, model, recipe, report, tick)
     shuffling = torch.Generator().manual_seed(seed)
-    settings = (recipe, seed, precision, len(split), plan.micro, share.world)
+    settings = (recipe, seed, precision, len(split), augmentation, plan.micro, share.world, device.type)
     checkpoint = Checkpoint(keeper, settings, share, device, course, shuffling)
-    began_s, kept = time.perf_counter(), checkpoint.read()
-    began_s -= 0.0 if kept is None else kept["duration_s"]
+    began_s = time.perf_counter() - checkpoint.go_on()
     model.train()
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(device, precision, plan.parts))
@@ -173,8 +173,7 @@ def train(
             expect_idle_parameters(accelerator, model, next(iter(split.batches(2, device)))[0])
         network = stack.enter_context(prepared(accelerator, model, joint=share.world > 1, compiled=compiled))
         stepper = accelerator.prepare_optimizer(course.optimizer, device_placement=False)
-        if kept is not None:
-            checkpoint.draw_as(kept)
+        checkpoint.draw_as_before()
         while course.losses.done < plan.updates:
             for batch, labels in plan.epoch(split, device, augmentation, shuffling):
                 with accelerator.accumulate(network):
