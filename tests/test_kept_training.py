@@ -9,8 +9,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 import torch
@@ -28,7 +26,6 @@ from consensus_cli.data.split import Augmentation
 from consensus_cli.evaluation.cost.energy import Consumption, EnergyMeter, Reading
 from consensus_cli.experiment import kept_training
 from consensus_cli.experiment.kept_training import Clock, KeptTraining
-from consensus_cli.experiment.session import Session
 from consensus_cli.models.classifier import Classifier
 from consensus_cli.screen import Screen, events
 from consensus_cli.storage.results import read_rows
@@ -171,7 +168,7 @@ def test_a_file_brings_back_the_training_its_time_and_what_it_used(
     assert later.clock.duration_s() == pytest.approx(100, abs=5)
     assert (reading.used.kwh, reading.used.co2_kg) == (pytest.approx(1), pytest.approx(2))
     assert reading.used.duration_s == pytest.approx(50, abs=5)
-    assert "this training goes on after 40 s of it" in capsys.readouterr().out
+    assert "training continues where it was stopped, after 40 s" in capsys.readouterr().out
 
 
 def test_a_damaged_file_costs_the_training_and_no_run(kept: KeptTraining, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,14 +178,14 @@ def test_a_damaged_file_costs_the_training_and_no_run(kept: KeptTraining, capsys
     for content in (b"", b"torn", whole[: len(whole) // 2], b"\x80\x02c__builtin__\nprint\n."):
         file.write_bytes(content)
         assert kept.read("0123") is None
-        assert "begins anew" in capsys.readouterr().out
+        assert "starts over" in capsys.readouterr().out
     assert kept.clock.duration_s() == pytest.approx(100, abs=5)
 
 
 def test_a_folder_that_cannot_be_written_costs_no_run(kept: KeptTraining, capsys: pytest.CaptureFixture[str]) -> None:
     kept.folder.write_text("in the way")
     kept.write("0123", {"duration_s": 1.0})
-    assert "could not be kept" in capsys.readouterr().out
+    assert "could not be saved" in capsys.readouterr().out
 
 
 def test_a_training_is_kept_now_and_then(kept: KeptTraining, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,39 +202,53 @@ def test_another_version_of_the_code_begins_anew(kept: KeptTraining, monkeypatch
     assert kept.read("0123") is None
 
 
-def test_trainings_that_fill_the_disk_go_before_the_state_is_given_up(
+@pytest.mark.usefixtures("kept")
+def test_trainings_that_fill_the_disk_go_before_the_run_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(state: RunState, path: Path, network: object) -> None:
+    write, refused = RunState.write, 0
+
+    def full(state: RunState, path: Path, network: Classifier) -> None:
+        nonlocal refused
         if (path.parent / "trainings").exists():
+            refused += 1
             raise OSError(errno.ENOSPC, "No space left on device")
+        write(state, path, network)
 
-    files = RunDir(tmp_path)
-    files.trainings.mkdir(parents=True)
     monkeypatch.setattr(RunState, "write", full)
-    session: Any = SimpleNamespace(files=files, state=RunState(), clock=Clock())
-    session._forget_trainings = lambda: Session._forget_trainings(session)
-    Session._write_state(session, cast("Classifier", None))
-    assert not files.trainings.exists()
+    assert main(["run", *TRAINED, "controls=[]", f"output_dir={tmp_path}"]) == 0
+    # After the baseline, the step and the final fine-tuning.
+    assert refused == 3
 
 
-def late_in(steps: int, at: int) -> Callable[[events.Event], bool]:
-    """Returns what is true once a training of so many updates has done some of them."""
-    return lambda event: isinstance(event, events.TrainingLoss) and (event.steps, event.step) == (steps, at)
+def late_in(steps: int, at: int, turn: int) -> Callable[[events.Event], bool]:
+    """Returns what is true once the training of so many updates whose turn it is has done some of them."""
+    turns = 0
+
+    def when(event: events.Event) -> bool:
+        nonlocal turns
+        turns += isinstance(event, events.TrainingLoss) and (event.steps, event.step) == (steps, at)
+        return turns == turn
+
+    return when
 
 
 @pytest.mark.usefixtures("kept")
-# 9 updates an epoch: the baseline of 3 epochs, fine-tuning of 2 and 5, each stopped in its last.
-@pytest.mark.parametrize("stopped_in", [(27, 23), (18, 12), (45, 40)])
+@pytest.mark.parametrize(
+    ("stopped_in", "go_on"),
+    # 9 updates an epoch: the baseline of 3 epochs, fine-tuning of 2 and 5, each stopped in its last. In the control the
+    # training before it continues as well, from its end.
+    [((27, 23, 1), 1), ((18, 12, 1), 1), ((45, 40, 1), 1), ((18, 12, 2), 1), ((45, 40, 2), 2)],
+)
 def test_a_run_stopped_in_a_training_ends_as_one_that_was_not(
-    stopped_in: tuple[int, int], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stopped_in: tuple[int, int, int], go_on: int, *, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert stop_run(tmp_path, *TRAINED, when=late_in(*stopped_in), number=signal.SIGTERM) == signal.SIGTERM
     run_dir = RunDir(next((tmp_path / "runs").iterdir()))
     assert list(run_dir.trainings.iterdir())
     capsys.readouterr()
     assert main(["resume", str(run_dir.path)]) == 0
-    assert capsys.readouterr().out.count("this training goes on after") == 1
+    assert capsys.readouterr().out.count("training continues where it was stopped") == go_on
     assert not run_dir.trainings.exists()
     compare(run_dir, whole)
 
@@ -267,9 +278,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(run_dir: RunDir, whole: Path) -> None:
-    """Checks that a run ended with the weights and answers of the whole one, and counted the time of both sessions."""
+    """Checks that a run ended with the rows and the weights of the whole one."""
     folders = (whole, run_dir.path.parents[1])
-    # In the order in which they were written, which a stop changes: its own row is there before its control's.
+    # A stop changes their order: the row of the run is there before its control's.
     expected, rows = (read_rows(folder / "results.csv").sort_values("control", ignore_index=True) for folder in folders)
     columns = ["removed_blocks", "accuracy_pruned_pct", "accuracy_base_pct", "control", "status"]
     assert json.loads(rows[columns].to_json()) == json.loads(expected[columns].to_json())

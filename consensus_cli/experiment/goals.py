@@ -15,7 +15,7 @@ from consensus_cli.config.schema import PruneConfig
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.block_costs import pruned_copy
 from consensus_cli.evaluation.cost.energy import EnergyMeter
-from consensus_cli.evaluation.cost.quantities import MEASURED, written
+from consensus_cli.evaluation.cost.quantities import COUNTED, MEASURED, written
 from consensus_cli.evaluation.cost.savings import Conditions, Measured, measure
 from consensus_cli.experiment.kept_costs import conditions
 from consensus_cli.experiment.prepare import Prepared
@@ -64,12 +64,12 @@ def saved_besides(
     next_ones = {name: _without(prepared, [*names, name], maps) for name in others}
     networks = {"as it is": now, **next_ones}
     found = measure(original, networks, prepared.config.prune.quantity, _conditions(prepared, meter))
-    macs = prepared.amounts("macs").by_block
-    kinds = {block.name: (block.stage, block.shape, macs[block.name]) for block in prepared.blocks}
+    counted = [prepared.amounts(unit).by_block for unit in COUNTED]
+    works = {b.name: (b.stage, b.shape, *(amounts[b.name] for amounts in counted)) for b in prepared.blocks}
     shares: dict[object, list[float]] = defaultdict(list)
     for name in others:
-        shares[kinds[name]].append(found[name].saving.share - found["as it is"].saving.share)
-    return {name: statistics.median(shares[kinds[name]]) for name in others}
+        shares[works[name]].append(found[name].saving.share - found["as it is"].saving.share)
+    return {name: statistics.median(shares[works[name]]) for name in others}
 
 
 def _conditions(prepared: Prepared, meter: EnergyMeter) -> Conditions:

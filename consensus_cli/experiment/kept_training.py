@@ -83,10 +83,10 @@ class KeptTraining:
             # Nothing in the file is executed: it may come from someone else.
             content = torch.load(file, map_location="cpu", weights_only=True)
             used, run_s = Consumption(**content.pop("used")), float(content.pop("run_s"))
-            line = f"this training goes on after {content['duration_s']:.0f} s of it"
+            line = f"training continues where it was stopped, after {content['duration_s']:.0f} s"
         except Exception as error:
             # A damaged pickle raises whatever its bytes lead to.
-            self.screen.warning(f"'{file}' cannot be read, so that this training begins anew: {error}".splitlines()[0])
+            self.screen.warning(f"'{file}' cannot be read, so this training starts over: {error}".splitlines()[0])
             return None
         self.clock.go_on_from(run_s)
         if self.reading is not None:
@@ -108,7 +108,7 @@ class KeptTraining:
             self.folder.mkdir(exist_ok=True)
             write_atomic(self._file(key), data.getvalue())
         except (OSError, MemoryError) as error:
-            self.screen.warning(f"the training could not be kept, so that a stop would cost it: {error}")
+            self.screen.warning(f"the training could not be saved, and would start over if the run is stopped: {error}")
         ended_s = time.perf_counter()
         self._due_s = ended_s + max(LEAST_S, LEAST_RATIO * (ended_s - began_s))
 

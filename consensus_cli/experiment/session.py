@@ -77,10 +77,10 @@ class Session:
     hashes: Mapping[float, str]
     clock: Clock
     measured: row.Row = field(default_factory=dict)
-    _measured: int = field(init=False)
+    _measurements: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self._measured = len(self.state.measured) + len(self.state.besides)
+        self._measurements = len(self.state.measured) + len(self.state.besides)
 
     def saved_original(self, prepared: Prepared) -> Classifier | None:
         """Returns the original network as an earlier session left it; None where the run begins."""
@@ -111,7 +111,7 @@ class Session:
 
         What follows depends on it: measured again by a later session, it could come out otherwise.
         """
-        if len(self.state.measured) + len(self.state.besides) != self._measured:
+        if len(self.state.measured) + len(self.state.besides) != self._measurements:
             self.save(network)
 
     def save(self, network: Classifier) -> None:
@@ -259,7 +259,7 @@ class Session:
             self._forget_trainings()
             self.state.write(self.files.state, network)
         self._forget_trainings()
-        self._measured = len(self.state.measured) + len(self.state.besides)
+        self._measurements = len(self.state.measured) + len(self.state.besides)
 
     def _forget_trainings(self) -> None:
         """Removes the trainings that were kept, once the state has what they led to."""
