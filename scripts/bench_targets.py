@@ -61,6 +61,7 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, default=Path("docs/study"))
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/targets"))
     parser.add_argument("--networks", default=",".join(NETWORKS), type=lambda text: text.split(","))
+    parser.add_argument("--ways", default=",".join(WAYS), type=lambda text: text.split(","))
     parser.add_argument("--seeds", default="0,1,2", type=lambda text: [int(seed) for seed in text.split(",")])
     parser.add_argument("settings", nargs="*", metavar="key=value")
     asked = parser.parse_intermixed_args()
@@ -85,9 +86,9 @@ def measure(asked: argparse.Namespace) -> None:
     # Seed after seed, so that what is there when it is stopped can be compared.
     for seed in asked.seeds:
         for network in asked.networks:
-            for way, words in WAYS.items():
+            for way in asked.ways:
                 if (network, way, seed) not in known:
-                    own = (*NETWORKS[network], *words, f"seed={seed}", f"output_dir={asked.output_dir}")
+                    own = (*NETWORKS[network], *WAYS[way], f"seed={seed}", f"output_dir={asked.output_dir}")
                     result = cc.run(*WORDS, f"dataset.root={asked.root}", *own, *asked.settings)
                     rows.add({"network": network, "way": way, "seed": seed} | row(result))
                     print(f"{network}, {way}, seed {seed}: done")
