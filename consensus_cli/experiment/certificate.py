@@ -139,7 +139,7 @@ def certify(files: RunDir, row: Mapping[str, Any], measured: Classifier, images:
         wrong = [f"{name}: {found}" for name, found in answers.items() if not found.is_same]
     except UserError as error:
         answers, wrong = {}, [error.message]
-    content = {"run_id": row["run_id"], **_measured(row), "target": _target(row)}
+    content = {"run_id": row["run_id"], **_measured(row, measured), "target": _target(row)}
     write_certificate(files, content | {"answers": {name: asdict(found) for name, found in answers.items()}})
     if wrong:
         with suppress(FileNotFoundError):
@@ -151,7 +151,7 @@ def certify(files: RunDir, row: Mapping[str, Any], measured: Classifier, images:
         )
 
 
-def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
+def _measured(row: Mapping[str, Any], measured: Classifier) -> dict[str, Any]:
     """Returns where and how it was measured, latency at each batch size, and what MACs leave out."""
     sizes = [int(match[1]) for match in map(_LATENCY.fullmatch, row) if match]
     return {
@@ -160,6 +160,7 @@ def _measured(row: Mapping[str, Any]) -> dict[str, Any]:
         "torch_version": row["torch_version"],
         "threads": row["threads"],
         "precision": "fp32",
+        "memory_format": str(measured.memory_format or torch.contiguous_format).removeprefix("torch."),
         "latency": [_latency_of(row, size) for size in sizes if row[f"latency_b{size}_base_ms"] is not None],
         "macs_uncounted": row["macs_uncounted"],
     }
