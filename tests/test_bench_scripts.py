@@ -104,7 +104,7 @@ def test_the_first_contact_is_timed_beside_import_torch(
 
 
 def test_savings_and_accuracies_at_equal_latency_are_put_side_by_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = importlib.import_module("bench_targets")
     rows = bench.Rows(tmp_path, "targets")
@@ -112,12 +112,22 @@ def test_savings_and_accuracies_at_equal_latency_are_put_side_by_side(
         for way, saved_pct, pruned_pct in (("by latency", 31.0, 80.0 + seed), ("prune=macs", 21.0, 79.0)):
             row = dict.fromkeys(rows.columns, 0) | {"network": "net", "way": way, "seed": seed, "saved_pct": saved_pct}
             rows.add(row | {"accuracy_base_pct": 85.0, "accuracy_pruned_pct": pruned_pct, "macs_reduction_pct": 30.0})
-    monkeypatch.setattr("sys.argv", ["bench_targets.py", "table", "--rows", str(tmp_path)])
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: targets -->\n<!-- end -->\n<!-- table: targets_kept -->\n<!-- end -->\n")
+    monkeypatch.setattr(bench, "PAGE", page)
+    monkeypatch.setattr("sys.argv", ["bench_targets.py", "page", "--rows", str(tmp_path)])
     assert bench.main() == 0
-    output = capsys.readouterr().out
-    assert "| net | by latency | 31.0 ± 0.0 | 2 of 2 | 30.0 ± 0.0 | 85.0 ± 0.0 | 80.5 ± 6.4 |" in output
-    assert "| net | prune=macs | 21.0 ± 0.0 | 0 of 2 |" in output
-    assert "| net | prune=macs | 1.5 ± 6.4 |" in output
+    output = page.read_text()
+    assert "| net | by latency | 0.0 ± 0.0 | 31.0 ± 0.0 | 2 of 2 | 30.0 ± 0.0 | 85.0 ± 0.0 | 80.5 ± 6.4 |" in output
+    assert "| net | prune=macs | 0.0 ± 0.0 | 21.0 ± 0.0 | 0 of 2 |" in output
+    assert "| net | prune=macs | 1.5 ± 6.4 | +1.00 +2.00 |" in output
+
+
+def test_the_page_on_costs_shows_exactly_what_the_rows_give() -> None:
+    bench = importlib.import_module("bench_targets")
+    text = bench.PAGE.read_text(encoding="utf-8")
+    assert "<!-- table: targets -->" in text
+    assert bench.with_tables(text, bench.PAGE.parent / "study") == text
 
 
 def test_the_loop_of_the_script_reads_a_network_against_itself_as_no_saving() -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
-import zlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from consensus_cli.data import tensor_file
 from consensus_cli.data.decoding import UnreadableImageError, is_suspect
 from consensus_cli.data.files import NAMED, ImageFiles
 from consensus_cli.data.folder import FolderImages
@@ -24,7 +21,7 @@ from consensus_cli.data.source import Progress
 logger = logging.getLogger(__name__)
 
 # Part of every key: raise it when decoding or resizing changes.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def load_decoded(
@@ -39,14 +36,14 @@ def load_decoded(
     """
     name = f"images-{_key(f'{FORMAT_VERSION} {split.geometry} {split.images.cache_key(split.indices)}')}.safetensors"
     path = None if cache_dir is None else cache_dir / name
-    stored = None if path is None else _read_cache(path)
-    pixels, kept = _decode_all(split, progress) if stored is None else stored
+    stored = None if path is None else tensor_file.read(path)
+    pixels, kept = _decode_all(split, progress) if stored is None else (stored["pixels"], stored["kept"])
     lost = sorted(set(range(len(split))).difference(kept.tolist()))
     # The cache does not know the reasons; those that a message names are found again.
     reasons = {position: (split.problem(position) or "") if n < NAMED else "" for n, position in enumerate(lost)}
     notes = [split.left_out(reasons)] if lost else []
     if path is not None and stored is None:
-        _write_cache(path, pixels, kept)
+        tensor_file.write(path, {"pixels": pixels, "kept": kept})
     return ImageTensors(pixels.permute(0, 3, 1, 2), split.labels[kept]), notes
 
 
@@ -113,34 +110,3 @@ def _looks_odd(path: str) -> bool:
             os.close(file)
     except OSError:
         return True
-
-
-def _read_cache(path: Path) -> tuple[Tensor, Tensor] | None:
-    """Returns what `_write_cache` wrote; None if there is no such file or it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            pixels, kept = file.get_tensor("pixels"), file.get_tensor("kept")
-            if (file.metadata() or {}).get("crc32") == _checksum(pixels, kept):
-                return pixels, kept
-    except (SafetensorError, OSError):
-        pass
-    logger.warning("decoding the images again: the cache file %s is damaged", path)
-    return None
-
-
-def _write_cache(path: Path, pixels: Tensor, kept: Tensor) -> None:
-    """Writes under another name first, so that a run that is interrupted leaves no half file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".images-") as folder:
-            unfinished = Path(folder) / path.name
-            save_file({"pixels": pixels, "kept": kept}, unfinished, metadata={"crc32": _checksum(pixels, kept)})
-            unfinished.replace(path)
-    except (OSError, SafetensorError) as error:
-        logger.warning("the decoded images are not kept for the next run: %s", error)
-
-
-def _checksum(pixels: Tensor, kept: Tensor) -> str:
-    return f"{zlib.crc32(kept.numpy().data, zlib.crc32(pixels.numpy().data)):08x}"

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from consensus_cli.data.sampling import stratified_subset
 from consensus_cli.data.share import ALL, Share
@@ -17,11 +17,24 @@ from consensus_cli.data.source import Progress
 from consensus_cli.data.split import Split
 from consensus_cli.models.modes import evaluating
 
+if TYPE_CHECKING:
+    from consensus_cli.evaluation.robustness.attacks import Attack
+
 #: Column of `results.csv` -> value. Units end the name; `base` is the original network. A measure's columns begin with
 #: its own word: `accuracy_`, `macs_`, `latency_`, `energy_`, an attack's or archive's name, `shortcut_`, …
 Columns = dict[str, float | int | str]
 
 T = TypeVar("T")
+
+
+class Examples(Protocol):
+    """Adversarial examples against one network: the same attack on the same images would make the same again."""
+
+    def read(self, attack: Attack, images: Tensor, labels: Tensor) -> Tensor | None:
+        """Returns what an attack made of these images; None where that is not known."""
+
+    def write(self, attack: Attack, images: Tensor, labels: Tensor, examples: Tensor) -> None:
+        """Keeps what it made of them."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ class Pair:
         device: where both networks are.
         share: this process among those that measure together; all of them must measure the same things in turn.
         progress: called with what is being done, how much of this process's part is done, and how much there is.
+        examples: against the original, with which other networks may be compared, too; None: each time made anew.
     """
 
     original: nn.Module
@@ -45,6 +59,7 @@ class Pair:
     device: torch.device | str = "cpu"
     share: Share = ALL
     progress: Progress | None = None
+    examples: Examples | None = None
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -19,6 +19,7 @@ from consensus_cli.evaluation.robustness.attacks import Attack
 from consensus_cli.evaluation.robustness.corruption import corruption_columns
 from consensus_cli.evaluation.robustness.shift import shift_columns
 from consensus_cli.evaluation.robustness.shortcut import shortcut_columns
+from consensus_cli.experiment.kept_examples import KeptExamples
 from consensus_cli.experiment.prepare import Prepared
 from consensus_cli.experiment.threads import Load
 from consensus_cli.models.classifier import Classifier
@@ -54,11 +55,20 @@ def measure(
     """
     config, test = prepared.config, prepared.images.test
     settings = config.evaluate
-    pair = Pair(original, network, test, config.seed, prepared.device, share, prepared.threads.ticking(progress))
+    suite = {key: Attack(**asdict(attack), seed=config.seed) for key, attack in config.attacks.suite.items()}
+    pair = Pair(
+        original,
+        network,
+        test,
+        config.seed,
+        prepared.device,
+        share,
+        prepared.threads.ticking(progress),
+        KeptExamples.of(prepared, original) if suite else None,
+    )
     answers = dict(zip(pair.networks, predict_both(pair), strict=True))
     columns = accuracy_columns(*answers.values())
     columns |= share.lead(lambda: _cost_columns(prepared, pair, training, meter))
-    suite = {key: Attack(**asdict(attack), seed=config.seed) for key, attack in config.attacks.suite.items()}
     columns |= attack_columns(pair, suite, config.attacks.images)
     columns |= corruption_columns(pair, settings.corruptions, settings.corruption_images)
     for name, archive in prepared.shift.items():

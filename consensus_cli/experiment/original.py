@@ -81,12 +81,17 @@ def _readable(model: Classifier, path: Path) -> dict[str, Tensor] | None:
     return weights
 
 
-@functools.cache
 def code_hash_of_training() -> str:
     """Returns a hash of the code of this package that determines trained weights."""
+    return package_hash(*_SOURCES)
+
+
+@functools.cache
+def package_hash(*names: str) -> str:
+    """Returns a hash of the code of these packages of this one."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for name in _SOURCES:
+    for name in names:
         for file in sorted((package / name).rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -75,8 +75,8 @@ class Plan:
         }
         at = f"ratio=[{','.join(str(RATIOS[blocks]) for blocks in TRIED)}]"
         for name, words in more.items():
-            # The plan's own words last: a quick look has fewer epochs.
-            yield name, [*PROTOCOL, f"attacks.images={self.attacked_images}", at, *words, *self.words]
+            # Their accuracies are compared and nothing else. The plan's own words last: a quick look has fewer epochs.
+            yield name, [*PROTOCOL, "attacks=none", "evaluate.corruptions=[]", at, *words, *self.words]
 
     def checks(self) -> dict[str, Attack]:
         """Returns the attacks that look for masked gradients; at 1/255 PGD leaves images for others."""

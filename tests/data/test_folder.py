@@ -7,9 +7,10 @@ import pytest
 import torch
 from helpers.image_trees import MakeTree, random_images, write_tree
 from helpers.loaded_trees import check, load
+from safetensors.torch import save_file
 from torchvision.io import decode_image, write_png
 
-from consensus_cli.data import datasets, decoded
+from consensus_cli.data import datasets
 from consensus_cli.data.files import ImageFiles
 from consensus_cli.data.memory import ImageTensors
 from consensus_cli.data.split import Augmentation, Split
@@ -161,7 +162,7 @@ def test_damaged_cache_is_built_again(
         elif damage == "empty":
             path.write_bytes(b"")
         else:
-            decoded.save_file({"pixels": torch.zeros(2)}, path)
+            save_file({"pixels": torch.zeros(2)}, path)
     with caplog.at_level(logging.WARNING):
         second = load("imagefolder", root=root, cache_dir=cache_dir)
     assert caplog.text.count("is damaged") == 3

@@ -117,6 +117,43 @@ def test_deepfool_moves_a_batch_as_torchattacks_moves_each_image():
         assert not torch.equal(found, images)
 
 
+class KeptInMemory:
+    """Keeps examples by the attack and the first pixel of every image."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Tensor] = {}
+        self.written: list[str] = []
+
+    def read(self, attack: Attack, images: Tensor, labels: Tensor) -> Tensor | None:
+        return self.known.get(self.key(attack, images))
+
+    def write(self, attack: Attack, images: Tensor, labels: Tensor, examples: Tensor) -> None:
+        self.known[self.key(attack, images)] = examples
+        self.written.append(attack.name)
+
+    def key(self, attack: Attack, images: Tensor) -> str:
+        return f"{attack} {images[:, 0, 0, 0].tolist()}"
+
+
+def test_the_original_is_attacked_once_for_all_networks_that_are_compared_with_it():
+    original, split = trained_conv_net()
+    attacks = {name: Attack(name, eps255=6, steps=3) for name in ("fgsm", "pgd")}
+    kept, gradients = KeptInMemory(), []
+    for seed in (3, 4):
+        pair = Pair(original, small_conv_net(seed=seed), split)
+        expected = attack_accuracy(pair, attacks, 50, batch_size=20)
+        hook = original.register_forward_hook(lambda *_, seed=seed: gradients.append((seed, torch.is_grad_enabled())))
+        found = attack_accuracy(replace(pair, examples=kept), attacks, 50, batch_size=20)
+        hook.remove()
+        for name in attacks:
+            assert found[name] == pytest.approx(expected[name], abs=0, nan_ok=True)
+        assert found["pgd"]["base_pct"] < found["pgd"]["clean_base_pct"]
+    assert kept.written == 3 * ["fgsm"] + 3 * ["pgd"]
+    assert (3, True) in gradients
+    assert (4, False) in gradients
+    assert (4, True) not in gradients
+
+
 @pytest.mark.parametrize("eps255", [2, 8])
 def test_fgsm_and_pgd_agree_with_a_few_independent_lines(eps255):
     model, split = trained_conv_net()

@@ -181,7 +181,12 @@ def _attacked(pair: Pair, name: str, attack: Attack, split: Split, batch_size: i
 
     networks = list(pair.networks.values())
     for images, labels in split.batches(batch_size, pair.device):
-        examples = [adversarial_examples(model, attack, images, labels, count_pass) for model in networks]
+        known = None if pair.examples is None else pair.examples.read(attack, images, labels)
+        if known is None:
+            known = adversarial_examples(pair.original, attack, images, labels, count_pass)
+            if pair.examples is not None:
+                pair.examples.write(attack, images, labels, known)
+        examples = [known, adversarial_examples(pair.pruned, attack, images, labels, count_pass)]
         with pair.evaluating():
             clean, robust, transfer = (
                 torch.stack([model(x).argmax(1) == labels for model, x in zip(networks, shown, strict=True)])
