@@ -13,8 +13,9 @@ from helpers.quick import QUICK
 from consensus_cli.cli.main import main
 from consensus_cli.config.composition import compose_run
 from consensus_cli.evaluation.robustness.attacks import Attack
+from consensus_cli.experiment import kept_examples
 from consensus_cli.experiment.kept_examples import KeptExamples
-from consensus_cli.experiment.prepare import prepare
+from consensus_cli.experiment.prepare import Prepared, prepare
 from consensus_cli.screen import open_screen
 from consensus_cli.storage.results import read_rows
 
@@ -22,6 +23,12 @@ WORDS = (
     *QUICK, "model=custom", "model.target=helpers.odd_networks.Plain", "dataset=synthetic", "dataset.image_size=16",
     "metrics=[cka]", "attacks.images=8", "evaluate.energy_window_s=0.01", "threads=1",
 )  # fmt: skip
+
+
+def against(prepared: Prepared) -> str:
+    kept = KeptExamples.of(prepared, prepared.original)
+    assert kept is not None
+    return kept.against
 
 
 def run(output_dir: Path, *words: str) -> pd.DataFrame:
@@ -46,7 +53,8 @@ def test_rows_are_those_of_attacks_made_anew(tmp_path: Path) -> None:
     (tmp_path / "none" / "cache").write_text("a file, no folder")
     anew = run(tmp_path / "none", "ratio=[0.25,0.5]")
     logs = [path.read_text() for path in (tmp_path / "none" / "runs").glob("*/run.log")]
-    assert any("is not kept for the next run" in text for text in logs)
+    # Once for each of the two evaluations, not for each of their two attacks.
+    assert max(text.count("is not kept for the next run") for text in logs) == 2
     assert attacked(shared) == attacked(anew)
     assert attacked(shared)[0]["pgd_base_pct"] == attacked(shared)[1]["pgd_base_pct"]
     another = run(tmp_path / "kept", "criterion=random", "ratio=0.25")
@@ -54,24 +62,28 @@ def test_rows_are_those_of_attacks_made_anew(tmp_path: Path) -> None:
     assert attacked(another)[-1]["pgd_base_pct"] == attacked(shared)[0]["pgd_base_pct"]
 
 
-def test_examples_belong_to_one_network_and_its_machine(tmp_path: Path) -> None:
+def test_examples_belong_to_one_network_and_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_screen("none") as screen:
         prepared = prepare(compose_run([*WORDS, f"output_dir={tmp_path}"]), screen)
     original = prepared.original
-    expected = KeptExamples.of(prepared, original).against
-    assert KeptExamples.of(prepared, original).against == expected
+    expected = against(prepared)
+    assert against(prepared) == expected
     with torch.no_grad():
         weight = next(original.parameters())
         before = weight.clone()
         weight += 1e-6
-        assert KeptExamples.of(prepared, original).against != expected
+        assert against(prepared) != expected
         weight.copy_(before)
-    assert KeptExamples.of(prepared, original).against == expected
-    torch.set_num_threads(2)
+    assert against(prepared) == expected
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
     try:
-        assert KeptExamples.of(prepared, original).against != expected
+        assert against(prepared) != expected
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
+    # Eight images of 3×16×16 under two attacks.
+    monkeypatch.setattr(kept_examples, "LARGEST_BYTES", 2 * 8 * 3 * 16 * 16 * 4 - 1)
+    assert KeptExamples.of(prepared, original) is None
 
 
 def test_only_the_same_attack_on_the_same_images_finds_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

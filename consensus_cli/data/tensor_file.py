@@ -30,8 +30,11 @@ def read(path: Path) -> dict[str, Tensor] | None:
     return None
 
 
-def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes contiguous tensors of the CPU, under another name first: a run that is killed leaves no half file."""
+def write(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Writes contiguous tensors of the CPU, under another name first: a run that is killed leaves no half file.
+
+    Returns whether that could be done.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
@@ -40,6 +43,8 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
             unfinished.replace(path)
     except (OSError, SafetensorError) as error:
         logger.warning("%s is not kept for the next run: %s", path.name, error)
+        return False
+    return True
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,27 +22,38 @@ from consensus_cli.models.classifier import Classifier
 from consensus_cli.models.weights import serialize
 from consensus_cli.storage.rundir import config_hash
 
+#: where a run would make more, nothing is kept: the default attacks on photographs of 224 pixels make 0.2 GiB
+LARGEST_BYTES = 2**30
+#: whose code attacks and networks are
+_PACKAGES = ("torch", "torchattacks", "torchvision", "timm", "transformers")
 
-@dataclass(frozen=True)
+
+@dataclass
 class KeptExamples:
     """Keeps the examples against one network, a file for each batch; the `Examples` of a `Pair`.
 
     Attributes:
         folder: where the files lie.
         against: hash of all that the examples depend on beside the attack and the images.
+        writable: whether more are kept: not after that has failed once.
     """
 
     folder: Path
     against: str
+    writable: bool = True
 
     @classmethod
-    def of(cls, prepared: Prepared, original: Classifier) -> KeptExamples:
-        """Returns those of a run's original network, in the cache folder."""
+    def of(cls, prepared: Prepared, original: Classifier) -> KeptExamples | None:
+        """Returns those of a run's original network, in the cache folder; None where nothing is kept."""
+        attacks, test = prepared.config.attacks, prepared.images.test
+        image_bytes = math.prod(test.image_shape) * torch.float32.itemsize
+        if not 0 < min(attacks.images, len(test)) * image_bytes * len(attacks.suite) <= LARGEST_BYTES:
+            return None
         determined_by = {
             "weights": hashlib.sha256(serialize(original, {})).hexdigest(),
-            "network": [str(original), prepared.spec.construction(), code_hash(prepared.spec.target)],
+            "network": [prepared.spec.construction(), code_hash(prepared.spec.target)],
             "code": package_hash("models", "evaluation/robustness"),
-            "packages": [torch.__version__, version("torchattacks")],
+            "packages": {name: version(name) for name in _PACKAGES if find_spec(name) is not None},
             # What the last bits depend on, so that a run repeats bit for bit.
             "device": [prepared.device.type, torch.get_num_threads()],
         }
@@ -54,7 +67,8 @@ class KeptExamples:
 
     def write(self, attack: Attack, images: Tensor, labels: Tensor, examples: Tensor) -> None:
         """Keeps what it made of them."""
-        tensor_file.write(self._file(attack, images, labels), {"examples": examples.cpu().contiguous()})
+        content = {"examples": examples.cpu().contiguous()}
+        self.writable = self.writable and tensor_file.write(self._file(attack, images, labels), content)
 
     def _file(self, attack: Attack, images: Tensor, labels: Tensor) -> Path:
         digest = hashlib.sha256()

@@ -64,7 +64,7 @@ def measure(
         prepared.device,
         share,
         prepared.threads.ticking(progress),
-        KeptExamples.of(prepared, original) if suite else None,
+        KeptExamples.of(prepared, original),
     )
     answers = dict(zip(pair.networks, predict_both(pair), strict=True))
     columns = accuracy_columns(*answers.values())
