@@ -1,6 +1,6 @@
 """Does `prune=latency ratio=0.3` save 30 % of the latency, and what is weighing blocks by what they save worth?
 
-Each network is pruned in four ways from the same trained original, three of them until the same measured saving is
+Each network is pruned in five ways from the same trained original, all but one until the same measured saving is
 reached, so that their accuracies compare at equal latency. Every pair of networks is then loaded from the run's files
 and timed by a loop of this script alone, which shares no code with what decided. A run that is done is not repeated,
 and its row not measured again: the script can be stopped at any time.
@@ -49,9 +49,10 @@ WAYS = {
     "by MACs": ("prune=latency", "criterion.per=macs", "prune.overshoot=0.02"),
     "in order": ("prune=latency",),
     "prune=macs": ("prune=macs",),
+    "at random": ("prune=latency", "criterion=random"),
 }
 WORDS = (
-    *("dataset=imagefolder", "dataset.image_size=64", "criterion=kl", "attacks=none"),
+    *("criterion=kl", "dataset=imagefolder", "dataset.image_size=64", "attacks=none"),
     *("baseline.epochs=8", "finetune=short", "finetune.final_epochs=3", "finetune.learning_rate=0.05"),
     *("evaluate.latency_min_run_s=1", "evaluate.energy_repeats=1", "if_done=skip", f"ratio={SAVING}"),
 )
