@@ -152,7 +152,10 @@ def reached(rows: pd.DataFrame) -> str:
     if rows.empty:
         return NOT_MEASURED
     lines = []
-    for (network, way), group in rows.groupby(["network", "way"], sort=False):
+    for network, way in [(network, way) for network in rows["network"].unique() for way in WAYS]:
+        group = rows[(rows["network"] == network) & (rows["way"] == way)]
+        if group.empty:
+            continue
         near = int(((group["saved_pct"] - 100 * SAVING).abs() <= NEAR_PCT).sum())
         said, again = (mean_of(group[name]) for name in ("goal_latency_saved_pct", "saved_pct"))
         others = ("macs_reduction_pct", "accuracy_base_pct", "accuracy_pruned_pct")
