@@ -36,6 +36,7 @@ def test_a_run_vouches_for_what_it_saved(finished_run: Path, outputs: Path, tmp_
     assert content["answers"] == {"saved": same, "loaded": same}
     assert content["run_id"] == finished_run.name
     assert (content["device"], content["runtime"], content["precision"]) == ("cpu", "torch", "fp32")
+    assert content["memory_format"] == "channels_last"
     assert content["threads"] == row["threads"]
     assert content["macs_uncounted"] == "nothing"
     assert content["target"] == {
