@@ -24,10 +24,12 @@ from consensus_cli.experiment import controls
 from consensus_cli.experiment.checks import value_problems
 from consensus_cli.experiment.run_hash import run_hash
 from consensus_cli.report.attribution import attribution_columns, sentences
+from consensus_cli.report.certificates import sentence
 from consensus_cli.report.runs import load
 from consensus_cli.report.text import markdown
 from consensus_cli.screen import events
 from consensus_cli.storage.answers import read_answers, write_answers
+from consensus_cli.storage.certificate import read_certificate
 from consensus_cli.storage.results import read_rows
 from consensus_cli.storage.rundir import RunDir
 
@@ -117,6 +119,10 @@ def test_a_control_is_a_network_of_its_own(trained: tuple[Path, Trainings]) -> N
         model = cc.load_pruned(row["run_dir"])
         assert sum(p.numel() for p in model.network.parameters()) == row["params_pruned"]
         assert read_answers(RunDir(Path(row["run_dir"])))["pruned"].double().mean() == row["accuracy_pruned_pct"] / 100
+        # Nothing is asked of a control's shape: "missed" would be said of every original trained on.
+        told = sentence(read_certificate(RunDir(Path(row["run_dir"]))))
+        assert "largest difference of a logit" in told
+        assert ("target" in told) == (name == "")
         weights[name] = load_file(RunDir(Path(row["run_dir"])).pruned_checkpoint)
     keys = set(weights["scratch"]) == set(weights[""]) == set(weights["scratch_long"])
     assert keys

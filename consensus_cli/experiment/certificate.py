@@ -190,7 +190,12 @@ def _speed_up(share: float) -> float | None:
 
 
 def _target(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns what was asked for, what came of it, and whether that is enough; None for a row that does not say."""
+    """Returns what was asked for, what came of it, and whether that is enough; None for a row that does not say.
+
+    Nothing is asked of a control: it has the shape of another network.
+    """
+    if row.get("control"):
+        return None
     amount = Amount.parse("target", row["target"]) if row.get("target") else None
     quantity = amount.quantity if amount else row["ratio_unit"]
     asked: dict[str, Any] = {"quantity": quantity, "asked": row["target"] if amount else row["ratio"]}

@@ -20,8 +20,9 @@ def sentence(certificate: Mapping[str, Any]) -> str:
         return ""
     _, speed, target, differences, _ = cells
     images = certificate["answers"]["saved"]["images"]
-    speed = "" if speed == NONE else f"{speed}; "
-    return f"certificate: {speed}target {target}; largest difference of a logit on {images} test images: {differences}"
+    told = [speed, "" if target == NONE else f"target {target}"]
+    told.append(f"largest difference of a logit on {images} test images: {differences}")
+    return f"certificate: {'; '.join(part for part in told if part not in ('', NONE))}"
 
 
 def rows(runs: Runs, most: int) -> list[list[str]]:
