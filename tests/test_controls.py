@@ -190,30 +190,43 @@ def test_a_stop_in_a_control_repeats_no_finished_one(trained: tuple[Path, Traini
 
 
 def test_the_parts_of_a_small_change_are_those_counted_by_hand(tmp_path: Path) -> None:
-    """8 images; random blocks in two draws, of which a third is about other images and another by other settings."""
-    right = {"own": "11110000", "more": "11111100", "draw 0": "11000000", "draw 1": "01110000"}
+    """8 images, 4 of them attacked; random blocks in two draws, beside four rows that are no draws of it."""
+    right = {"base": "11100000", "own": "11110000", "more": "11111100", "draw 0": "11000000", "draw 1": "01110000"}
     bits = {name: torch.tensor([digit == "1" for digit in text]) for name, text in right.items()}
     rows = [
         finished_row("own", images_hash="a"),
         finished_row("own-more_training", images_hash="a", control="more_training", control_of="own"),
-        *(finished_row(f"draw {seed}", images_hash="a", criterion="random", seed=seed) for seed in (0, 1)),
+        *(
+            finished_row(f"draw {seed}", images_hash="a", criterion="random", seed=seed, overrides=f"if_done={done}")
+            for seed, done in enumerate(("skip", "rerun"))
+        ),
         finished_row("draw 2", images_hash="b", criterion="random", seed=2),
         finished_row("draw 3", images_hash="a", criterion="random", overrides="prune.step=2"),
+        # The same draw once more, and one from another original: neither counts.
+        finished_row("draw 0 again", images_hash="a", criterion="random", seed=0),
+        finished_row("draw 5", images_hash="a", criterion="random", seed=5, overrides="if_done=rerun"),
     ]
     write_results(tmp_path, rows)
+    attacked = {"pgd_base": bits["draw 0"][:4], "pgd_pruned": bits["own"][:4]}
     for name, answers in (
-        ("own-more_training", bits["more"]),
-        *((f"draw {i}", bits[f"draw {i % 2}"]) for i in range(4)),
+        ("own-more_training", {"pruned": bits["more"], "pgd_pruned": bits["draw 1"][:4]}),
+        *((f"draw {i}", {"pruned": bits[f"draw {i % 2}"]}) for i in range(4)),
+        ("draw 0 again", {"pruned": bits["draw 0"]}),
+        ("draw 5", {"pruned": bits["more"], "base": ~bits["base"]}),
     ):
         (tmp_path / "runs" / name).mkdir(parents=True)
-        write_answers(RunDir(tmp_path / "runs" / name), {"pruned": answers})
-    base = torch.tensor([digit == "1" for digit in "11100000"])
-    found = attribution_columns(load(tmp_path), rows[0], {"base": base, "pruned": bits["own"]})
+        write_answers(RunDir(tmp_path / "runs" / name), {"base": bits["base"]} | answers)
+    found = attribution_columns(load(tmp_path), rows[0], {"base": bits["base"], "pruned": bits["own"]} | attacked)
     assert found["owed_to_training_pp"] == 100 * (6 - 3) / 8
     assert found["owed_to_pruning_pp"] == 100 * (4 - 6) / 8
     assert (found["owed_to_choice_random_pp"], found["random_draws"]) == (100 * (4 - 2.5) / 8, 2)
     assert not {"owed_to_weights_pp", "owed_to_choice_uniform_pp"} & set(found)
-    assert "mean of 2 draws" in sentences({**rows[0], **found})[0]
+    assert found["pgd_owed_to_training_pp"] == 100 * (3 - 2) / 4
+    assert found["pgd_owed_to_pruning_pp"] == 100 * (4 - 3) / 4
+    under = {"pgd_eps255": 8.0, "pgd_base_pct": 50.0, "pgd_pruned_pct": 100.0, "pgd_delta_pp": 50.0}
+    first, second = sentences({**rows[0], **found, **under})
+    assert "mean of 2 draws" in first
+    assert second.startswith("Of the changes under attack, in pp: PGD 8/255 +50.00: +25.00 [")
 
 
 def test_scratch_is_two_controls() -> None:
@@ -237,11 +250,15 @@ def test_controls_that_cannot_be(words: list[str], message: str) -> None:
 
 def test_answers_come_back_and_damage_is_no_answer(tmp_path: Path) -> None:
     files = RunDir(tmp_path)
-    right = {"base": torch.arange(13) % 3 == 0, "pruned": torch.zeros(13, dtype=torch.bool)}
+    right = {
+        "base": torch.arange(13) % 3 == 0,
+        "pruned": torch.zeros(13, dtype=torch.bool),
+        "pgd_base": torch.ones(9) > 0,
+    }
     write_answers(files, right)
     found = read_answers(files)
     assert all(torch.equal(found[name], right[name]) for name in right)
-    for content in ("", "[]", json.dumps({"test_images": 9, "right": {"base": "!"}}), json.dumps({"right": {}})):
+    for content in ("", "[]", json.dumps({"images": {"base": 9}, "right": {"base": "!"}}), json.dumps({"right": 1})):
         files.answers.write_text(content)
         assert read_answers(files) == {}
 

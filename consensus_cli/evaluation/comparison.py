@@ -161,7 +161,7 @@ def compare(
         )
     if energy is not None:
         columns |= share.lead(lambda: energy_columns(pair, energy, window_s=ENERGY_WINDOW_S, repeats=ENERGY_REPEATS))
-    columns |= attack_columns(pair, suite, ATTACKED_IMAGES if images is None else images)
+    columns |= attack_columns(pair, suite, ATTACKED_IMAGES if images is None else images)[0]
     columns |= corruption_columns(pair, corruptions, CORRUPTED_IMAGES if images is None else images)
     return Comparison(columns)
 

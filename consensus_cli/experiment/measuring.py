@@ -51,7 +51,8 @@ def measure(
     Rank 0 measures cost, with `training` on copies of the networks; None: the cost is counted and not timed.
 
     Returns:
-        The columns, and of `base` and `pruned` whether they are right about each test image, (n,) bool.
+        The columns, and of `base` and `pruned` whether they are right about each test image, (n,) bool; of
+        `<attack>_base` and `<attack>_pruned` the same under attack.
     """
     config, test = prepared.config, prepared.images.test
     settings = config.evaluate
@@ -69,13 +70,14 @@ def measure(
     answers = dict(zip(pair.networks, predict_both(pair), strict=True))
     columns = accuracy_columns(*answers.values())
     columns |= share.lead(lambda: _cost_columns(prepared, pair, training, meter))
-    columns |= attack_columns(pair, suite, config.attacks.images)
+    attacked, standing = attack_columns(pair, suite, config.attacks.images)
+    columns |= attacked
     columns |= corruption_columns(pair, settings.corruptions, settings.corruption_images)
     for name, archive in prepared.shift.items():
         columns |= shift_columns(pair, name, archive, settings.shift_images)
     if config.dataset.cue.kind is not None and isinstance(test, ImageTensors):
         columns |= shortcut_columns(pair, test, config.dataset.cue, len(prepared.images.classes))
-    return columns, {name: answer.correct for name, answer in answers.items()}
+    return columns, {name: answer.correct for name, answer in answers.items()} | standing
 
 
 def _cost_columns(prepared: Prepared, pair: Pair, training: Training | None, meter: EnergyMeter) -> Columns:

@@ -40,7 +40,7 @@ def warnings(rows: pd.DataFrame) -> list[str]:
     names = attacks(rows)
     silent = {name: _share(rows, _uninformative(rows, name)) for name in names}
     chance = {name: _share(rows, _spans_zero(rows, name) & ~_uninformative(rows, name)) for name in names}
-    masked = {name: _share(rows, _masks(rows, name)) for name in names if not ATTACKS[_method(name)].gradients}
+    masked = {name: _share(rows, _masks(rows, name)) for name in names if ATTACKS[_method(name)].gradients is False}
     found = []
     if told := _told(rows, silent):
         low, high = UNINFORMATIVE_PCT

@@ -30,10 +30,10 @@ _NUMBERS = (
 )  # fmt: skip
 _NUMBER_ENDINGS = ("_pct", "_pp", "_eps255", "_ci95_low", "_ci95_high", "_kwh", "_kg", "_ms", "_s", "_mib", "_w")
 
-#: settings that have a column of their own, or that say where and not what
+#: settings that have a column of their own, or that say where and how and not what
 _SHOWN_ELSEWHERE = frozenset({
-    "seed", "ratio", "model", "dataset", "criterion", "output_dir", "device", "threads", "dataset.root",
-    "dataset.download", "controls",
+    "seed", "ratio", "model", "dataset", "criterion", "output_dir", "device", "threads", "compile", "tracker",
+    "if_done", "dataset.root", "dataset.download", "dataset.workers", "dataset.if_missing", "controls",
 })  # fmt: skip
 #: what distinguishes two lines of one criterion, looked at in this order
 _SETTINGS = ("settings", "aggregation", "samples_per_class", "metrics", "ratio_unit", "precision", "scoring_precision")

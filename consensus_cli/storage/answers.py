@@ -15,20 +15,19 @@ from consensus_cli.storage.rundir import RunDir
 
 
 def write_answers(files: RunDir, right: Mapping[str, Tensor]) -> None:
-    """Writes, by network, whether it is right about each image, (n,) bool."""
+    """Writes, by network and attack, whether it is right about each image, (n,) bool; under attack n may be smaller."""
     packed = {
         name: base64.b64encode(np.packbits(values.numpy()).tobytes()).decode("ascii") for name, values in right.items()
     }
-    images = len(next(iter(right.values())))
-    write_atomic(files.answers, json.dumps({"test_images": images, "right": packed}, indent=2) + "\n")
+    images = {name: len(values) for name, values in right.items()}
+    write_atomic(files.answers, json.dumps({"images": images, "right": packed}, indent=2) + "\n")
 
 
 def read_answers(files: RunDir) -> dict[str, Tensor]:
     """Returns what `write_answers` wrote; nothing where it is lost or damaged, or an earlier version wrote the run."""
     try:
         content = json.loads(files.answers.read_bytes())
-        images = int(content["test_images"])
-        return {name: _unpacked(text, images) for name, text in content["right"].items()}
+        return {name: _unpacked(text, int(content["images"][name])) for name, text in content["right"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 

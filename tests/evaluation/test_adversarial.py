@@ -303,6 +303,9 @@ def test_possible_results_pass():
 
 def test_attacks_that_differ_in_steps_alone_have_columns_of_their_own(brightness_split):
     attacks = {"pgd": Attack("pgd", steps=1, step255=1), "pgd50": Attack("pgd", steps=50)}
-    columns = attack_columns(Pair(Brightness(), Brightness(), brightness_split), attacks, 20)
+    columns, right = attack_columns(Pair(Brightness(), Brightness(), brightness_split), attacks, 20)
+    assert {name: 100 * answers.double().mean().item() for name, answers in right.items()} == {
+        f"{name}_{network}": columns[f"{name}_{network}_pct"] for name in attacks for network in ("base", "pruned")
+    }
     assert columns["pgd50_base_pct"] < columns["pgd_base_pct"]
     assert columns["pgd50_perturbation_base255"] == pytest.approx(8, abs=1e-3)

@@ -78,6 +78,11 @@ def test_labels_name_the_attack_and_its_strength_once() -> None:
             attacked("square", 8, 41.0, 29.0),
             "SQUARE 8/255 leaves fewer images standing than every attack with gradients",
         ),
+        # AutoAttack ends with Square and so never leaves more standing: it says nothing of gradients.
+        (
+            attacked("square", 8, 41.0, 29.0) | attacked("autoattack", 8, 40.0, 28.0),
+            "SQUARE 8/255 leaves fewer images standing than every attack with gradients",
+        ),
     ],
 )
 def test_what_an_attack_cannot_say_is_a_warning(values: dict[str, Any], expected: str) -> None:

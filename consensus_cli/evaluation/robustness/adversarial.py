@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,16 +33,36 @@ _TOLERANCE = 1e-5
 _log = logging.getLogger(__name__)
 
 
-def attack_columns(pair: Pair, attacks: Mapping[str, Attack], images: int) -> Columns:
-    """Returns what `attack_accuracy` measures, by the names of the attacks, and how long all of it took."""
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack did to both networks.
+
+    Attributes:
+        columns: as of `attack_accuracy`.
+        right: whether `base` and `pruned` are right about their own example of each image, (2, n) bool.
+    """
+
+    columns: dict[str, float]
+    right: Tensor
+
+
+def attack_columns(pair: Pair, attacks: Mapping[str, Attack], images: int) -> tuple[Columns, dict[str, Tensor]]:
+    """Measures `attack_accuracy` as columns.
+
+    Returns:
+        What it measures, by the names of the attacks, and how long all of it took; and of `NAME_base` and `NAME_pruned`
+        whether the network is right about each attacked image, (n,) bool.
+    """
     if not attacks:
-        return {}
+        return {}, {}
     start_s = time.perf_counter()
-    results = attack_accuracy(pair, attacks, images)
+    results = attack_both(pair, attacks, images)
     columns: Columns = {"attacked_images": min(images, len(pair.test)), "attacks_s": time.perf_counter() - start_s}
+    right = {}
     for name, result in results.items():
-        columns |= {end if end.startswith("clean") else f"{name}_{end}": value for end, value in result.items()}
-    return columns
+        columns |= {end if end.startswith("clean") else f"{name}_{end}": value for end, value in result.columns.items()}
+        right |= {f"{name}_{network}": values for network, values in zip(pair.networks, result.right, strict=True)}
+    return columns, right
 
 
 def attack_accuracy(
@@ -68,16 +88,22 @@ def attack_accuracy(
         UserError: for an attack that cannot be run so, or no images to attack.
         RuntimeError: if an attack breaks its own threat model or a sanity check fails: a bug, not a finding.
     """
+    return {name: result.columns for name, result in attack_both(pair, attacks, images, batch_size).items()}
+
+
+def attack_both(pair: Pair, attacks: Mapping[str, Attack], images: int, batch_size: int = 128) -> dict[str, Attacked]:
+    """Does what `attack_accuracy` does, and tells of each image as well which network stood."""
     check_attacks(attacks.values())
     if images < 1:
         raise UserError(f"{images} images to attack", "attack at least 1 image, or switch the attacks off")
     mine = part(pair.sample(images), batch_size, pair.share)
-    results = {}
+    results: dict[str, Attacked] = {}
     for name, attack in attacks.items():
         started_s = time.perf_counter()
         outcomes = torch.cat(gather(pair.share, partial(_attacked, pair, name, attack, mine, batch_size)), dim=2)
-        results[name] = _summary(attack, outcomes, pair.seed)
-        check_sanity([(attacks[other], result) for other, result in results.items()], images=outcomes.shape[2])
+        results[name] = Attacked(_summary(attack, outcomes, pair.seed), outcomes[1].bool())
+        known = [(attacks[other], result.columns) for other, result in results.items()]
+        check_sanity(known, images=outcomes.shape[2])
         _log.info("%s on %d images: %.1f s", attack, outcomes.shape[2], time.perf_counter() - started_s)
     return results
 

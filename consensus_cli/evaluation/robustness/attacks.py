@@ -71,7 +71,7 @@ class Method:
             outside the ball does not count.
         min_classes: fewest classes it works with.
         summary: one line for the list of attacks.
-        gradients: whether all of it follows gradients of the network.
+        gradients: whether it follows gradients of the network; None for a mixture of both.
     """
 
     norms: tuple[Norm, ...]
@@ -79,7 +79,7 @@ class Method:
     summary: str
     minimal: bool = False
     min_classes: int = 2
-    gradients: bool = True
+    gradients: bool | None = True
 
 
 def build(model: nn.Module, attack: Attack, classes: int) -> Any:
@@ -127,7 +127,9 @@ ATTACKS: dict[str, Method] = {
     "square": Method(_BOTH, True, "random search without gradients (Andriushchenko et al. 2020)", gradients=False),
     "deepfool": Method(("L2",), False, "nearest linearised boundary (Moosavi-Dezfooli et al. 2016)", True),
     "cw": Method(("L2",), False, "smallest perturbation by optimisation (Carlini & Wagner 2017)", True),
-    "autoattack": Method(_BOTH, True, "APGD-CE, APGD-T, FAB-T and Square in turn (Croce & Hein 2020)", min_classes=4),
+    "autoattack": Method(
+        _BOTH, True, "APGD-CE, APGD-T, FAB-T and Square in turn (Croce & Hein 2020)", min_classes=4, gradients=None
+    ),
 }
 
 
