@@ -11,6 +11,7 @@ from consensus_cli.data.share import ALL, Share
 from consensus_cli.data.source import Progress
 from consensus_cli.data.split import Split
 from consensus_cli.evaluation.pair import Columns, Pair, gather, part
+from consensus_cli.evaluation.statistics import paired_change
 from consensus_cli.models.modes import evaluating
 
 CALIBRATION_BINS = 15
@@ -78,12 +79,18 @@ def predict_both(pair: Pair) -> tuple[Predictions, Predictions]:
     return original, pruned
 
 
-def accuracy_columns(original: Predictions, pruned: Predictions) -> Columns:
-    """Returns accuracy, calibration and agreement of both networks, from their answers to the same images."""
+def accuracy_columns(original: Predictions, pruned: Predictions, seed: int) -> Columns:
+    """Returns accuracy, calibration and agreement of both networks, from their answers to the same images.
+
+    The change in accuracy has its 95 % interval (paired bootstrap over images, drawn by `seed`).
+    """
+    change = paired_change(original.correct, pruned.correct, seed)
     columns: Columns = {
         "accuracy_base_pct": accuracy_pct(original),
         "accuracy_pruned_pct": accuracy_pct(pruned),
         "accuracy_delta_pp": accuracy_pct(pruned) - accuracy_pct(original),
+        "accuracy_ci95_low": change.ci95_low_pp,
+        "accuracy_ci95_high": change.ci95_high_pp,
         "test_images": len(original.labels),
         "nll_base_nats": nll_nats(original),
         "nll_pruned_nats": nll_nats(pruned),

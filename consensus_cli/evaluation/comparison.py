@@ -152,7 +152,7 @@ def compare(
         device = next((p.device for p in original.parameters()), torch.device("cpu"))
     pair = Pair(_classifier(original, device), _classifier(pruned, device), split, seed, device, share, progress)
     check_attacks(suite.values(), _classes(pair))
-    columns = accuracy_columns(*predict_both(pair))
+    columns = accuracy_columns(*predict_both(pair), pair.seed)
     if cost:
         columns |= share.lead(
             lambda: (

@@ -67,8 +67,8 @@ def measure(
         prepared.threads.ticking(progress),
         KeptExamples.of(prepared, original),
     )
-    answers = dict(zip(pair.networks, predict_both(pair), strict=True))
-    columns = accuracy_columns(*answers.values())
+    original_answers, pruned_answers = predict_both(pair)
+    columns = accuracy_columns(original_answers, pruned_answers, pair.seed)
     columns |= share.lead(lambda: _cost_columns(prepared, pair, training, meter))
     attacked, standing = attack_columns(pair, suite, config.attacks.images)
     columns |= attacked
@@ -77,7 +77,7 @@ def measure(
         columns |= shift_columns(pair, name, archive, settings.shift_images)
     if config.dataset.cue.kind is not None and isinstance(test, ImageTensors):
         columns |= shortcut_columns(pair, test, config.dataset.cue, len(prepared.images.classes))
-    return columns, {name: answer.correct for name, answer in answers.items()} | standing
+    return columns, {"base": original_answers.correct, "pruned": pruned_answers.correct} | standing
 
 
 def _cost_columns(prepared: Prepared, pair: Pair, training: Training | None, meter: EnergyMeter) -> Columns:

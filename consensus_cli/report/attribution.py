@@ -101,7 +101,8 @@ def training_columns(
         if more is not None and more.shape == pruned.shape:
             known = {"base": right[f"{attack}base"], "pruned": pruned, "more_training": more}
             for part in _OF_TRAINING:
-                owed = _owed(part, *(known[network] for network in PARTS[part]), row)
+                before, after = PARTS[part]
+                owed = _owed(part, known[before], known[after], row)
                 columns |= {f"{attack}{end}": value for end, value in owed.items()}
     return columns
 
@@ -121,11 +122,13 @@ def sentences(row: Mapping[Any, Any]) -> list[str]:
     told = [f"Of the change in accuracy, {change}, is owed (95 % intervals over test images): {'; '.join(found)}."]
     under = []
     for name in attacks(pd.DataFrame([row])):
-        parts = [[_number(row.get(f"{name}_{column}")) for column in _columns_of(part)] for part in _OF_TRAINING]
-        if all(math.isfinite(delta) for delta, _, _ in parts):
+        parts = []
+        for part in _OF_TRAINING:
+            delta, low, high = (_number(row.get(f"{name}_{column}")) for column in _columns_of(part))
+            parts += [f"{_ends(delta, low, high)} to {part}"] if math.isfinite(delta) else []
+        if parts:
             change = fixed(_number(row[f"{name}_delta_pp"]), 2, sign=True)
-            said = (f"{_ends(*owed)} to {part}" for part, owed in zip(_OF_TRAINING, parts, strict=True))
-            under.append(f"{attack_label(name, pd.DataFrame([row]))} {change}: {', '.join(said)}")
+            under.append(f"{attack_label(name, pd.DataFrame([row]))} {change}: {', '.join(parts)}")
     return [*told, f"Of the changes under attack, in pp: {'; '.join(under)}."] if under else told
 
 
@@ -158,7 +161,9 @@ def _owed(part: str, before: Tensor, after: Tensor, row: Mapping[Any, Any]) -> d
 def _same_original(right: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Whether two runs compare the same original on the same images; a GPU may answer an image otherwise next time."""
     first, second = right["base"], other.get("base")
-    return second is not None and first.shape == second.shape and (first == second).double().mean() > _SAME_ANSWERS
+    if second is None or first.shape != second.shape:
+        return False
+    return (first == second).double().mean().item() > _SAME_ANSWERS
 
 
 def _answers(runs: Runs, row: pd.Series) -> dict[str, Tensor]:

@@ -104,8 +104,21 @@ def test_a_network_agrees_with_itself():
 
 def test_top_5_has_columns_where_there_are_more_than_10_classes():
     few, many = (predicted([0, 3], [0, 1], count) for count in (10, 11))
-    assert "top5_base_pct" not in accuracy_columns(few, few)
-    assert accuracy_columns(many, many)["top5_pruned_pct"] == top_k_accuracy_pct(many, 5)
+    assert "top5_base_pct" not in accuracy_columns(few, few, 0)
+    assert accuracy_columns(many, many, 0)["top5_pruned_pct"] == top_k_accuracy_pct(many, 5)
+
+
+def test_a_change_in_accuracy_has_an_interval_over_the_images():
+    labels = [0] * 400
+    original = predicted([0] * 300 + [1] * 100, labels, 2)
+    # 40 images lost, 20 won: 5 pp less, with a standard error of √(60/400 − 0.05²)/√400 = 1.9 pp.
+    pruned = predicted([1] * 40 + [0] * 280 + [1] * 80, labels, 2)
+    columns = accuracy_columns(original, pruned, 0)
+    assert columns["accuracy_delta_pp"] == -5
+    assert columns["accuracy_ci95_low"] == pytest.approx(-5 - 1.96 * 1.92, abs=0.5)
+    assert columns["accuracy_ci95_high"] == pytest.approx(-5 + 1.96 * 1.92, abs=0.5)
+    same = accuracy_columns(original, original, 0)
+    assert (same["accuracy_ci95_low"], same["accuracy_ci95_high"]) == (0, 0)
 
 
 def test_different_images_cannot_be_compared():

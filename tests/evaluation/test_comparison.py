@@ -68,7 +68,7 @@ def test_the_table_shows_both_networks_with_units_and_change(brightness_split):
     pruned = Brightness(threshold=137.5 / 255)
     text = str(compare(Brightness(), pruned, brightness_split, cost=False, attacks={"fgsm4": Attack("fgsm", eps255=4)}))
     lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
-    assert lines["accuracy, %"][2:] == ["100", "75", "-25.00", "pp"]
+    assert lines["accuracy, %"][2:] == ["100", "75", "-25.00", "pp", "[-45.0,", "-5.0]"]
     assert lines["fgsm4, %"][2:6] == ["80", "65", "-15.00", "pp"]
     assert lines["fgsm4, %"][6].startswith("[-")
     assert lines["fgsm4 perturbation, /255"][3:5] == ["4", "4"]

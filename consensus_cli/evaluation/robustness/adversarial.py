@@ -58,7 +58,7 @@ def attack_columns(pair: Pair, attacks: Mapping[str, Attack], images: int) -> tu
     start_s = time.perf_counter()
     results = attack_both(pair, attacks, images)
     columns: Columns = {"attacked_images": min(images, len(pair.test)), "attacks_s": time.perf_counter() - start_s}
-    right = {}
+    right: dict[str, Tensor] = {}
     for name, result in results.items():
         columns |= {end if end.startswith("clean") else f"{name}_{end}": value for end, value in result.columns.items()}
         right |= {f"{name}_{network}": values for network, values in zip(pair.networks, result.right, strict=True)}
