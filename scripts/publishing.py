@@ -14,7 +14,11 @@ _FOLDERS = frozenset({"dataset.root", "output_dir", "hydra.sweep.dir", "hydra.ru
 #: columns that say where on a machine something is
 _PLACES = frozenset({"run_dir"})
 #: a path of the machine, without the quotes, brackets and commas around it
-PATH = re.compile(r"(?<![\w.~/-])(?:~|\.\.?)?/[^\s'\",\[\]{}]+")
+PATH = re.compile(r"(?<![\w.~/\\-])(?:[A-Za-z]:[/\\]|(?:~|\.\.?)?/)[^\s'\",\[\]{}]+")
+#: what ends with the name of the file
+_FOLDER_OF = re.compile(r".*[/\\]")
+#: settings that are files
+_FILES = ("model.weights", "finetune.teacher")
 _HASH_DIGITS = 16
 
 
@@ -38,12 +42,11 @@ def published_words(overrides: str) -> str:
 
 
 def _value(key: str, value: str) -> str:
-    if key in ("model.weights", "finetune.teacher") and Path(value).expanduser().is_file():
+    if key in _FILES and Path(value).expanduser().is_file():
         return f"sha256:{file_hash(Path(value).expanduser())[:_HASH_DIGITS]}"
-    if re.match(r"(~|\.\.?)?/", value):
-        return value.rpartition("/")[2]
-    return _named(value)
+    # A value that begins as a path is one to its end, whatever it holds.
+    return _FOLDER_OF.sub("", value) if key in _FILES or PATH.match(value) else _named(value)
 
 
 def _named(value: str) -> str:
-    return PATH.sub(lambda path: path.group().rpartition("/")[2], value)
+    return PATH.sub(lambda path: _FOLDER_OF.sub("", path.group()), value)

@@ -11,7 +11,7 @@ import pytest
 from publishing import PATH, publishable, published_words
 
 ROOT = Path(__file__).parents[1]
-_OTHERS_PATH = re.compile(r"[A-Za-z]:\\\\|(?<![\w])~/")
+_OTHERS_PATH = re.compile(r"(?<!\w)[A-Za-z]:\\|(?<![\w])~/")
 
 
 def committed() -> list[Path]:
@@ -25,6 +25,8 @@ def committed() -> list[Path]:
         ("dataset.root=/data/x seed=0 output_dir=out hydra/launcher=joblib", "seed=0 hydra/launcher=joblib"),
         ("model.weights=/home/me/r.safetensors", "model.weights=r.safetensors"),
         ("'model.weights=~/a b/c d.pt' dataset.name=owner/name", "'model.weights=c d.pt' dataset.name=owner/name"),
+        (r"'model.weights=C:\Users\me\r.pt' a=b", "model.weights=r.pt a=b"),
+        ("model.weights=me/models/r.pt finetune.teacher=D:/t.pt", "model.weights=r.pt finetune.teacher=t.pt"),
         ("'evaluate.shift={a: /x/y.npz, b: ../z}' a=b", "'evaluate.shift={a: y.npz, b: z}' a=b"),
     ],
 )

@@ -38,18 +38,24 @@ def warnings(rows: pd.DataFrame) -> list[str]:
     security").
     """
     names = attacks(rows)
-    silent = {name: _share(rows, _uninformative(rows, name)) for name in names}
-    chance = {name: _share(rows, _spans_zero(rows, name) & ~_uninformative(rows, name)) for name in names}
-    masked = {name: _share(rows, _masks(rows, name)) for name in names if ATTACKS[_method(name)].gradients is False}
+    silent = {name: _share(rows, uninformative(rows, name)) for name in names}
+    chance = {name: _share(rows, _spans_zero(rows, name) & ~uninformative(rows, name)) for name in names}
     found = []
     if told := _told(rows, silent):
         low, high = UNINFORMATIVE_PCT
         found.append(f"{told}: both networks are below {low:g} % or above {high:g} %, which says nothing about either.")
-    if told := _told(rows, masked):
-        found.append(f"{told} leaves fewer images standing than every attack with gradients: these may be masked.")
+    if told := masked(rows):
+        found.append(told)
     if told := _told(rows, chance):
         found.append(f"{told}: the 95 % interval of the change spans zero, so that it may be chance.")
     return found
+
+
+def masked(rows: pd.DataFrame) -> str:
+    """Returns the warning of masked gradients, empty where no attack without gradients does better than with them."""
+    without = [name for name in attacks(rows) if ATTACKS[_method(name)].gradients is False]
+    told = _told(rows, {name: _share(rows, _masks(rows, name)) for name in without})
+    return f"{told} leaves fewer images standing than every attack with gradients: these may be masked." if told else ""
 
 
 def _method(name: str) -> str:
@@ -57,7 +63,8 @@ def _method(name: str) -> str:
     return max((method for method in ATTACKS if name.startswith(method)), key=len, default="pgd")
 
 
-def _uninformative(rows: pd.DataFrame, name: str) -> pd.Series:
+def uninformative(rows: pd.DataFrame, name: str) -> pd.Series:
+    """Returns for each row whether so few or so many images of both networks stand that an attack says nothing."""
     both = rows[[f"{name}_base_pct", f"{name}_pruned_pct"]]
     return (both < UNINFORMATIVE_PCT[0]).all(axis=1) | (both > UNINFORMATIVE_PCT[1]).all(axis=1)
 
@@ -95,7 +102,7 @@ def curves(finished: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A line per task, attack (`FGSM`), network and epsilon: `task`, `attack`, `line` (`original`, or series and what
         was removed), `ratio`, `eps255` (0: without attack, the images that were attacked) and `accuracy_pct`, the mean
-        over runs.
+        over seeds.
     """
     families: dict[str, list[str]] = {}
     for name in attacks(finished):
@@ -106,7 +113,7 @@ def curves(finished: pd.DataFrame) -> pd.DataFrame:
             line=line,
             eps255=finished[f"{name}_eps255"] if name else 0.0,
             accuracy_pct=finished[f"{name or 'clean'}_{network}_pct"],
-        )[["task", "attack", "line", "ratio", "eps255", "accuracy_pct"]]
+        )[["task", "attack", "line", "seed", "ratio", "eps255", "accuracy_pct"]]
         for family, names in families.items()
         if finished[[f"{name}_eps255" for name in names]].stack().nunique() > 1
         for network, line in (("base", "original"), ("pruned", _lines(finished)))
@@ -115,9 +122,11 @@ def curves(finished: pd.DataFrame) -> pd.DataFrame:
     ]
     if not parts:
         return pd.DataFrame(columns=["task", "attack", "line", "ratio", "eps255", "accuracy_pct"])
-    keys = ["task", "attack", "line", "eps255"]
+    keys, values = ["task", "attack", "line", "eps255"], ["ratio", "accuracy_pct"]
     table = pd.concat(parts).dropna(subset=["accuracy_pct", "eps255"])
-    return table.groupby(keys, sort=False)[["ratio", "accuracy_pct"]].mean().reset_index().sort_values(keys)
+    # Each seed attacks images of its own, and the original is in every row of it: each seed counts once.
+    table = table.groupby([*keys, "seed"], sort=False, dropna=False)[values].mean().reset_index()
+    return table.groupby(keys, sort=False)[values].mean().reset_index().sort_values(keys)
 
 
 def _lines(finished: pd.DataFrame) -> pd.Series:

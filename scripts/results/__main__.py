@@ -11,6 +11,7 @@ from consensus_cli.errors import RunFailedError, UserError, tell
 from consensus_cli.screen import Screen
 
 ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = ROOT / "docs" / "results"
 
 
 def main(words: list[str]) -> int:
@@ -18,7 +19,7 @@ def main(words: list[str]) -> int:
     options = parser().parse_args(words)
     try:
         if options.word == "page":
-            show(options.rows, options.document)
+            show(options.rows or PUBLISHED, options.document)
         else:
             measure(options)
     except (UserError, RunFailedError) as error:
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the words and options of the command."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "consensus"
     parent = argparse.ArgumentParser(add_help=False)
-    parent.add_argument("--rows", type=Path, default=ROOT / "docs" / "results", help="folder of the CSV files")
+    parent.add_argument("--rows", type=Path, help="folder of the CSV files, docs/results; of a tiny plan --output-dir")
     commands = argparse.ArgumentParser(prog="scripts/results.sh", description="The measurements of docs/results.md.")
     known = commands.add_subparsers(dest="word", required=True)
     for word in ("run", "tries", "checks"):
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
             "--weights", type=Path, default=ROOT / "../shared/data/resnet56_cifar10jpeg.safetensors", help="of ResNet56"
         )
         measuring.add_argument("--cache", type=Path, default=cache, help="folder of the unpacked images")
-        measuring.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "results", help="of the runs")
+        measuring.add_argument("--output-dir", type=Path, help="of the runs, outputs/results[-tiny]")
         measuring.add_argument("--tiny", action="store_true", help="few images, a fraction of an epoch: does it run?")
         measuring.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further settings")
         if word != "checks":
@@ -59,16 +60,20 @@ def measure(options: argparse.Namespace) -> None:
     from results.plan import TINY, Plan
 
     plan = TINY if options.tiny else Plan()
+    options.output_dir = options.output_dir or ROOT / "outputs" / ("results-tiny" if options.tiny else "results")
+    # The rows of a quick look are not the page's.
+    options.rows = options.rows or (options.output_dir if options.tiny else PUBLISHED)
     if options.word == "checks":
         measure_checks(plan, options.output_dir, options.rows, Screen())
         return
     root = options.root or unpacked(ROOT / "../shared/data/cifar10-jpeg.tar.xz", options.cache)
     words = [f"dataset.root={root}", f"model.weights={options.weights.resolve()}", *options.set]
     if options.word == "run":
-        measure_runs(dict(plan.runs()), words, options.output_dir, options.rows / RUNS, options.only)
+        measure_runs(dict(plan.runs()), words, options.output_dir, options.rows / RUNS, only=options.only)
     else:
         tries = dict(plan.tries(str(trained_as_much(plan, options.output_dir))))
-        measure_runs(tries, words, options.output_dir / "tries", options.rows / TRIES, options.only)
+        at, rows = options.output_dir / "tries", options.rows / TRIES
+        measure_runs(tries, words, at, rows, only=options.only, trained_in=options.output_dir)
 
 
 def show(rows: Path, document: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from scipy.stats import t as student_t
 from study.markdown import NOT_MEASURED, filled, markdown
 from study.rows import Rows
 
@@ -35,6 +37,9 @@ _OWED = {
     "choice_random": "choice, against random",
     "choice_uniform": "choice, against uniform",
 }
+#: what the runs are to be compared with, beside the original
+_TRAINED = "against the original trained as much"
+_SIGNS = (("better", 1), ("worse", -1))
 _COSTS = {
     "macs": "MACs",
     "params": "parameters",
@@ -84,69 +89,58 @@ def verdict(results: Results) -> str:
     own, more = results.of("consensus", CONTROLLED), results.of("consensus", CONTROLLED, "more_training")
     if own.empty or more.empty:
         return NOT_MEASURED
-    seeds = f"{len(own)} seed{'' if len(own) == 1 else 's'}"
-    accuracy = [
-        _change("against the original", own["accuracy_delta_pp"], own["mcnemar_p"] < 0.05),
-        _change(
-            "against the original trained as much", own["owed_to_pruning_pp"], _beyond_zero(own, "owed_to_pruning")
-        ),
+    costs = [
+        f"{label.replace(', ', ' at ')} {fixed(-mean(own, f'{name}_reduction_pct'), 2, '%')}"
+        for name, label in _COSTS.items()
     ]
-    attacked, won, lost = [], 0, 0
-    for name in _curve(own):
-        label, sure = robustness.attack_label(name, own), _beyond_zero(own, name).all()
-        won += bool(sure and mean(own, f"{name}_delta_pp") > 0)
-        lost += bool(sure and mean(own, f"{name}_delta_pp") < 0)
-        after, before, trained = (
-            mean(rows, column)
-            for rows, column in (
-                (own, f"{name}_pruned_pct"),
-                (own, f"{name}_base_pct"),
-                (more, f"{name}_pruned_pct"),
-            )
-        )
-        attacked.append(f"{label}: {fixed(after)} % against {fixed(before)} % and {fixed(trained)} %")
-    costs = [f"{label} {fixed(-mean(own, f'{name}_reduction_pct'), 2, '%')}" for name, label in _COSTS.items()]
+    accuracy = [_held(own, "accuracy", "against the original"), _held(own, "owed_to_pruning", _TRAINED)]
+    fewer = results.of("consensus", min(TRIED))
+    if len(fewer):
+        parts = [_held(fewer, "accuracy", "against the original"), _held(fewer, "owed_to_pruning", _TRAINED)]
+        accuracy.append(f"with {min(TRIED)} blocks gone {parts[0]}, {parts[1]}")
+    names = [name for name in _curve(own) if not robustness.uninformative(own, name).all()]
+    attacked = [
+        f"{robustness.attack_label(name, own)} {fixed(mean(own, f'{name}_pruned_pct'), 1)} % "
+        f"({_change(own, name)}, {_change(own, f'{name}_owed_to_pruning')})"
+        for name in names
+    ]
+    counts = [
+        " and ".join(f"{word} under {sum(_beyond(own, name + end) == sign for name in names)}" for word, sign in _SIGNS)
+        for end in ("", "_owed_to_pruning")
+    ]
     return (
-        f"{CONTROLLED} of 24 blocks gone, {seeds}. **Cost:** {', '.join(costs)}. **Accuracy:** {'; '.join(accuracy)}. "
-        f"**Robustness:** against the original, beyond noise, better under {won} and worse under {lost} of "
-        f"{len(attacked)} attacks (the pruned network against the original, and against the original trained as much): "
-        f"{'; '.join(attacked)}."
+        f"{CONTROLLED} of 24 blocks gone, {len(own)} seed{'' if len(own) == 1 else 's'}. **Cost:** {', '.join(costs)}. "
+        f"**Accuracy:** {'; '.join(accuracy)}. **Robustness** under the {len(names)} attacks that leave enough images "
+        f"to tell: beyond noise {counts[0]} against the original, {counts[1]} {_TRAINED} (in brackets the change "
+        f"against the one and the other, in pp): {'; '.join(attacked)}. Intervals are of 95 %: over seeds where there "
+        "are several, else over test images."
     )
 
 
 def points_table(results: Results) -> str:
-    """Accuracy and costs at each number of removed blocks, mean over seeds; changes in brackets."""
-    rows, more = [], results.of("consensus", CONTROLLED, "more_training")
+    """Accuracy and costs at each number of removed blocks, mean over seeds; changes with their intervals."""
+    rows = []
     for blocks in RATIOS:
         own = results.of("consensus", blocks)
         if len(own):
             saved = [fixed(-mean(own, f"{name}_reduction_pct"), 1) for name in _COSTS]
-            accuracy = f"{fixed(mean(own, 'accuracy_pruned_pct'))} ({_signed(mean(own, 'accuracy_delta_pp'))})"
             # Fine-tuned at the end only, every pruned network has the same training, and so the same control.
-            same = more[more["seed"].isin(own["seed"])]
-            control = mean(own, "accuracy_pruned_pct") - mean(same, "accuracy_pruned_pct")
-            rows.append([str(blocks), str(len(own)), accuracy, _signed(control), *saved])
-    heads = ["blocks removed", "seeds", "accuracy (%)", "against the original trained as much (pp)"]
+            changes = [_change(own, "accuracy"), _change(own, "owed_to_pruning")]
+            rows.append([str(blocks), str(len(own)), fixed(mean(own, "accuracy_pruned_pct")), *changes, *saved])
+    heads = ["blocks removed", "seeds", "accuracy (%)", "against the original (pp)", f"{_TRAINED} (pp)"]
     heads += [f"{label} (%)" for label in _COSTS.values()]
     return markdown(heads, rows) if rows else NOT_MEASURED
 
 
 def controls_table(results: Results) -> str:
     """Accuracy of the pruned network at `CONTROLLED` blocks, of its controls and of other choices, seed by seed."""
-    own = results.of("consensus", CONTROLLED)
-    networks = {
-        "original": (own, "base"),
-        "without 15 blocks, consensus": (own, "pruned"),
-        **{label: (results.of("consensus", CONTROLLED, name), "pruned") for name, label in _CONTROLS.items()},
-        "without 15 blocks, random": (results.of("random", CONTROLLED), "pruned"),
-        "without 15 blocks, uniform": (results.of("uniform", CONTROLLED), "pruned"),
-    }
     rows = []
-    for label, (found, network) in networks.items():
+    for label, found, network in _networks(results, [CONTROLLED], others=True):
         values = found[f"accuracy_{network}_pct"]
-        if len(values):
-            corrupted = mean(found, f"own_corruption_mean_{network}_pct")
-            rows.append([label, str(len(values)), fixed(values.mean()), " ".join(map(fixed, values)), fixed(corrupted)])
+        corrupted = fixed(mean(found, f"own_corruption_mean_{network}_pct"))
+        if network == "pruned":
+            corrupted += f" ({_signed(mean(found, 'own_corruption_mean_delta_pp'))})"
+        rows.append([label, str(len(values)), fixed(values.mean()), " ".join(map(fixed, values)), corrupted])
     heads = ["network", "seeds", "accuracy (%)", "seed by seed", "corrupted (%)"]
     return markdown(heads, rows) if rows else NOT_MEASURED
 
@@ -167,31 +161,36 @@ def owed_table(results: Results) -> str:
 
 def tries_table(results: Results) -> str:
     """Accuracy of what was tried beside the plain protocol's, and how far it is from the original trained as much."""
-    more = results.of("consensus", CONTROLLED, "more_training")
-    if results.tries.empty or more.empty:
+    plain = [results.of("consensus", blocks).head(1) for blocks in TRIED]
+    if results.tries.empty:
         return NOT_MEASURED
-    plain = pd.concat([results.of("consensus", blocks).head(1) for blocks in TRIED]).assign(name="plain")
-    found, rows = pd.concat([plain, results.tries]), []
+    found, rows = pd.concat([*(rows.assign(name="plain") for rows in plain), results.tries]), []
     for name, ours in found.groupby("name", sort=False):
         cells = [str(name)]
         for blocks in TRIED:
-            accuracy = mean(ours[ours["ratio"] == RATIOS[blocks]], "accuracy_pruned_pct")
-            cells += [fixed(accuracy), _signed(accuracy - more["accuracy_pruned_pct"].iloc[0])]
+            at = ours[ours["ratio"] == RATIOS[blocks]]
+            cells += [fixed(mean(at, "accuracy_pruned_pct")), _change(at, "owed_to_pruning")]
         rows.append([*cells, fixed(mean(ours, "finetune_s") / 60, 0)])
-    heads = [head for blocks in TRIED for head in (f"{blocks} blocks (%)", "against the original trained as much (pp)")]
+    heads = [head for blocks in TRIED for head in (f"{blocks} blocks (%)", f"{_TRAINED} (pp)")]
     return markdown(["tried", *heads, "fine-tuning (min)"], rows)
 
 
 def curve_table(results: Results) -> str:
-    """Accuracy under attack over epsilon, mean over seeds."""
-    rows = []
-    for label, found, network in _networks(results):
-        names = _curve(found)
-        rows.append([label, *(fixed(mean(found, f"{name}_{network}_pct"), 1) for name in ["clean", *names])])
+    """Accuracy under attack over epsilon, mean over seeds; in brackets the change against the original, image by image.
+
+    Each seed attacks images of its own: only the changes can be compared where the seeds are not the same.
+    """
+    rows, names = [], _curve(results.runs)
+    for label, found, network in _networks(results, RATIOS):
+        cells = []
+        for name in ["clean", *names]:
+            value = mean(found, f"{name}_{network}_pct")
+            change = f" ({_signed(value - mean(found, f'{name}_base_pct'), 1)})" if network == "pruned" else ""
+            cells.append(fixed(value, 1) + change)
+        rows.append([label, str(len(found)), *cells])
     if not rows:
         return NOT_MEASURED
-    names = _curve(results.of("consensus", CONTROLLED) if len(results.of("consensus", CONTROLLED)) else results.runs)
-    return markdown(["network", "clean", *(robustness.attack_label(n, results.runs) for n in names)], rows)
+    return markdown(["network", "seeds", "clean", *(robustness.attack_label(n, results.runs) for n in names)], rows)
 
 
 def corruption_table(results: Results) -> str:
@@ -201,7 +200,7 @@ def corruption_table(results: Results) -> str:
         [str(blocks), *(fixed(mean(own, column.format(n))) for n in ("base", "pruned")), _signed(change)]
         for blocks in RATIOS
         for own in [results.of("consensus", blocks)]
-        for change in [mean(own, column.format("pruned")) - mean(own, column.format("base"))]
+        for change in [mean(own, "own_corruption_mean_delta_pp")]
         if len(own)
     ]
     return markdown(["blocks removed", "original (%)", "pruned (%)", "change (pp)"], rows) if rows else NOT_MEASURED
@@ -235,8 +234,18 @@ def published_table(results: Results) -> str:
 
 
 def warnings_table(results: Results) -> str:
-    """What the report warns of."""
-    return "\n".join(f"- {text}" for text in robustness.warnings(results.runs)) or "None."
+    """What the report warns of: of the pruned networks under the curve's attacks, and of masked gradients by Square."""
+    own = results.runs[(results.runs["control"] == "") & (results.runs["criterion"] == "consensus")]
+    told = robustness.warnings(own)
+    if len(results.checks):
+        columns = {"base_pct": "base_pct", "pruned_pct": "pruned_pct", "eps255": "eps255"}
+        wide = results.checks.pivot_table(index="run_id", columns="attack", values=list(columns))
+        wide.columns = [f"{attack}_{value}" for value, attack in wide.columns]
+        masked = robustness.masked(wide)
+        told.append(
+            masked or "Square leaves no fewer images standing than the attacks with gradients: none are masked."
+        )
+    return "\n".join(f"- {text}" for text in told) or "None."
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -272,16 +281,21 @@ def mean(rows: pd.DataFrame, column: str) -> float:
     return float(rows[column].mean()) if column in rows and len(rows) else float("nan")
 
 
-def _networks(results: Results) -> Iterator[tuple[str, pd.DataFrame, str]]:
-    """Yields the networks of the page that were attacked: label, rows, and the word for the network in columns."""
-    if len(results.of("consensus", CONTROLLED)):
-        yield "original", results.of("consensus", CONTROLLED), "base"
+def _networks(
+    results: Results, numbers: Iterable[int], *, others: bool = False
+) -> Iterator[tuple[str, pd.DataFrame, str]]:
+    """Yields the networks of the page that there are rows of: label, rows, and the word for the network in columns."""
+    own = results.of("consensus", CONTROLLED)
+    found = [("original", own, "base")]
+    found += [(f"without {n} blocks", results.of("consensus", n), "pruned") for n in numbers]
     for name, label in _CONTROLS.items():
-        if len(found := results.of("consensus", CONTROLLED, name)):
-            yield label, found, "pruned"
-    for blocks in RATIOS:
-        if len(found := results.of("consensus", blocks)):
-            yield f"without {blocks} blocks", found, "pruned"
+        controls = results.of("consensus", CONTROLLED, name)
+        # The controls of a run are done before it.
+        found.append((label, controls[controls["seed"].isin(own["seed"])] if len(own) else controls, "pruned"))
+    if others:
+        chosen = ("random", "uniform")
+        found += [(f"without {CONTROLLED} blocks, {name}", results.of(name, CONTROLLED), "pruned") for name in chosen]
+    yield from ((label, rows, network) for label, rows, network in found if len(rows))
 
 
 def _curve(rows: pd.DataFrame) -> list[str]:
@@ -293,20 +307,36 @@ def _curve(rows: pd.DataFrame) -> list[str]:
     return sorted(names, key=names.__getitem__)
 
 
-def _beyond_zero(rows: pd.DataFrame, name: str) -> pd.Series:
-    """Whether the 95 % interval of a change leaves out zero, row by row."""
-    return (rows[f"{name}_ci95_low"] > 0) | (rows[f"{name}_ci95_high"] < 0)
+def _ends(rows: pd.DataFrame, name: str) -> tuple[float, float, float]:
+    """Returns the mean over seeds of a change, in pp, and its 95 % interval: over seeds, of one seed over images."""
+    column = next((column for column in (f"{name}_delta_pp", f"{name}_pp") if column in rows), None)
+    values = rows[column].dropna() if column else pd.Series(dtype=float)
+    if len(values) > 1:
+        half = student_t.ppf(0.975, len(values) - 1) * values.std() / len(values) ** 0.5
+        return values.mean(), values.mean() - half, values.mean() + half
+    ends = [mean(rows.loc[values.index], f"{name}_ci95_{end}") for end in ("low", "high")]
+    return mean(rows, column or ""), *ends
 
 
-def _change(against: str, deltas_pp: pd.Series, sure: pd.Series) -> str:
-    """Says a change, mean over seeds: won or lost where it is beyond noise (over test images) for every seed."""
-    alike = (deltas_pp > 0).nunique() == 1
-    held = ("won" if deltas_pp.mean() > 0 else "lost") if alike and sure.all() else "not beyond noise for every seed"
-    return f"{_signed(deltas_pp.mean())} pp {against} ({held}; seeds {' '.join(map(_signed, deltas_pp))})"
+def _change(rows: pd.DataFrame, name: str) -> str:
+    delta, low, high = _ends(rows, name)
+    return f"{_signed(delta)} [{_signed(low)}, {_signed(high)}]" if math.isfinite(low) else _signed(delta)
 
 
-def _signed(value: float) -> str:
-    return fixed(value, 2, sign=True)
+def _beyond(rows: pd.DataFrame, name: str) -> int:
+    """Returns 1 for a change above noise, −1 for one below, 0 where the interval spans zero or there is none."""
+    _, low, high = _ends(rows, name)
+    return int(low > 0) - int(high < 0)
+
+
+def _held(rows: pd.DataFrame, name: str, against: str) -> str:
+    """Says a change in accuracy: won or lost where its interval leaves out zero."""
+    said = {1: "won", -1: "lost", 0: "within noise"}[_beyond(rows, name)]
+    return f"{_change(rows, name)} pp {against} ({said})"
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    return fixed(value, digits, sign=True)
 
 
 assert set(_OWED) == set(PARTS)

@@ -45,24 +45,33 @@ def made_up(folder: Path) -> Results:
     shared = {"overrides": " ".join(PROTOCOL), "model": "resnet56", "dataset": "cifar10jpeg", "accuracy_base_pct": 88.0}
     shared |= {"clean_base_pct": 90.0, "clean_pruned_pct": 89.0, "fgsm_eps1_eps255": 1.0}
     rows = []
+    # Each seed attacks images of its own, which are harder for both networks in the second.
     for seed, pruned in ((0, 88.2), (1, 88.6)):
         own = shared | {"seed": seed, "ratio": 0.625, "accuracy_pruned_pct": pruned, "accuracy_delta_pp": pruned - 88}
-        own |= {"blocks_removed": 15, "fgsm_eps1_base_pct": 70.0, "fgsm_eps1_pruned_pct": 60.0 + seed}
-        own |= {"mcnemar_p": (0.3, 0.01)[seed], "fgsm_eps1_delta_pp": seed - 10.0}
-        own |= {"fgsm_eps1_ci95_low": -12.0, "fgsm_eps1_ci95_high": -7.0}
+        own |= {"blocks_removed": 15, "fgsm_eps1_base_pct": 70.0 - 4 * seed, "fgsm_eps1_pruned_pct": 60.0 - 4 * seed}
+        own |= {"fgsm_eps1_delta_pp": -10.0 + 0.1 * seed, "fgsm_eps1_owed_to_pruning_pp": -9.0 + 18 * seed}
+        own |= {"own_corruption_mean_base_pct": 70.0, "own_corruption_mean_pruned_pct": 71.0 + seed}
+        own |= {"own_corruption_mean_delta_pp": 1.0 + seed}
         owed = {"owed_to_training_pp": 0.71, "owed_to_training_ci95_low": 0.2, "owed_to_training_ci95_high": 1.2}
-        owed |= {"owed_to_pruning_pp": -0.5, "owed_to_pruning_ci95_low": -0.9, "owed_to_pruning_ci95_high": -0.1}
+        owed |= {"owed_to_pruning_pp": -0.5 - 0.01 * seed, "owed_to_pruning_ci95_low": -0.9}
+        owed |= {"owed_to_pruning_ci95_high": -0.1, "pgd_delta_pp": float("nan")}
         rows.append(finished_row(f"run-{seed}", **own, **owed))
         trained = own | {"accuracy_pruned_pct": 89.0, "control": "more_training", "control_of": f"run-{seed}"}
         rows.append(finished_row(f"run-{seed}-more_training", **trained))
-    rows.append(finished_row("six", **shared | {"ratio": 0.25, "blocks_removed": 6, "accuracy_pruned_pct": 88.9}))
+    # The controls of a run are done before it: a third seed has one and nothing to compare it with.
+    alone = trained | {"seed": 2, "accuracy_pruned_pct": 99.0, "control_of": "run-2"}
+    rows.append(finished_row("run-2-more_training", **alone))
+    fewer = {"accuracy_pruned_pct": 88.9, "accuracy_delta_pp": 0.9, "accuracy_ci95_low": 0.3, "accuracy_ci95_high": 1.5}
+    fewer |= {"owed_to_pruning_pp": -0.1, "owed_to_pruning_ci95_low": -0.6, "owed_to_pruning_ci95_high": 0.4}
+    rows.append(finished_row("twelve", **shared | {"ratio": 0.5, "blocks_removed": 12, **fewer}))
     write_results(folder, rows).rename(folder / "runs.csv")
     Path(folder / "checks.csv").write_text(
         "run_id,attack,eps255,images,base_pct,pruned_pct,delta_pp,ci95_low,ci95_high\n"
-        "run-0,pgd_eps1,1,100,60,58,-2,-5,1\nrun-0,square_eps1,1,100,64,61,-3,-6,0\n"
+        "run-0,pgd_eps1,1,100,60,58,-2,-5,1\nrun-0,square_eps1,1,100,64,57,-7,-9,0\n"
     )
+    owed = {"owed_to_pruning_pp": -0.3, "owed_to_pruning_ci95_low": -0.8, "owed_to_pruning_ci95_high": 0.2}
     tried = [
-        finished_row(f"{name}-{ratio}", **shared | {"ratio": ratio, "accuracy_pruned_pct": accuracy}, name=name)
+        finished_row(f"{name}-{ratio}", **shared | {"ratio": ratio, "accuracy_pruned_pct": accuracy} | owed, name=name)
         for name, ratio, accuracy in (("healed", 0.5, 88.7), ("healed", 0.625, 88.4), ("taught", 0.625, 88.95))
     ]
     write_results(folder, tried).rename(folder / "tries.csv")
@@ -73,18 +82,25 @@ def test_tables_and_figures_are_made_of_the_rows(tmp_path: Path) -> None:
     results = made_up(tmp_path)
     text = with_tables(PAGE.read_text(encoding="utf-8"), results)
     assert with_tables(text, results) == text
-    assert "+0.40 pp against the original (not beyond noise for every seed; seeds +0.20 +0.60)" in text
-    assert "−0.50 pp against the original trained as much (lost; seeds −0.50 −0.50)" in text
-    assert "better under 0 and worse under 3 of 3 attacks" in text
-    assert "FGSM 1/255: 60.50 % against 70.00 % and 60.50 %" in text
-    assert "| 15 | 2 | 88.40 (+0.40) | −0.60 | −20.0 |" in text
-    assert "| original, trained as much | 2 | 89.00 | 89.00 89.00 |" in text
+    # Over two seeds, 12.706 · s / √2: 0.40 ± 2.54, −0.505 ± 0.064, −9.95 ± 0.64, 0 ± 114.
+    assert "15 of 24 blocks gone, 2 seeds." in text
+    assert "+0.40 [−2.14, +2.94] pp against the original (within noise)" in text
+    assert "−0.51 [−0.57, −0.44] pp against the original trained as much (lost)" in text
+    assert "with 12 blocks gone +0.90 [+0.30, +1.50] pp against the original (won), −0.10 [−0.60, +0.40] pp" in text
+    assert (
+        "beyond noise better under 0 and worse under 2 against the original, better under 0 and worse under 0" in text
+    )
+    assert "FGSM 1/255 58.0 % (−9.95 [−10.59, −9.31], +0.00 [−114.36, +114.36])" in text
+    assert "| 12 | 1 | 88.90 | +0.90 [+0.30, +1.50] | −0.10 [−0.60, +0.40] | −20.0 |" in text
+    assert "| 15 | 2 | 88.40 | +0.40 [−2.14, +2.94] | −0.51 [−0.57, −0.44] | −20.0 |" in text
+    assert "| original, trained as much | 2 | 89.00 | 89.00 89.00 | 71.50 (+1.50) |" in text
     assert "| 0 | +0.20 | +0.71 [+0.20, +1.20] | −0.50 [−0.90, −0.10] | – |" in text
-    assert "| plain | – | – | 88.20 | −0.80 |" in text
-    assert "| healed | 88.70 | −0.30 | 88.40 | −0.60 |" in text
-    assert "| taught | – | – | 88.95 | −0.05 |" in text
-    assert "| without 15 blocks | 89.0 | 60.5 | 55.0 | 30.0 |" in text
-    assert "| 15 blocks | 100 | 60.0 / 58.0 | 64.0 / 61.0 |" in text
+    assert "| plain | 88.90 | −0.10 [−0.60, +0.40] | 88.20 | −0.50 [−0.90, −0.10] |" in text
+    assert "| healed | 88.70 | −0.30 [−0.80, +0.20] | 88.40 | −0.30 [−0.80, +0.20] |" in text
+    assert "| taught | – | – | 88.95 | −0.30 [−0.80, +0.20] |" in text
+    assert "| without 15 blocks | 2 | 89.0 (−1.0) | 58.0 (−10.0) |" in text
+    assert "| 15 blocks | 100 | 60.0 / 58.0 | 64.0 / 57.0 |" in text
+    assert "- SQUARE 1/255 leaves fewer images standing than every attack with gradients" in text
     assert "| 15 | 56.29 | +0.95 | +0.40 |" in text
     written = draw(results, tmp_path)
     assert {path.name for path in written} == {"tradeoff.svg", "fgsm.svg"}
