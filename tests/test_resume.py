@@ -159,6 +159,18 @@ def test_a_resumed_run_a_single_run_and_a_list_of_ratios_agree(
     assert len(read_rows(tmp_path / "results.csv")) == 2
 
 
+def test_evenly_spread_blocks_of_a_list_of_ratios_are_not_those_of_a_run_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("criterion=uniform", "finetune=none", "baseline.epochs=0.02")
+    assert run(tmp_path, *words, "ratio=[0.17,0.5]") == 0
+    capsys.readouterr()
+    assert run(tmp_path, *words, "ratio=0.17", "if_done=skip") == 0
+    assert "is done already" not in capsys.readouterr().out
+    assert run(tmp_path, *words, "ratio=[0.17,0.5]", "if_done=skip") == 0
+    assert capsys.readouterr().out.count("is done already") == 1
+
+
 def test_a_row_that_a_kill_kept_from_the_results_is_added_by_skipping(
     outputs: Path, finished_run: Path, tmp_path: Path
 ) -> None:

@@ -226,11 +226,19 @@ class Session:
                 self._forget_trainings()
             else:
                 write_atomic(files.log, self.files.log.read_bytes())
-                # With several blocks per removal, later ratios come by other removals than a run of their own.
-                if self.config.prune.step == 1 or ratio == self.config.ratios[0]:
+                if self._is_as_alone(ratio):
                     replace(self.identity, config_hash=self.hashes[ratio]).write(files)
             row.draw_summary(files, written, screen.warning)
         return written
+
+    def _is_as_alone(self, ratio: float) -> bool:
+        """Whether the row at a ratio that is not the last is that of a run at this ratio alone."""
+        # What is spread evenly depends on how much goes in the end.
+        if self.config.criterion.name == "uniform":
+            return False
+        # Several blocks per removal, or the best set for each ratio, come by other removals.
+        one_by_one = self.config.prune.step == 1 and self.config.criterion.per == "nothing"
+        return one_by_one or ratio == self.config.ratios[0]
 
     @contextmanager
     def row_on_failure(self) -> Iterator[None]:

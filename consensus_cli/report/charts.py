@@ -123,7 +123,8 @@ def phase_chart(phases: pd.DataFrame) -> Chart | None:
         if np.isfinite(wh)
     ]
     height = _ROW_HEIGHT_PX * len(phases)
-    return _chart("phases", values=values, height=height, phases=list(PHASES.values()), colours=PHASE_COLOURS)
+    colours = [colour for phase, colour in zip(PHASES.values(), PHASE_COLOURS, strict=True) if phase in phases]
+    return _chart("phases", values=values, height=height, phases=list(phases), colours=colours)
 
 
 def curve_chart(curve: pd.DataFrame) -> Chart:

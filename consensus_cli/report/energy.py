@@ -7,21 +7,30 @@ import pandas as pd
 from consensus_cli.report.formatting import NONE, fixed, ratio_text, significant
 
 #: phase of a run, as columns name it -> how the report calls it
-PHASES = {"baseline": "baseline", "score": "scoring", "finetune": "fine-tuning", "evaluate": "evaluation"}
+PHASES = {
+    "baseline": "baseline",
+    "score": "scoring",
+    "finetune": "fine-tuning",
+    "evaluate": "evaluation",
+    "heal": "healing",
+    "measure": "measuring costs",
+}
 
 
 def by_phase(finished: pd.DataFrame) -> pd.DataFrame:
-    """Returns the mean energy of a run in Wh per task and series (rows) and phase (columns)."""
-    columns = [f"energy_{phase}_kwh" for phase in PHASES]
-    means = 1000 * finished.groupby(["task", "series"])[columns].mean()
-    return means.set_axis(list(PHASES.values()), axis=1).dropna(how="all")
+    """Returns the mean energy of a run in Wh per task and series (rows) and phase (columns) that any run had."""
+    columns = {f"energy_{phase}_kwh": label for phase, label in PHASES.items() if f"energy_{phase}_kwh" in finished}
+    means = 1000 * finished.groupby(["task", "series"])[list(columns)].mean()
+    return means.rename(columns=columns).dropna(how="all")
 
 
-def phase_rows(finished: pd.DataFrame) -> list[list[str]]:
-    """Returns a line per task and series: energy of each phase and in total, and CO2, all per run."""
+def phase_table(finished: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Returns headings, and a line per task and series: energy of each phase and in total, and CO2, all per run."""
     total = 1000 * finished.groupby(["task", "series"])[["energy_run_kwh", "co2_run_kg"]].mean().dropna(how="all")
-    table = by_phase(finished).reindex(total.index).join(total).reset_index()
-    return [[task, series, *map(significant, used)] for task, series, *used in table.to_numpy()]
+    phases = by_phase(finished)
+    table = phases.reindex(total.index).join(total).reset_index()
+    rows = [[task, series, *map(significant, used)] for task, series, *used in table.to_numpy()]
+    return ["task", "criterion", *(f"{phase} (Wh)" for phase in phases), "total (Wh)", "CO₂ (g)"], rows
 
 
 def network_rows(shown: pd.DataFrame, finished: pd.DataFrame) -> list[list[str]]:

@@ -37,7 +37,7 @@ _STYLE: dict[Any, Any] = {
     # Names come from files: a dollar sign in them is a dollar sign.
     "text.parse_math": False,
 }
-_HATCHES = ("", "//", "xx", "..")
+_HATCHES = ("", "//", "xx", "..", "--", "++")
 _HEAT_LABELS = {"corruption": "accuracy (%)", "shortcut": "shortcut reliance (pp)"}
 
 
@@ -128,9 +128,11 @@ def phase_figure(phases: pd.DataFrame) -> Figure | None:
         return None
     figure, axes = blank(5.0, 0.9 + 0.3 * len(phases))
     left = np.zeros(len(phases))
-    for (phase, used), colour, hatch in zip(phases.fillna(0).items(), PHASE_COLOURS, _HATCHES, strict=True):
-        axes.barh(range(len(phases)), used, left=left, color=colour, hatch=hatch, edgecolor="white", label=str(phase))
-        left += used.to_numpy()
+    for phase, colour, hatch in zip(energy.PHASES.values(), PHASE_COLOURS, _HATCHES, strict=True):
+        if phase in phases:
+            used = phases[phase].fillna(0)
+            axes.barh(range(len(phases)), used, left=left, color=colour, hatch=hatch, edgecolor="white", label=phase)
+            left += used.to_numpy()
     axes.set_yticks(range(len(phases)), [str(series) for series in phases.index])
     axes.invert_yaxis()
     axes.set_xlabel("energy per run (Wh)")

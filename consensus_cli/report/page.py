@@ -115,7 +115,7 @@ def render(runs: Runs, title: str) -> str:
         slots=slots,
         any_published=any(len(task.published) for task in tasks),
         attack_rows=robustness.attack_rows(front.head(MOST_POINTS), finished),
-        phase_rows=energy.phase_rows(finished),
+        phase_table=energy.phase_table(finished),
         network_rows=energy.network_rows(front.head(MOST_POINTS), finished),
         certificate_headings=certificates.HEADINGS,
         certificate_rows=certificates.rows(runs, MOST_POINTS),

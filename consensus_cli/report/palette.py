@@ -11,7 +11,7 @@ import pandas as pd
 #: Okabe & Ito (2008) without black and yellow, which vanish on one of the two backgrounds, and a grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 #: from the same set, neighbours in a bar being as far apart in lightness as can be
-PHASE_COLOURS = ("#0072B2", "#F0E442", "#D55E00", "#56B4E9")
+PHASE_COLOURS = ("#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#009E73", "#E69F00")
 #: what belongs to no series; seen on both backgrounds
 NEUTRAL = "#8C8C8C"
 #: the colour scale of importance: even in lightness, so it reads in grey and by colour-blind readers

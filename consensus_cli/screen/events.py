@@ -94,7 +94,7 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class StageStarted(Event):
-    """A phase (`baseline`, `score`, `heal`, `finetune`, `evaluate`) begins."""
+    """A phase (`baseline`, `score`, `heal`, `measure`, `finetune`, `evaluate`) begins."""
 
     name = "stage_started"
     stage: str

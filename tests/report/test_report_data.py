@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus_cli.errors import UserError
-from consensus_cli.report import energy, formatting, removal, robustness, tradeoff
+from consensus_cli.report import energy, figures, formatting, removal, robustness, tradeoff
 from consensus_cli.report.runs import complete, load
 from consensus_cli.report.text import caveats
 
@@ -233,7 +233,20 @@ def test_corruptions_and_shortcuts_are_found_by_their_columns() -> None:
 
 def test_energy_by_phase_and_network() -> None:
     rows, _ = complete(pd.DataFrame([finished_row("a")]))
-    assert energy.phase_rows(rows) == [["resnet20 on digits", "consensus", "0.5", "0.1", "0.3", "0.1", "1", "0.1"]]
+    headings, table = energy.phase_table(rows)
+    assert headings[2:] == [
+        "baseline (Wh)",
+        "scoring (Wh)",
+        "fine-tuning (Wh)",
+        "evaluation (Wh)",
+        "total (Wh)",
+        "CO₂ (g)",
+    ]
+    assert table == [["resnet20 on digits", "consensus", "0.5", "0.1", "0.3", "0.1", "1", "0.1"]]
+    healed, _ = complete(pd.DataFrame([finished_row("a"), finished_row("b", energy_heal_kwh=2e-4)]))
+    headings, table = energy.phase_table(healed)
+    assert (headings[6], table[0][6]) == ("healing (Wh)", "0.2")
+    assert figures.phase_figure(energy.by_phase(healed).droplevel("task")) is not None
     inference, epoch = energy.network_rows(tradeoff.points(rows), rows)
     assert inference[3:] == ["inference, 1,000 images", "4", "3", "25.0 %", "0.4", "0.3"]
     assert epoch[3:] == ["one training epoch", "8", "6", "25.0 %", "0.8", "0.6"]
