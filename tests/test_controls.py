@@ -23,7 +23,7 @@ from consensus_cli.config.composition import compose_run
 from consensus_cli.experiment import controls
 from consensus_cli.experiment.checks import value_problems
 from consensus_cli.experiment.run_hash import run_hash
-from consensus_cli.report.attribution import attribution_columns, sentences
+from consensus_cli.report.attribution import attribution_columns, sentences, training_columns
 from consensus_cli.report.certificates import sentence
 from consensus_cli.report.runs import load
 from consensus_cli.report.text import markdown
@@ -221,6 +221,9 @@ def test_the_parts_of_a_small_change_are_those_counted_by_hand(tmp_path: Path) -
     assert found["owed_to_pruning_pp"] == 100 * (4 - 6) / 8
     assert (found["owed_to_choice_random_pp"], found["random_draws"]) == (100 * (4 - 2.5) / 8, 2)
     assert not {"owed_to_weights_pp", "owed_to_choice_uniform_pp"} & set(found)
+    # Lost answers, and those of another original.
+    assert training_columns(rows[0], {}, bits) == {}
+    assert training_columns(rows[0], {"base": bits["base"], "pruned": bits["own"]}, {"base": bits["own"]}) == {}
     assert found["pgd_owed_to_training_pp"] == 100 * (3 - 2) / 4
     assert found["pgd_owed_to_pruning_pp"] == 100 * (4 - 3) / 4
     under = {"pgd_eps255": 8.0, "pgd_base_pct": 50.0, "pgd_pruned_pct": 100.0, "pgd_delta_pp": 50.0}

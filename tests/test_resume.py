@@ -159,16 +159,26 @@ def test_a_resumed_run_a_single_run_and_a_list_of_ratios_agree(
     assert len(read_rows(tmp_path / "results.csv")) == 2
 
 
-def test_evenly_spread_blocks_of_a_list_of_ratios_are_not_those_of_a_run_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("criterion", "ratios", "smaller"),
+    [
+        # What is spread evenly depends on how much goes in the end, also of the first ratio.
+        (["criterion=uniform"], "[0.17,0.34,0.5]", ["0.17", "0.34"]),
+        # The best set for a ratio need not hold the best one for a smaller ratio.
+        (["criterion=random", "prune=macs", "criterion.per=macs"], "[0.1,0.2,0.3]", ["0.2"]),
+    ],
+)
+def test_rows_of_a_list_of_ratios_that_a_run_of_its_own_would_not_have_do_not_count_as_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], criterion: list[str], ratios: str, smaller: list[str]
 ) -> None:
-    words = ("criterion=uniform", "finetune=none", "baseline.epochs=0.02")
-    assert run(tmp_path, *words, "ratio=[0.17,0.5]") == 0
-    capsys.readouterr()
-    assert run(tmp_path, *words, "ratio=0.17", "if_done=skip") == 0
-    assert "is done already" not in capsys.readouterr().out
-    assert run(tmp_path, *words, "ratio=[0.17,0.5]", "if_done=skip") == 0
+    words = (*criterion, "finetune=none", "baseline.epochs=0.02", "if_done=skip")
+    assert run(tmp_path, *words, f"ratio={ratios}") == 0
+    assert run(tmp_path, *words, f"ratio={ratios}") == 0
     assert capsys.readouterr().out.count("is done already") == 1
+    for ratio in smaller:
+        assert run(tmp_path, *words, f"ratio={ratio}") == 0
+    assert "is done already" not in capsys.readouterr().out
+    assert len(read_rows(tmp_path / "results.csv")) == 3 + len(smaller)
 
 
 def test_a_row_that_a_kill_kept_from_the_results_is_added_by_skipping(

@@ -160,8 +160,8 @@ def _owed(part: str, before: Tensor, after: Tensor, row: Mapping[Any, Any]) -> d
 
 def _same_original(right: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Whether two runs compare the same original on the same images; a GPU may answer an image otherwise next time."""
-    first, second = right["base"], other.get("base")
-    if second is None or first.shape != second.shape:
+    first, second = right.get("base"), other.get("base")
+    if first is None or second is None or first.shape != second.shape:
         return False
     return (first == second).double().mean().item() > _SAME_ANSWERS
 

@@ -238,13 +238,11 @@ def warnings_table(results: Results) -> str:
     own = results.runs[(results.runs["control"] == "") & (results.runs["criterion"] == "consensus")]
     told = robustness.warnings(own)
     if len(results.checks):
-        columns = {"base_pct": "base_pct", "pruned_pct": "pruned_pct", "eps255": "eps255"}
-        wide = results.checks.pivot_table(index="run_id", columns="attack", values=list(columns))
+        values = ["base_pct", "pruned_pct", "eps255"]
+        wide = results.checks.pivot_table(index="run_id", columns="attack", values=values)
         wide.columns = [f"{attack}_{value}" for value, attack in wide.columns]
-        masked = robustness.masked(wide)
-        told.append(
-            masked or "Square leaves no fewer images standing than the attacks with gradients: none are masked."
-        )
+        unmasked = "Square leaves no fewer images standing than the attacks with gradients: no sign of masked ones."
+        told.append(robustness.masked(wide) or unmasked)
     return "\n".join(f"- {text}" for text in told) or "None."
 
 
