@@ -26,6 +26,14 @@ PROTOCOL = (
     "dataset.name=cifar10jpeg",
     *NETWORK,
 )
+#: of a run that is done for its accuracy: nothing attacked, cost in a glance
+ACCURACY_ALONE = (
+    "attacks=none",
+    "evaluate.corruptions=[]",
+    "evaluate.energy_window_s=0.02",
+    "evaluate.energy_repeats=1",
+    "evaluate.latency_min_run_s=0.02",
+)
 
 
 @dataclass(frozen=True)
@@ -73,10 +81,11 @@ class Plan:
             "taught": ["finetune.distill=0.5", f"finetune.teacher={trained}"],
             "longer": ["finetune.final_epochs=40"],
         }
+        more["together"] = ["prune.refit=true", *more["taught"], *more["longer"]]
         at = f"ratio=[{','.join(str(RATIOS[blocks]) for blocks in TRIED)}]"
         for name, words in more.items():
             # Their accuracies are compared and nothing else. The plan's own words last: a quick look has fewer epochs.
-            yield name, [*PROTOCOL, "attacks=none", "evaluate.corruptions=[]", at, *words, *self.words]
+            yield name, [*PROTOCOL, *ACCURACY_ALONE, at, *words, *self.words]
 
     def checks(self) -> dict[str, Attack]:
         """Returns the attacks that look for masked gradients; at 1/255 PGD leaves images for others."""
