@@ -251,8 +251,10 @@ def test_the_repeated_blocks_are_what_is_compiled() -> None:
     network = resnet(20)
     assert repeated_modules(network) == [*network.layer1, *network.layer2, *network.layer3]
     assert repeated_modules(small_network()) == []
-    assert [resolve_compile(asked, CPU) for asked in ("auto", True, False)] == [False, True, False]
-    assert resolve_compile("auto", torch.device("cuda"))
+    gpu, small, large = torch.device("cuda"), (3, 32, 32), (3, 224, 224)
+    assert [resolve_compile(asked, CPU, large) for asked in ("auto", True, False)] == [False, True, False]
+    assert [resolve_compile("auto", gpu, shape) for shape in (small, large)] == [False, True]
+    assert resolve_compile(True, gpu, small)
 
 
 def test_private_names_of_other_libraries_still_do_what_they_are_used_for() -> None:

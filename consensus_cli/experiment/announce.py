@@ -14,6 +14,7 @@ from consensus_cli.config.schema import EvaluateConfig
 from consensus_cli.errors import enumerated
 from consensus_cli.evaluation.cost.block_costs import Costs
 from consensus_cli.evaluation.cost.cost_comparison import DISTURBING_PCT, EVERYTHING_COUNTED
+from consensus_cli.evaluation.cost.energy import least_window_s
 from consensus_cli.evaluation.cost.quantities import COUNTED, MEASURED, written
 from consensus_cli.experiment.controls import asked
 from consensus_cli.experiment.measuring import IDLE_WINDOWS
@@ -91,7 +92,7 @@ def _started(
         precision=prepared.precision,
         scoring_precision=prepared.scoring_precision,
         planned=planned,
-        least_s={"evaluate": _least_evaluation_s(config.evaluate)} if "evaluate" in planned else {},
+        least_s={"evaluate": _least_evaluation_s(config.evaluate, prepared.device)} if "evaluate" in planned else {},
     )
 
 
@@ -114,10 +115,11 @@ def _baseline_phase(prepared: Prepared) -> dict[str, int]:
     return {} if prepared.is_trained else {"baseline": 1}
 
 
-def _least_evaluation_s(settings: EvaluateConfig) -> float:
+def _least_evaluation_s(settings: EvaluateConfig, device: torch.device) -> float:
     """Returns the seconds of all windows: energy of inference and training, and latency, of two networks each."""
-    energy_s = 2 * (1 + settings.energy_repeats) * settings.energy_window_s
-    idle_s = IDLE_WINDOWS * settings.energy_window_s
+    window_s = max(settings.energy_window_s, least_window_s(device))
+    energy_s = 2 * (1 + settings.energy_repeats) * window_s
+    idle_s = IDLE_WINDOWS * window_s
     return idle_s + 2 * (energy_s + len(settings.batch_sizes) * settings.latency_min_run_s)
 
 

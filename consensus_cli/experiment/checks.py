@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -225,7 +225,17 @@ def _check_device(config: RunConfig) -> None:
     if not any(_goal_problems(config)):
         for quantity in {prune.quantity, config.criterion.per} & MEASURED.keys():
             Conditions((), device, runtime=prune.runtime, precision=prune.precision).check(quantity)
-    if not training.resolve_compile(config.compile, device):
-        return
-    if missing := lacks_to_compile(device):
+    if config.compile != "auto":
+        compiles(config, device)
+
+
+def compiles(config: RunConfig, device: torch.device, image_shape: Sequence[int] = ()) -> bool:
+    """Returns whether trainings are compiled; `auto` needs to know the images.
+
+    Raises:
+        UserError: they are to be, and a compiler is missing.
+    """
+    compiled = training.resolve_compile(config.compile, device, image_shape)
+    if compiled and (missing := lacks_to_compile(device)):
         raise UserError(f"compile={config.compile} needs {missing}", "use compile=false")
+    return compiled

@@ -84,7 +84,7 @@ def _cost_columns(prepared: Prepared, pair: Pair, training: Training | None, met
     if training is None:
         return complexity_columns(pair.original, pair.pruned, pair.test.image_shape)
     settings, before = prepared.config.evaluate, Load.now()
-    columns: Columns = {"idle_w": meter.idle_w(IDLE_WINDOWS * settings.energy_window_s)}
+    columns: Columns = {"idle_w": meter.idle_w(IDLE_WINDOWS * max(settings.energy_window_s, meter.least_window_s))}
     columns |= complexity_columns(pair.original, pair.pruned, pair.test.image_shape)
     columns |= latency_columns(pair, settings.batch_sizes, settings.latency_min_run_s)
     columns |= energy_columns(

@@ -14,10 +14,12 @@ from codecarbon.external import hardware
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.energy import (
     _COUNTERS,
+    GPU_WINDOW_S,
     EnergyMeter,
     _nvml_id,
     check_country,
     compare_energy,
+    least_window_s,
 )
 from consensus_cli.evaluation.statistics import paired_reduction_pct
 
@@ -55,6 +57,14 @@ def test_windows_alternate_and_report_progress(meter):
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert seen == [("measuring energy", done, 6) for done in range(1, 7)]
     assert len(found["a"].windows_kwh) == 2  # the first window is not counted
+
+
+def test_no_window_is_shorter_than_the_meter_can_read(meter, monkeypatch):
+    assert [least_window_s(torch.device(name)) for name in ("cpu", "cuda:1")] == [0, GPU_WINDOW_S]
+    monkeypatch.setattr(meter, "least_window_s", 0.2)
+    calls = []
+    compare_energy({"a": lambda: calls.append(time.sleep(0.02))}, meter=meter, window_s=0, repeats=1)
+    assert len(calls) > 4
 
 
 def test_a_cold_start_does_not_count(meter):
