@@ -188,8 +188,8 @@ class EvaluateConfig:
 
     Attributes:
         country: ISO 3166 alpha-3 code whose carbon intensity turns energy into CO2.
-        energy_window_s: least length of one energy window, on a GPU 2 s in any case; energy_repeats windows per network,
-            alternating.
+        energy_window_s: least length of one energy window, on a GPU 2 s in any case; energy_repeats windows per
+            network, alternating.
         batch_sizes: images per forward pass at which latency, throughput and peak memory are measured.
         latency_min_run_s: measuring time per network and batch size.
         corruptions: names of the corruptions, each at five severities.
@@ -236,8 +236,8 @@ class RunConfig:
         seed: the one seed of baseline training, sampling, augmentation, criteria and attacks.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: of training: `auto` is bf16 autocast where the device has it, else fp32.
-        compile: compile the repeated blocks for training with torch.compile: true, false, or `auto`: on a GPU, for images
-            of 64 pixels a side or more.
+        compile: compile the repeated blocks for training with torch.compile: true, false, or `auto`: on a GPU, for
+            images of 64 pixels a side or more.
         tracker: where losses, scores and the row are logged beside the run directory's own files: `none`,
             `tensorboard`, `mlflow` or `wandb`.
         threads: CPU threads of PyTorch; null: its own choice, less what other programs take of the machine.

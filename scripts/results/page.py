@@ -20,7 +20,7 @@ from consensus_cli.report.palette import styles
 from consensus_cli.report.published import published
 from consensus_cli.report.runs import load
 from results.measure import RUNS, TRIES
-from results.plan import CONTROLLED, RATIOS, TRIED
+from results.plan import CONTROLLED, RATIOS, TAUGHT, TRIED
 
 #: how a control is called on the page
 _CONTROLS = {
@@ -40,9 +40,9 @@ _OWED = {
 #: what the runs are to be compared with, beside the original
 _TRAINED = "against the original trained as much"
 _SIGNS = (("better", 1), ("worse", -1))
+_COUNTED = {"macs": "MACs", "params": "parameters"}
+#: what depends on the machine
 _COSTS = {
-    "macs": "MACs",
-    "params": "parameters",
     "latency_b1": "latency, batch 1",
     "latency_b128": "latency, batch 128",
     "energy_inference": "energy of inference",
@@ -56,26 +56,40 @@ class Results:
 
     Attributes:
         runs: of the runs and their controls, with every column that the report reads; none before they are measured.
+        cpu: the same of runs on another machine, for what they cost there; of one seed.
         tries: of the runs with something more.
         checks: of APGD and Square.
     """
 
     runs: pd.DataFrame
+    cpu: pd.DataFrame
     tries: pd.DataFrame
     checks: pd.DataFrame
 
     @classmethod
     def read(cls, folder: Path) -> Results:
         """Reads the CSV files of a folder."""
-        runs = load(folder / RUNS).finished if (folder / RUNS).is_file() else pd.DataFrame()
+        files = (folder / RUNS, folder / "cpu" / RUNS)
+        runs, cpu = (load(file).finished if file.is_file() else pd.DataFrame() for file in files)
         tries = pd.read_csv(folder / TRIES) if (folder / TRIES).is_file() else pd.DataFrame()
-        return cls(runs, tries, Rows(folder, "checks").read())
+        return cls(runs, cpu, tries, Rows(folder, "checks").read())
 
     def of(self, criterion: str, blocks: int, control: str = "") -> pd.DataFrame:
         """Returns the rows of a criterion at a number of removed blocks, or of one of its controls, seed by seed."""
-        rows = self.runs
-        at = rows["ratio"] == RATIOS[blocks]
-        return rows[at & (rows["criterion"] == criterion) & (rows["control"] == control)].sort_values("seed")
+        return _at(self.runs, criterion, blocks, control)
+
+    def tried(self, name: str, blocks: int) -> pd.DataFrame:
+        """Returns the rows of a try at a number of removed blocks."""
+        rows = self.tries
+        return rows[(rows["name"] == name) & (rows["ratio"] == RATIOS[blocks])] if len(rows) else rows
+
+    def by_machine(self, blocks: int) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Yields the consensus rows at a number of removed blocks on each machine, by its name."""
+        for rows in (self.runs, self.cpu):
+            if len(rows):
+                for device, found in _at(rows, "consensus", blocks).groupby("device"):
+                    # A row says `cpu`, or `cuda (NVIDIA H100)`.
+                    yield str(device).removeprefix("cuda (").removesuffix(")").replace("cpu", "CPU"), found
 
 
 def with_tables(text: str, results: Results) -> str:
@@ -89,15 +103,16 @@ def verdict(results: Results) -> str:
     own, more = results.of("consensus", CONTROLLED), results.of("consensus", CONTROLLED, "more_training")
     if own.empty or more.empty:
         return NOT_MEASURED
-    costs = [
-        f"{label.replace(', ', ' at ')} {fixed(-mean(own, f'{name}_reduction_pct'), 2, '%')}"
-        for name, label in _COSTS.items()
-    ]
-    accuracy = [_held(own, "accuracy", "against the original"), _held(own, "owed_to_pruning", _TRAINED)]
-    fewer = results.of("consensus", min(TRIED))
-    if len(fewer):
-        parts = [_held(fewer, "accuracy", "against the original"), _held(fewer, "owed_to_pruning", _TRAINED)]
-        accuracy.append(f"with {min(TRIED)} blocks gone {parts[0]}, {parts[1]}")
+    costs = [f"{label} {_saved(own, name, 2)} %" for name, label in _COUNTED.items()]
+    for name, label in _COSTS.items():
+        by = [f"{_saved(rows, name, 1)} % ({device})" for device, rows in results.by_machine(CONTROLLED)]
+        costs.append(f"{label.replace(', ', ' at ')} {' and '.join(part for part in by if not part.startswith(NONE))}")
+    accuracy = [_both_held(own)]
+    if len(fewer := results.of("consensus", min(TRIED))):
+        accuracy.append(f"with {min(TRIED)} blocks gone {_both_held(fewer)}")
+    for blocks in TRIED:
+        if len(taught := results.tried(TAUGHT, blocks)):
+            accuracy.append(f"with {blocks} gone and that original as teacher {_both_held(taught)}")
     names = [name for name in _curve(own) if not robustness.uninformative(own, name).all()]
     attacked = [
         f"{robustness.attack_label(name, own)} {fixed(mean(own, f'{name}_pruned_pct'), 1)} % "
@@ -123,13 +138,25 @@ def points_table(results: Results) -> str:
     for blocks in RATIOS:
         own = results.of("consensus", blocks)
         if len(own):
-            saved = [fixed(-mean(own, f"{name}_reduction_pct"), 1) for name in _COSTS]
+            saved = [_saved(own, name, 1) for name in _COUNTED]
             # Fine-tuned at the end only, every pruned network has the same training, and so the same control.
             changes = [_change(own, "accuracy"), _change(own, "owed_to_pruning")]
             rows.append([str(blocks), str(len(own)), fixed(mean(own, "accuracy_pruned_pct")), *changes, *saved])
     heads = ["blocks removed", "seeds", "accuracy (%)", "against the original (pp)", f"{_TRAINED} (pp)"]
-    heads += [f"{label} (%)" for label in _COSTS.values()]
+    heads += [f"{label} (%)" for label in _COUNTED.values()]
     return markdown(heads, rows) if rows else NOT_MEASURED
+
+
+def costs_table(results: Results) -> str:
+    """What depends on the machine, at each number of removed blocks; means over seeds."""
+    rows = [
+        [device, str(blocks), str(len(own)), fixed(mean(own, "accuracy_pruned_pct"))]
+        + [_saved(own, name, 1) for name in _COSTS]
+        for blocks in RATIOS
+        for device, own in results.by_machine(blocks)
+    ]
+    heads = ["machine", "blocks removed", "seeds", "accuracy (%)", *(f"{label} (%)" for label in _COSTS.values())]
+    return markdown(heads, sorted(rows, key=lambda row: row[0])) if rows else NOT_MEASURED
 
 
 def controls_table(results: Results) -> str:
@@ -169,10 +196,11 @@ def tries_table(results: Results) -> str:
         cells = [str(name)]
         for blocks in TRIED:
             at = ours[ours["ratio"] == RATIOS[blocks]]
-            cells += [fixed(mean(at, "accuracy_pruned_pct")), _change(at, "owed_to_pruning")]
-        rows.append([*cells, fixed(mean(ours, "finetune_s") / 60, 0)])
-    heads = [head for blocks in TRIED for head in (f"{blocks} blocks (%)", f"{_TRAINED} (pp)")]
-    return markdown(["tried", *heads, "fine-tuning (min)"], rows)
+            cells.append(fixed(mean(at, "accuracy_pruned_pct")))
+            cells += [_change(at, name) for name in ("accuracy", "owed_to_pruning")]
+        rows.append(cells)
+    against = ("against the original (pp)", f"{_TRAINED} (pp)")
+    return markdown(["tried", *(head for n in TRIED for head in (f"{n} blocks (%)", *against))], rows)
 
 
 def curve_table(results: Results) -> str:
@@ -249,6 +277,7 @@ def warnings_table(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "verdict": verdict,
     "points": points_table,
+    "costs": costs_table,
     "controls": controls_table,
     "owed": owed_table,
     "tries": tries_table,
@@ -277,6 +306,15 @@ def draw(results: Results, folder: Path) -> list[Path]:
 def mean(rows: pd.DataFrame, column: str) -> float:
     """Returns the mean of a column; NaN where it was not measured."""
     return float(rows[column].mean()) if column in rows and len(rows) else float("nan")
+
+
+def _at(rows: pd.DataFrame, criterion: str, blocks: int, control: str = "") -> pd.DataFrame:
+    at = rows["ratio"] == RATIOS[blocks]
+    return rows[at & (rows["criterion"] == criterion) & (rows["control"] == control)].sort_values("seed")
+
+
+def _saved(rows: pd.DataFrame, name: str, digits: int) -> str:
+    return fixed(-mean(rows, f"{name}_reduction_pct"), digits)
 
 
 def _networks(
@@ -325,6 +363,10 @@ def _beyond(rows: pd.DataFrame, name: str) -> int:
     """Returns 1 for a change above noise, −1 for one below, 0 where the interval spans zero or there is none."""
     _, low, high = _ends(rows, name)
     return int(low > 0) - int(high < 0)
+
+
+def _both_held(rows: pd.DataFrame) -> str:
+    return f"{_held(rows, 'accuracy', 'against the original')}, {_held(rows, 'owed_to_pruning', _TRAINED)}"
 
 
 def _held(rows: pd.DataFrame, name: str, against: str) -> str:

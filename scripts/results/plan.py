@@ -26,6 +26,8 @@ PROTOCOL = (
     "dataset.name=cifar10jpeg",
     *NETWORK,
 )
+#: the try that learns from the original trained as much
+TAUGHT = "taught"
 #: of a run that is done for its accuracy: nothing attacked, cost in a glance
 ACCURACY_ALONE = (
     "attacks=none",
@@ -78,10 +80,10 @@ class Plan:
         more = {
             "healed": ["prune.refit=true"],
             "distilled": ["finetune.distill=0.5"],
-            "taught": ["finetune.distill=0.5", f"finetune.teacher={trained}"],
+            TAUGHT: ["finetune.distill=0.5", f"finetune.teacher={trained}"],
             "longer": ["finetune.final_epochs=40"],
         }
-        more["together"] = ["prune.refit=true", *more["taught"], *more["longer"]]
+        more["together"] = ["prune.refit=true", *more[TAUGHT], *more["longer"]]
         at = f"ratio=[{','.join(str(RATIOS[blocks]) for blocks in TRIED)}]"
         for name, words in more.items():
             # Their accuracies are compared and nothing else. The plan's own words last: a quick look has fewer epochs.

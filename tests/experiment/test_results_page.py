@@ -44,6 +44,10 @@ def test_the_plan_is_the_one_that_was_asked_for() -> None:
 def made_up(folder: Path) -> Results:
     shared = {"overrides": " ".join(PROTOCOL), "model": "resnet56", "dataset": "cifar10jpeg", "accuracy_base_pct": 88.0}
     shared |= {"clean_base_pct": 90.0, "clean_pruned_pct": 89.0, "fgsm_eps1_eps255": 1.0}
+    (folder / "cpu").mkdir()
+    other = {"ratio": 0.625, "accuracy_pruned_pct": 88.7, "latency_b1_reduction_pct": 30.0}
+    write_results(folder / "cpu", [finished_row("cpu", **shared | other)]).rename(folder / "cpu" / "runs.csv")
+    shared |= {"device": "cuda (NVIDIA H100)", "latency_b1_reduction_pct": 10.0}
     rows = []
     # Each seed attacks images of its own, which are harder for both networks in the second.
     for seed, pruned in ((0, 88.2), (1, 88.6)):
@@ -71,7 +75,11 @@ def made_up(folder: Path) -> Results:
     )
     owed = {"owed_to_pruning_pp": -0.3, "owed_to_pruning_ci95_low": -0.8, "owed_to_pruning_ci95_high": 0.2}
     tried = [
-        finished_row(f"{name}-{ratio}", **shared | {"ratio": ratio, "accuracy_pruned_pct": accuracy} | owed, name=name)
+        finished_row(
+            f"{name}-{ratio}",
+            **shared | {"ratio": ratio, "accuracy_pruned_pct": accuracy, "accuracy_delta_pp": accuracy - 88} | owed,
+            name=name,
+        )
         for name, ratio, accuracy in (("healed", 0.5, 88.7), ("healed", 0.625, 88.4), ("taught", 0.625, 88.95))
     ]
     write_results(folder, tried).rename(folder / "tries.csv")
@@ -95,9 +103,16 @@ def test_tables_and_figures_are_made_of_the_rows(tmp_path: Path) -> None:
     assert "| 15 | 2 | 88.40 | +0.40 [−2.14, +2.94] | −0.51 [−0.57, −0.44] | −20.0 |" in text
     assert "| original, trained as much | 2 | 89.00 | 89.00 89.00 | 71.50 (+1.50) |" in text
     assert "| 0 | +0.20 | +0.71 [+0.20, +1.20] | −0.50 [−0.90, −0.10] | – |" in text
-    assert "| plain | 88.90 | −0.10 [−0.60, +0.40] | 88.20 | −0.50 [−0.90, −0.10] |" in text
-    assert "| healed | 88.70 | −0.30 [−0.80, +0.20] | 88.40 | −0.30 [−0.80, +0.20] |" in text
-    assert "| taught | – | – | 88.95 | −0.30 [−0.80, +0.20] |" in text
+    assert (
+        "| plain | 88.90 | +0.90 [+0.30, +1.50] | −0.10 [−0.60, +0.40] | 88.20 | +0.20 | −0.50 [−0.90, −0.10] |" in text
+    )
+    assert "| healed | 88.70 | +0.70 | −0.30 [−0.80, +0.20] | 88.40 | +0.40 | −0.30 [−0.80, +0.20] |" in text
+    assert "| taught | – | – | – | 88.95 | +0.95 | −0.30 [−0.80, +0.20] |" in text
+    assert "with 15 gone and that original as teacher +0.95 pp against the original (within noise), −0.30 [" in text
+    assert "with 12 gone and that" not in text
+    assert "latency at batch 1 −10.0 % (NVIDIA H100) and −30.0 % (CPU), latency" in text
+    assert "| CPU | 15 | 1 | 88.70 | −30.0 |" in text
+    assert "| NVIDIA H100 | 15 | 2 | 88.40 | −10.0 |" in text
     assert "| without 15 blocks | 2 | 89.0 (−1.0) | 58.0 (−10.0) |" in text
     assert "| 15 blocks | 100 | 60.0 / 58.0 | 64.0 / 57.0 |" in text
     assert "- SQUARE 1/255 leaves fewer images standing than every attack with gradients" in text
@@ -105,6 +120,7 @@ def test_tables_and_figures_are_made_of_the_rows(tmp_path: Path) -> None:
     written = draw(results, tmp_path)
     assert {path.name for path in written} == {"tradeoff.svg", "fgsm.svg"}
     (tmp_path / "runs.csv").unlink()
+    (tmp_path / "cpu" / "runs.csv").unlink()
     (tmp_path / "tries.csv").unlink()
     empty = Results.read(tmp_path)
     assert draw(empty, tmp_path) == []

@@ -27,8 +27,8 @@ from consensus_cli.models.modes import synchronize
 if TYPE_CHECKING:
     from codecarbon import OfflineEmissionsTracker
 
-#: least seconds of an energy window on a GPU: NVML's counter moves some ten times a second, so that windows of 0.2 s on an
-#: H100 scattered by a third and told 3 % instead of 20 % as saved
+#: least seconds of an energy window on a GPU: NVML's counter moves some ten times a second, so that windows of 0.2 s on
+#: an H100 scattered by a third, and 3 % seemed saved where it was some 20
 GPU_WINDOW_S = 2.0
 
 #: how codecarbon describes what reads a counter
