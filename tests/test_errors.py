@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from consensus_cli.cli import fast_imports
 from consensus_cli.cli.main import main
@@ -133,6 +134,14 @@ def test_a_missing_compiler_is_found_before_the_training(monkeypatch: pytest.Mon
     checks.check(compose_run([*words, "compile=auto"]))
     with pytest.raises(UserError, match=r"compile=True needs a C\+\+ compiler"):
         checks.check(compose_run([*words, "compile=true"]))
+
+
+def test_what_the_images_decide_to_compile_needs_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consensus_cli.evaluation.cost.runtime.find_spec", lambda _: None)
+    config, gpu = compose_run(["compile=auto"]), torch.device("cuda")
+    assert not checks.compiles(config, gpu, (3, 32, 32))
+    with pytest.raises(UserError, match="compile=auto needs triton, which is not installed"):
+        checks.compiles(config, gpu, (3, 224, 224))
 
 
 def test_a_tracker_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -67,8 +67,7 @@ CLASSES, QUIET = 4, open_screen("none")
 RUN = (
     *QUICK, "model=custom", "model.target=helpers.odd_networks.Plain", "dataset=synthetic", "dataset.image_size=16",
     "attacks.images=8", "metrics=[cka,wasserstein]", "controls=[more_training]", "prune.replace=scale",
-    "evaluate.energy_window_s=0.01", "evaluate.latency_min_run_s=0.01", "precision=fp32", "compile=false",
-    "threads=1",
+    "evaluate.energy_window_s=0.01", "evaluate.latency_min_run_s=0.01", "precision=fp32", "threads=1",
 )  # fmt: skip
 
 

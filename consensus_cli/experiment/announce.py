@@ -14,7 +14,7 @@ from consensus_cli.config.schema import EvaluateConfig
 from consensus_cli.errors import enumerated
 from consensus_cli.evaluation.cost.block_costs import Costs
 from consensus_cli.evaluation.cost.cost_comparison import DISTURBING_PCT, EVERYTHING_COUNTED
-from consensus_cli.evaluation.cost.energy import least_window_s
+from consensus_cli.evaluation.cost.energy import readable_window_s
 from consensus_cli.evaluation.cost.quantities import COUNTED, MEASURED, written
 from consensus_cli.experiment.controls import asked
 from consensus_cli.experiment.measuring import IDLE_WINDOWS
@@ -117,7 +117,7 @@ def _baseline_phase(prepared: Prepared) -> dict[str, int]:
 
 def _least_evaluation_s(settings: EvaluateConfig, device: torch.device) -> float:
     """Returns the seconds of all windows: energy of inference and training, and latency, of two networks each."""
-    window_s = max(settings.energy_window_s, least_window_s(device))
+    window_s = readable_window_s(settings.energy_window_s, device)
     energy_s = 2 * (1 + settings.energy_repeats) * window_s
     idle_s = IDLE_WINDOWS * window_s
     return idle_s + 2 * (energy_s + len(settings.batch_sizes) * settings.latency_min_run_s)

@@ -225,17 +225,23 @@ def _check_device(config: RunConfig) -> None:
     if not any(_goal_problems(config)):
         for quantity in {prune.quantity, config.criterion.per} & MEASURED.keys():
             Conditions((), device, runtime=prune.runtime, precision=prune.precision).check(quantity)
-    if config.compile != "auto":
-        compiles(config, device)
+    # For `auto` the images decide, which are not known yet.
+    if config.compile is True:
+        _check_compiler(config, device)
 
 
-def compiles(config: RunConfig, device: torch.device, image_shape: Sequence[int] = ()) -> bool:
-    """Returns whether trainings are compiled; `auto` needs to know the images.
+def compiles(config: RunConfig, device: torch.device, image_shape: Sequence[int]) -> bool:
+    """Returns whether trainings on images (c, h, w) are compiled.
 
     Raises:
         UserError: they are to be, and a compiler is missing.
     """
     compiled = training.resolve_compile(config.compile, device, image_shape)
-    if compiled and (missing := lacks_to_compile(device)):
-        raise UserError(f"compile={config.compile} needs {missing}", "use compile=false")
+    if compiled:
+        _check_compiler(config, device)
     return compiled
+
+
+def _check_compiler(config: RunConfig, device: torch.device) -> None:
+    if missing := lacks_to_compile(device):
+        raise UserError(f"compile={config.compile} needs {missing}", "use compile=false")

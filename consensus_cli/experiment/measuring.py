@@ -12,7 +12,7 @@ from consensus_cli.data.share import Share
 from consensus_cli.data.source import Progress
 from consensus_cli.evaluation.accuracy import accuracy_columns, predict_both
 from consensus_cli.evaluation.cost.cost_comparison import complexity_columns, energy_columns, latency_columns
-from consensus_cli.evaluation.cost.energy import EnergyMeter
+from consensus_cli.evaluation.cost.energy import EnergyMeter, readable_window_s
 from consensus_cli.evaluation.pair import Columns, Pair
 from consensus_cli.evaluation.robustness.adversarial import attack_columns
 from consensus_cli.evaluation.robustness.attacks import Attack
@@ -84,13 +84,14 @@ def _cost_columns(prepared: Prepared, pair: Pair, training: Training | None, met
     if training is None:
         return complexity_columns(pair.original, pair.pruned, pair.test.image_shape)
     settings, before = prepared.config.evaluate, Load.now()
-    columns: Columns = {"idle_w": meter.idle_w(IDLE_WINDOWS * max(settings.energy_window_s, meter.least_window_s))}
+    window_s = readable_window_s(settings.energy_window_s, meter.device)
+    columns: Columns = {"idle_w": meter.idle_w(IDLE_WINDOWS * window_s)}
     columns |= complexity_columns(pair.original, pair.pruned, pair.test.image_shape)
     columns |= latency_columns(pair, settings.batch_sizes, settings.latency_min_run_s)
     columns |= energy_columns(
         pair,
         meter,
-        window_s=settings.energy_window_s,
+        window_s=window_s,
         repeats=settings.energy_repeats,
         training=training.work,
         epoch_share=training.epoch_share,

@@ -56,7 +56,7 @@ class Results:
 
     Attributes:
         runs: of the runs and their controls, with every column that the report reads; none before they are measured.
-        cpu: the same of runs on another machine, for what they cost there; of one seed.
+        cpu: the same of runs that were repeated on a CPU.
         tries: of the runs with something more.
         checks: of APGD and Square.
     """
@@ -84,12 +84,16 @@ class Results:
         return rows[(rows["name"] == name) & (rows["ratio"] == RATIOS[blocks])] if len(rows) else rows
 
     def by_machine(self, blocks: int) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Yields the consensus rows at a number of removed blocks on each machine, by its name."""
+        """Yields the consensus rows at a number of removed blocks on each machine, by its name; of `runs` first."""
+        known: set[str] = set()
         for rows in (self.runs, self.cpu):
-            if len(rows):
-                for device, found in _at(rows, "consensus", blocks).groupby("device"):
-                    # A row says `cpu`, or `cuda (NVIDIA H100)`.
-                    yield str(device).removeprefix("cuda (").removesuffix(")").replace("cpu", "CPU"), found
+            by_device = _at(rows, "consensus", blocks).groupby("device") if len(rows) else ()
+            for device, found in by_device:
+                # A row says `cpu`, or `cuda (NVIDIA H100)`.
+                name = "CPU" if device == "cpu" else str(device).removeprefix("cuda (").removesuffix(")")
+                if name not in known:
+                    yield name, found
+                known.add(name)
 
 
 def with_tables(text: str, results: Results) -> str:
@@ -105,30 +109,30 @@ def verdict(results: Results) -> str:
         return NOT_MEASURED
     costs = [f"{label} {_saved(own, name, 2)} %" for name, label in _COUNTED.items()]
     for name, label in _COSTS.items():
-        by = [f"{_saved(rows, name, 1)} % ({device})" for device, rows in results.by_machine(CONTROLLED)]
-        costs.append(f"{label.replace(', ', ' at ')} {' and '.join(part for part in by if not part.startswith(NONE))}")
-    accuracy = [_both_held(own)]
+        by = [_saved_on(device, rows, name) for device, rows in results.by_machine(CONTROLLED)]
+        if told := " and ".join(filter(None, by)):
+            costs.append(f"{label.replace(', ', ' at ')} {told}")
+    parts = [f"**Cost: won.** {', '.join(costs)}.", f"**Accuracy: {_said(own)}.** {_changes(own)}."]
     if len(fewer := results.of("consensus", min(TRIED))):
-        accuracy.append(f"with {min(TRIED)} blocks gone {_both_held(fewer)}")
+        parts.append(f"With {min(TRIED)} blocks gone: {_said(fewer)}, {_changes(fewer)}.")
     for blocks in TRIED:
         if len(taught := results.tried(TAUGHT, blocks)):
-            accuracy.append(f"with {blocks} gone and that original as teacher {_both_held(taught)}")
-    names = [name for name in _curve(own) if not robustness.uninformative(own, name).all()]
-    attacked = [
-        f"{robustness.attack_label(name, own)} {fixed(mean(own, f'{name}_pruned_pct'), 1)} % "
-        f"({_change(own, name)}, {_change(own, f'{name}_owed_to_pruning')})"
-        for name in names
-    ]
+            parts.append(
+                f"With {blocks} blocks gone and the original trained as much as its teacher ({_seeds(taught)}, not "
+                f"attacked): {_said(taught)}, {_changes(taught)}."
+            )
+    names = _told_of(own)
     counts = [
         " and ".join(f"{word} under {sum(_beyond(own, name + end) == sign for name in names)}" for word, sign in _SIGNS)
         for end in ("", "_owed_to_pruning")
     ]
+    parts.append(
+        f"**Robustness: of {len(names)} attacks that leave enough images to tell, {counts[0]} against the original, "
+        f"{counts[1]} {_TRAINED}**, beyond noise ([how much](#robustness))."
+    )
     return (
-        f"{CONTROLLED} of 24 blocks gone, {len(own)} seed{'' if len(own) == 1 else 's'}. **Cost:** {', '.join(costs)}. "
-        f"**Accuracy:** {'; '.join(accuracy)}. **Robustness** under the {len(names)} attacks that leave enough images "
-        f"to tell: beyond noise {counts[0]} against the original, {counts[1]} {_TRAINED} (in brackets the change "
-        f"against the one and the other, in pp): {'; '.join(attacked)}. Intervals are of 95 %: over seeds where there "
-        "are several, else over test images."
+        f"{CONTROLLED} of 24 blocks gone, {_seeds(own)}. {' '.join(parts)} Changes are in pp; intervals are of 95 %, "
+        "over seeds where there are several, else over test images."
     )
 
 
@@ -148,14 +152,15 @@ def points_table(results: Results) -> str:
 
 
 def costs_table(results: Results) -> str:
-    """What depends on the machine, at each number of removed blocks; means over seeds."""
+    """What the same runs give on each machine, at each number of removed blocks; means over seeds."""
     rows = [
-        [device, str(blocks), str(len(own)), fixed(mean(own, "accuracy_pruned_pct"))]
+        [device, str(blocks), str(len(own)), fixed(mean(own, "accuracy_pruned_pct")), _change(own, "owed_to_pruning")]
         + [_saved(own, name, 1) for name in _COSTS]
         for blocks in RATIOS
         for device, own in results.by_machine(blocks)
     ]
-    heads = ["machine", "blocks removed", "seeds", "accuracy (%)", *(f"{label} (%)" for label in _COSTS.values())]
+    heads = ["machine", "blocks removed", "seeds", "accuracy (%)", f"{_TRAINED} (pp)"]
+    heads += [f"{label} (%)" for label in _COSTS.values()]
     return markdown(heads, sorted(rows, key=lambda row: row[0])) if rows else NOT_MEASURED
 
 
@@ -203,13 +208,25 @@ def tries_table(results: Results) -> str:
     return markdown(["tried", *(head for n in TRIED for head in (f"{n} blocks (%)", *against))], rows)
 
 
+def attacked_table(results: Results) -> str:
+    """Accuracy under the attacks that leave enough images to tell, at `CONTROLLED` blocks, and its two changes."""
+    own = results.of("consensus", CONTROLLED)
+    rows = [
+        [robustness.attack_label(name, own), fixed(mean(own, f"{name}_pruned_pct"), 1)]
+        + [_change(own, name + end) for end in ("", "_owed_to_pruning")]
+        for name in _told_of(own)
+    ]
+    heads = ["attack", "accuracy (%)", "against the original (pp)", f"{_TRAINED} (pp)"]
+    return markdown(heads, rows) if rows else NOT_MEASURED
+
+
 def curve_table(results: Results) -> str:
     """Accuracy under attack over epsilon, mean over seeds; in brackets the change against the original, image by image.
 
     Each seed attacks images of its own: only the changes can be compared where the seeds are not the same.
     """
     rows, names = [], _curve(results.runs)
-    for label, found, network in _networks(results, RATIOS):
+    for label, found, network in _networks(results, RATIOS, others=True):
         cells = []
         for name in ["clean", *names]:
             value = mean(found, f"{name}_{network}_pct")
@@ -236,14 +253,12 @@ def corruption_table(results: Results) -> str:
 
 def checks_table(results: Results) -> str:
     """APGD and Square beside FGSM and PGD on the same few images, original and pruned network."""
-    known = results.runs[results.runs["control"] == ""].set_index("run_id")
+    known = results.runs[results.runs["control"] == ""]
     rows = []
-    for run_id, found in results.checks.groupby("run_id", sort=False):
-        if run_id in known.index:
-            label = f"{known.loc[run_id, 'blocks_removed']:.0f} blocks"
-            cells = [f"{fixed(c['base_pct'], 1)} / {fixed(c['pruned_pct'], 1)}" for _, c in found.iterrows()]
-            rows.append([label, str(found["images"].iloc[0]), *cells])
-            heads = [f"{c['attack'].partition('_')[0].upper()} {c['eps255']:g}/255" for _, c in found.iterrows()]
+    for blocks, found in results.checks.merge(known[["run_id", "blocks_removed"]]).groupby("blocks_removed"):
+        cells = [f"{fixed(c['base_pct'], 1)} / {fixed(c['pruned_pct'], 1)}" for _, c in found.iterrows()]
+        rows.append([f"{blocks:.0f} blocks", str(found["images"].iloc[0]), *cells])
+        heads = [f"{c['attack'].partition('_')[0].upper()} {c['eps255']:g}/255" for _, c in found.iterrows()]
     return markdown(["without", "images", *heads], rows) if rows else NOT_MEASURED
 
 
@@ -265,9 +280,10 @@ def warnings_table(results: Results) -> str:
     """What the report warns of: of the pruned networks under the curve's attacks, and of masked gradients by Square."""
     own = results.runs[(results.runs["control"] == "") & (results.runs["criterion"] == "consensus")]
     told = robustness.warnings(own)
-    if len(results.checks):
+    checks = results.checks[results.checks["run_id"].isin(own["run_id"])] if len(own) else results.checks
+    if len(checks):
         values = ["base_pct", "pruned_pct", "eps255"]
-        wide = results.checks.pivot_table(index="run_id", columns="attack", values=values)
+        wide = checks.pivot_table(index="run_id", columns="attack", values=values)
         wide.columns = [f"{attack}_{value}" for value, attack in wide.columns]
         unmasked = "Square leaves no fewer images standing than the attacks with gradients: no sign of masked ones."
         told.append(robustness.masked(wide) or unmasked)
@@ -281,6 +297,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "controls": controls_table,
     "owed": owed_table,
     "tries": tries_table,
+    "attacked": attacked_table,
     "curve": curve_table,
     "corruption": corruption_table,
     "checks": checks_table,
@@ -311,6 +328,22 @@ def mean(rows: pd.DataFrame, column: str) -> float:
 def _at(rows: pd.DataFrame, criterion: str, blocks: int, control: str = "") -> pd.DataFrame:
     at = rows["ratio"] == RATIOS[blocks]
     return rows[at & (rows["criterion"] == criterion) & (rows["control"] == control)].sort_values("seed")
+
+
+def _seeds(rows: pd.DataFrame) -> str:
+    return f"{len(rows)} seed{'' if len(rows) == 1 else 's'}"
+
+
+def _told_of(rows: pd.DataFrame) -> list[str]:
+    """Returns the attacks of the curve under which enough images are left, or lost, to compare networks by."""
+    return [name for name in _curve(rows) if not robustness.uninformative(rows, name).all()] if len(rows) else []
+
+
+def _saved_on(device: str, rows: pd.DataFrame, name: str) -> str:
+    """Returns what is saved on a machine, in words; an empty text where it was not measured."""
+    estimated = name.startswith("energy") and "energy_estimated" in rows and rows["energy_estimated"].all()
+    saved = _saved(rows, name, 1)
+    return "" if saved == NONE else f"{saved} % ({device}{', estimated from its time' if estimated else ''})"
 
 
 def _saved(rows: pd.DataFrame, name: str, digits: int) -> str:
@@ -365,14 +398,15 @@ def _beyond(rows: pd.DataFrame, name: str) -> int:
     return int(low > 0) - int(high < 0)
 
 
-def _both_held(rows: pd.DataFrame) -> str:
-    return f"{_held(rows, 'accuracy', 'against the original')}, {_held(rows, 'owed_to_pruning', _TRAINED)}"
+def _said(rows: pd.DataFrame) -> str:
+    """Says whether accuracy is won or lost, against the original and against the original trained as much."""
+    words = {1: "above", -1: "below", 0: "within noise of"}
+    both = [words[_beyond(rows, name)] for name in ("accuracy", "owed_to_pruning")]
+    return f"{both[0]} the original, {both[1]} {_TRAINED.removeprefix('against ')}"
 
 
-def _held(rows: pd.DataFrame, name: str, against: str) -> str:
-    """Says a change in accuracy: won or lost where its interval leaves out zero."""
-    said = {1: "won", -1: "lost", 0: "within noise"}[_beyond(rows, name)]
-    return f"{_change(rows, name)} pp {against} ({said})"
+def _changes(rows: pd.DataFrame) -> str:
+    return " and ".join(_change(rows, name) for name in ("accuracy", "owed_to_pruning"))
 
 
 def _signed(value: float, digits: int = 2) -> str:

@@ -28,7 +28,7 @@ PROTOCOL = (
 )
 #: the try that learns from the original trained as much
 TAUGHT = "taught"
-#: of a run that is done for its accuracy: nothing attacked, cost in a glance
+#: of a run that is done for its accuracy: nothing attacked, cost as briefly as can be
 ACCURACY_ALONE = (
     "attacks=none",
     "evaluate.corruptions=[]",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from codecarbon.external import hardware
 
+from consensus_cli.config.composition import compose_run
 from consensus_cli.errors import UserError
 from consensus_cli.evaluation.cost.energy import (
     _COUNTERS,
@@ -19,9 +20,10 @@ from consensus_cli.evaluation.cost.energy import (
     _nvml_id,
     check_country,
     compare_energy,
-    least_window_s,
+    readable_window_s,
 )
 from consensus_cli.evaluation.statistics import paired_reduction_pct
+from consensus_cli.experiment.announce import _least_evaluation_s
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +62,19 @@ def test_windows_alternate_and_report_progress(meter):
 
 
 def test_no_window_is_shorter_than_the_meter_can_read(meter, monkeypatch):
-    assert [least_window_s(torch.device(name)) for name in ("cpu", "cuda:1")] == [0, GPU_WINDOW_S]
-    monkeypatch.setattr(meter, "least_window_s", 0.2)
+    devices = [torch.device(name) for name in ("cpu", "cuda:1")]
+    assert [readable_window_s(0.1, device) for device in devices] == [0.1, GPU_WINDOW_S]
+    assert readable_window_s(GPU_WINDOW_S + 1, devices[1]) == GPU_WINDOW_S + 1
+    monkeypatch.setattr("consensus_cli.evaluation.cost.energy.readable_window_s", lambda *_: 0.2)
     calls = []
     compare_energy({"a": lambda: calls.append(time.sleep(0.02))}, meter=meter, window_s=0, repeats=1)
     assert len(calls) > 4
+
+
+def test_the_time_that_a_run_announces_knows_the_windows_of_its_device():
+    settings = compose_run([]).evaluate  # 0.2 s, eight and one to settle, two works of two networks; 0.5 s for latency
+    least_s = [_least_evaluation_s(settings, torch.device(name)) for name in ("cpu", "cuda")]
+    assert least_s == pytest.approx([3 * 0.2 + 36 * 0.2 + 2, 3 * GPU_WINDOW_S + 36 * GPU_WINDOW_S + 2])
 
 
 def test_a_cold_start_does_not_count(meter):

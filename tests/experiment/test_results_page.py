@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -45,9 +46,11 @@ def made_up(folder: Path) -> Results:
     shared = {"overrides": " ".join(PROTOCOL), "model": "resnet56", "dataset": "cifar10jpeg", "accuracy_base_pct": 88.0}
     shared |= {"clean_base_pct": 90.0, "clean_pruned_pct": 89.0, "fgsm_eps1_eps255": 1.0}
     (folder / "cpu").mkdir()
-    other = {"ratio": 0.625, "accuracy_pruned_pct": 88.7, "latency_b1_reduction_pct": 30.0}
+    other = {"ratio": 0.625, "accuracy_pruned_pct": 88.7, "latency_b1_reduction_pct": 30.0, "energy_estimated": True}
+    other |= {"owed_to_pruning_pp": -0.7, "owed_to_pruning_ci95_low": -1.2, "owed_to_pruning_ci95_high": -0.2}
     write_results(folder / "cpu", [finished_row("cpu", **shared | other)]).rename(folder / "cpu" / "runs.csv")
     shared |= {"device": "cuda (NVIDIA H100)", "latency_b1_reduction_pct": 10.0}
+    shared |= {f"energy_{what}_reduction_pct": float("nan") for what in ("inference", "epoch")}
     rows = []
     # Each seed attacks images of its own, which are harder for both networks in the second.
     for seed, pruned in ((0, 88.2), (1, 88.6)):
@@ -92,13 +95,16 @@ def test_tables_and_figures_are_made_of_the_rows(tmp_path: Path) -> None:
     assert with_tables(text, results) == text
     # Over two seeds, 12.706 · s / √2: 0.40 ± 2.54, −0.505 ± 0.064, −9.95 ± 0.64, 0 ± 114.
     assert "15 of 24 blocks gone, 2 seeds." in text
-    assert "+0.40 [−2.14, +2.94] pp against the original (within noise)" in text
-    assert "−0.51 [−0.57, −0.44] pp against the original trained as much (lost)" in text
-    assert "with 12 blocks gone +0.90 [+0.30, +1.50] pp against the original (won), −0.10 [−0.60, +0.40] pp" in text
     assert (
-        "beyond noise better under 0 and worse under 2 against the original, better under 0 and worse under 0" in text
+        "**Accuracy: within noise of the original, below the original trained as much.** +0.40 [−2.14, +2.94] and "
+        "−0.51 [−0.57, −0.44]. With 12 blocks gone: above the original, within noise of the original trained as much, "
+        "+0.90 [+0.30, +1.50] and −0.10 [−0.60, +0.40]." in text
     )
-    assert "FGSM 1/255 58.0 % (−9.95 [−10.59, −9.31], +0.00 [−114.36, +114.36])" in text
+    assert (
+        "of 3 attacks that leave enough images to tell, better under 0 and worse under 2 against the original, better "
+        "under 0 and worse under 0 against the original trained as much" in text
+    )
+    assert "| FGSM 1/255 | 58.0 | −9.95 [−10.59, −9.31] | +0.00 [−114.36, +114.36] |" in text
     assert "| 12 | 1 | 88.90 | +0.90 [+0.30, +1.50] | −0.10 [−0.60, +0.40] | −20.0 |" in text
     assert "| 15 | 2 | 88.40 | +0.40 [−2.14, +2.94] | −0.51 [−0.57, −0.44] | −20.0 |" in text
     assert "| original, trained as much | 2 | 89.00 | 89.00 89.00 | 71.50 (+1.50) |" in text
@@ -108,11 +114,20 @@ def test_tables_and_figures_are_made_of_the_rows(tmp_path: Path) -> None:
     )
     assert "| healed | 88.70 | +0.70 | −0.30 [−0.80, +0.20] | 88.40 | +0.40 | −0.30 [−0.80, +0.20] |" in text
     assert "| taught | – | – | – | 88.95 | +0.95 | −0.30 [−0.80, +0.20] |" in text
-    assert "with 15 gone and that original as teacher +0.95 pp against the original (within noise), −0.30 [" in text
-    assert "with 12 gone and that" not in text
-    assert "latency at batch 1 −10.0 % (NVIDIA H100) and −30.0 % (CPU), latency" in text
-    assert "| CPU | 15 | 1 | 88.70 | −30.0 |" in text
-    assert "| NVIDIA H100 | 15 | 2 | 88.40 | −10.0 |" in text
+    taught = "as its teacher (1 seed, not attacked): within noise of the original, within noise of the original trained"
+    assert f"With 15 blocks gone and the original trained as much {taught} as much, +0.95 and −0.30 [" in text
+    assert "With 12 blocks gone and the" not in text
+    costs = (
+        "latency at batch 1 −10.0 % (NVIDIA H100) and −30.0 % (CPU), energy of inference −25.0 % (CPU, estimated from"
+    )
+    assert costs in text
+    assert "| CPU | 15 | 1 | 88.70 | −0.70 [−1.20, −0.20] | −30.0 | −50.0 | −25.0 |" in text
+    assert "| NVIDIA H100 | 15 | 2 | 88.40 | −0.51 [−0.57, −0.44] | −10.0 | −50.0 | – |" in text
+    # Rows of the same machine are shown once, those of the page's own runs.
+    again = replace(results, cpu=results.runs.assign(accuracy_pruned_pct=1.0))
+    assert with_tables(text, again).count("| NVIDIA H100 | 15 |") == 1
+    assert "| 1.00 |" not in with_tables(text, again)
+    assert "(CPU" not in with_tables(text, replace(results, cpu=pd.DataFrame()))
     assert "| without 15 blocks | 2 | 89.0 (−1.0) | 58.0 (−10.0) |" in text
     assert "| 15 blocks | 100 | 60.0 / 58.0 | 64.0 / 57.0 |" in text
     assert "- SQUARE 1/255 leaves fewer images standing than every attack with gradients" in text

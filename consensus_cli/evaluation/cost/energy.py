@@ -27,8 +27,8 @@ from consensus_cli.models.modes import synchronize
 if TYPE_CHECKING:
     from codecarbon import OfflineEmissionsTracker
 
-#: least seconds of an energy window on a GPU: NVML's counter moves some ten times a second, so that windows of 0.2 s on
-#: an H100 scattered by a third, and 3 % seemed saved where it was some 20
+#: least seconds of an energy window on a GPU: NVML tells energy in steps too coarse for short ones; in windows of 0.2 s
+#: a run alone on an H100 scattered by a third
 GPU_WINDOW_S = 2.0
 
 #: how codecarbon describes what reads a counter
@@ -80,8 +80,6 @@ class EnergyMeter:
         check_country(country)
         self.country = country
         self.device = torch.device(device)
-        #: Seconds that a window must last for its reading to mean something.
-        self.least_window_s = least_window_s(self.device)
         tracker = self._tracker()
         tracker.get_detected_hardware()
         # Private: codecarbon has nothing public that shows whether a counter is read or power estimated.
@@ -189,15 +187,15 @@ def compare_energy(
     Args:
         work: what to measure, by name.
         meter: reads the energy.
-        window_s: least seconds of one window; never shorter than the meter can read.
+        window_s: least seconds of one window; more where the meter cannot read so short a one.
         repeats: windows that count, for each piece of work.
         progress: called after each window.
     """
     readings: dict[str, list[tuple[Consumption, int]]] = {name: [] for name in work}
-    done, threads = 0, torch.get_num_threads()
+    done, threads, lasting_s = 0, torch.get_num_threads(), readable_window_s(window_s, meter.device)
     for turn in range(1 + repeats):
         for name in alternating(list(work), turn):
-            reading = _window(work[name], meter, max(window_s, meter.least_window_s))
+            reading = _window(work[name], meter, lasting_s)
             if turn > 0:
                 readings[name].append(reading)
             done += 1
@@ -208,9 +206,9 @@ def compare_energy(
     return {name: _medians(windows) for name, windows in readings.items()}
 
 
-def least_window_s(device: torch.device) -> float:
-    """Returns the seconds that a window on a device must last at least; 0 on a CPU."""
-    return GPU_WINDOW_S if device.type == "cuda" else 0.0
+def readable_window_s(window_s: float, device: torch.device) -> float:
+    """Returns the seconds that a window lasts where `window_s` are asked for: on a GPU no less than can be read."""
+    return max(window_s, GPU_WINDOW_S) if device.type == "cuda" else window_s
 
 
 def check_country(country: str) -> None:
