@@ -10,4 +10,5 @@ cd "$ROOT"
 "$VENV/bin/ruff" format --check .
 "$VENV/bin/mypy"
 "$VENV/bin/lint-imports"
-exec "$VENV/bin/python" -m pytest -n auto --dist loadfile "$@"
+# Of a worker that crashes the others would wait for the tests for ever.
+exec "$VENV/bin/python" -m pytest -n auto --dist loadfile --max-worker-restart 0 "$@"

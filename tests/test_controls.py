@@ -25,6 +25,7 @@ from consensus_cli.experiment.checks import value_problems
 from consensus_cli.experiment.run_hash import run_hash
 from consensus_cli.report.attribution import attribution_columns, sentences, training_columns
 from consensus_cli.report.certificates import sentence
+from consensus_cli.report.comparison import run_changes
 from consensus_cli.report.runs import load
 from consensus_cli.report.text import markdown
 from consensus_cli.screen import events
@@ -271,6 +272,13 @@ def test_no_change_is_said_as_well() -> None:
     assert (
         "+0.00 pp [+0.00, +0.00] to training" in sentences({"accuracy_delta_pp": 0.0, "random_draws": None, **row})[0]
     )
+
+
+def test_the_summary_knows_of_how_many_draws_the_choice_is() -> None:
+    owed = {f"owed_to_choice_random_{end}": 1.0 for end in ("pp", "ci95_low", "ci95_high")}
+    for draws, said in ((1, "mean of 1 draw)"), (3, "mean of 3 draws)")):
+        run, _ = run_changes(finished_row("a", random_draws=draws, **owed))
+        assert said in sentences(run.to_dict())[0]
 
 
 def test_a_row_without_controls_has_nothing_to_say() -> None:

@@ -14,7 +14,7 @@ from consensus_cli.config.schema import EvaluateConfig
 from consensus_cli.errors import enumerated
 from consensus_cli.evaluation.cost.block_costs import Costs
 from consensus_cli.evaluation.cost.cost_comparison import DISTURBING_PCT, EVERYTHING_COUNTED
-from consensus_cli.evaluation.cost.energy import readable_window_s
+from consensus_cli.evaluation.cost.energy import GPU_READ, readable_window_s
 from consensus_cli.evaluation.cost.quantities import COUNTED, MEASURED, written
 from consensus_cli.experiment.controls import asked
 from consensus_cli.experiment.measuring import IDLE_WINDOWS
@@ -141,7 +141,11 @@ def show_comparison(screen: Screen, row: Mapping[str, Any]) -> None:
     # A row of an older version does not say what its MACs leave out.
     if row.get("macs_uncounted") not in (None, EVERYTHING_COUNTED):
         screen.warning(f"MACs leave out: {row['macs_uncounted']}")
-    if row["energy_estimated"]:
+    if row["energy_estimated"] and GPU_READ in row["energy_source"]:
+        screen.warning(
+            "no energy counter of the processor found: its part is estimated from CPU time, the GPU's is read"
+        )
+    elif row["energy_estimated"]:
         screen.warning("no energy counter found: energy is estimated from CPU time and adds little beyond the run time")
     if (row.get("other_load_pct") or 0.0) > DISTURBING_PCT:
         screen.warning(

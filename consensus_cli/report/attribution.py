@@ -113,8 +113,8 @@ def sentences(row: Mapping[Any, Any]) -> list[str]:
     for part, said in _SAID.items():
         delta, low, high = (_number(row.get(name)) for name in _columns_of(part))
         if math.isfinite(delta):
-            count = int(_number(row.get("random_draws"))) if part == "choice_random" else 1
-            draws = "1 draw" if count == 1 else f"{count} draws"
+            count = _number(row.get("random_draws"))
+            draws = "1 draw" if count == 1 else f"{fixed(count, 0)} draws"
             found.append(f"{_ends(delta, low, high, 'pp')} {said.format(draws=draws)}")
     if not found:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from consensus_cli.evaluation.cost.energy import GPU_READ
 from consensus_cli.report.formatting import NONE, fixed, ratio_text, significant
 
 #: phase of a run, as columns name it -> how the report calls it
@@ -15,6 +16,13 @@ PHASES = {
     "heal": "healing",
     "measure": "measuring costs",
 }
+
+
+def is_estimated(rows: pd.DataFrame) -> pd.Series:
+    """Returns for each run whether its energy is an estimate from processor load alone, no counter's reading."""
+    source = rows["energy_source"]
+    estimated = (rows["energy_estimated"] == "True") | source.str.contains("estimate")
+    return estimated & ~source.str.endswith(GPU_READ)
 
 
 def by_phase(finished: pd.DataFrame) -> pd.DataFrame:

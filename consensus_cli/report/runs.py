@@ -25,7 +25,7 @@ _TEXTS = (
 #: columns that every version has written for every run: a source without them is damaged or from elsewhere
 _EXPECTED = [name for name in COLUMNS if not name.startswith(("fgsm_", "pgd_", "images_hash", "macs_uncounted"))]
 _NUMBERS = (
-    *(name for name in _EXPECTED if name not in _TEXTS), "other_load_pct", "mcnemar_p",
+    *(name for name in _EXPECTED if name not in _TEXTS), "other_load_pct", "mcnemar_p", "random_draws",
     "energy_baseline_kwh", "energy_score_kwh", "energy_finetune_kwh", "energy_evaluate_kwh",
 )  # fmt: skip
 _NUMBER_ENDINGS = ("_pct", "_pp", "_eps255", "_ci95_low", "_ci95_high", "_kwh", "_kg", "_ms", "_s", "_mib", "_w")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from consensus_cli.errors import enumerated, one_line
 from consensus_cli.evaluation.cost.cost_comparison import DISTURBING_PCT
-from consensus_cli.report import robustness, tradeoff
+from consensus_cli.report import energy, robustness, tradeoff
 from consensus_cli.report.attribution import attributions
 from consensus_cli.report.formatting import fixed, interval, ratio_text
 from consensus_cli.report.runs import Runs, attacks, load
@@ -145,7 +145,7 @@ def _about_runs(rows: pd.DataFrame, points: pd.DataFrame) -> Iterator[str]:
 
 
 def _about_measures(finished: pd.DataFrame) -> Iterator[str]:
-    estimated = (finished["energy_estimated"] == "True") | finished["energy_source"].str.contains("estimate")
+    estimated = energy.is_estimated(finished)
     if estimated.any():
         yield (
             f"The energy of {int(estimated.sum())} of {len(finished)} runs is an estimate from processor load, not a "

@@ -13,7 +13,7 @@ from scipy.stats import t as student_t
 from study.markdown import NOT_MEASURED, filled, markdown
 from study.rows import Rows
 
-from consensus_cli.report import figures, robustness, tradeoff
+from consensus_cli.report import energy, figures, robustness, tradeoff
 from consensus_cli.report.attribution import PARTS
 from consensus_cli.report.formatting import NONE, fixed
 from consensus_cli.report.palette import styles
@@ -341,7 +341,7 @@ def _told_of(rows: pd.DataFrame) -> list[str]:
 
 def _saved_on(device: str, rows: pd.DataFrame, name: str) -> str:
     """Returns what is saved on a machine, in words; an empty text where it was not measured."""
-    estimated = name.startswith("energy") and "energy_estimated" in rows and rows["energy_estimated"].all()
+    estimated = name.startswith("energy") and energy.is_estimated(rows).all()
     saved = _saved(rows, name, 1)
     return "" if saved == NONE else f"{saved} % ({device}{', estimated from its time' if estimated else ''})"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus_cli.errors import UserError
+from consensus_cli.experiment import announce
 from consensus_cli.report import energy, figures, formatting, removal, robustness, tradeoff
 from consensus_cli.report.runs import complete, load
 from consensus_cli.report.text import caveats
@@ -140,7 +142,15 @@ def test_numbers_as_text() -> None:
 def test_caveats_name_what_is_amiss(tmp_path: Path) -> None:
     rows = [
         finished_row("a", energy_estimated=True, test_images=200, attacked_images=50, device="cpu"),
-        finished_row("b", ratio=0.5, device="cuda", threads=2, version="0.2.0"),
+        finished_row(
+            "b",
+            ratio=0.5,
+            device="cuda",
+            threads=2,
+            version="0.2.0",
+            energy_estimated=True,
+            energy_source="CPU estimate from load (no energy counter) + RAM model + GPU by NVML",
+        ),
         {"run_id": "c", "status": "failed", "started_at": "2025"},
     ]
     runs = load(write_results(tmp_path, rows))
@@ -151,6 +161,15 @@ def test_caveats_name_what_is_amiss(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert expected in found
     assert not runs.notes
+
+
+def test_the_screen_says_which_part_of_the_energy_is_estimated() -> None:
+    heard: list[str] = []
+    screen = mock.Mock(warning=heard.append)
+    for source in ("CPU estimate from load (no energy counter) + RAM model", "CPU estimate + RAM model + GPU by NVML"):
+        announce.show_comparison(screen, finished_row("a", energy_estimated=True, energy_source=source))
+    told = [text for text in heard if "energy" in text]
+    assert ["GPU's is read" in text for text in told] == [False, True]
 
 
 def test_what_macs_leave_out_is_a_caveat(tmp_path: Path) -> None:

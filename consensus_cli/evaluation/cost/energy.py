@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: a run alone on an H100 scattered by a third
 GPU_WINDOW_S = 2.0
 
+#: what a source ends with where the GPU's energy is read, and not estimated as the processor's may be
+GPU_READ = "GPU by NVML"
+
 #: how codecarbon describes what reads a counter
 _COUNTERS = ("Intel Rapl", "Intel Power Gadget", "Windows Emi", "AppleSiliconChip", "Raspberry")
 
@@ -244,7 +247,7 @@ def _no_settings_from_outside() -> Iterator[None]:
 
 def _source(parts: list[str], device: torch.device, *, estimated: bool) -> str:
     cpu = "CPU estimate from load (no energy counter)" if estimated else "CPU energy counter"
-    gpu = " + GPU by NVML" if device.type == "cuda" and any("GPU" in part for part in parts) else ""
+    gpu = f" + {GPU_READ}" if device.type == "cuda" and any("GPU" in part for part in parts) else ""
     return f"codecarbon {version('codecarbon')} process: {cpu} + RAM model{gpu}"
 
 
