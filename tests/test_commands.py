@@ -52,10 +52,12 @@ def test_a_network_of_which_nothing_can_go_is_listed_but_not_run(
     pytest.importorskip("timm", reason="timm is an extra")
     monkeypatch.setenv("COLUMNS", "160")
     words = ["model=timm", "model.name=repvgg_a0", f"output_dir={tmp_path}"]
-    assert main(["list", "blocks", *words]) == 0
-    assert "0 of 22 can be removed" in capsys.readouterr().out
-    assert main(["run", *words]) == 2
-    assert "none of the 22 residual blocks" in capsys.readouterr().err
+    # With oneDNN its stem can crash the tests: docs/install.md.
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert main(["list", "blocks", *words]) == 0
+        assert "0 of 22 can be removed" in capsys.readouterr().out
+        assert main(["run", *words]) == 2
+        assert "none of the 22 residual blocks" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
